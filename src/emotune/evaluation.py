@@ -1,0 +1,252 @@
+"""The same questions to every model: held-out prompts -> replies -> what a judge and plain counting say of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from emotune import models, params, prompts, sampling, scores
+from emotune.dialogue import ASSISTANT, Dialogue, Turn, history
+from emotune.judges import Judge
+from emotune.reward import CLEAN
+
+Rows = list[dict[str, Any]]
+# Words over which distinct-n is counted, the same for every model, because it falls with length.
+DISTINCT_WORDS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Answer this history in this emotion; `reference` is what a human answered, where the emotion is the human's."""
+
+    id: str
+    dialogue: str
+    history: tuple[Turn, ...]
+    emotion: str
+    reference: str | None
+
+
+def natural(dialogues: Iterable[Dialogue], history_turns: int, limit: int | None, seed: int) -> list[Question]:
+    """Every reply of every dialogue, asked for in the emotion it has; or `limit` of them, of whole dialogues."""
+    shuffled = list(dialogues)
+    random.Random(sampling.key(seed, "natural")).shuffle(shuffled)
+    questions = [
+        Question(f"{d.id}/{i}", d.id, history(d.turns, i, history_turns), turn.emotion, turn.content)
+        for d in shuffled
+        for i, turn in enumerate(d.turns)
+        if turn.role == ASSISTANT
+    ]
+    return questions[:limit]
+
+
+def control(
+    dialogues: Iterable[Dialogue], history_turns: int, contexts: int, labels: Sequence[str], seed: int
+) -> list[Question]:
+    """One context from each of `contexts` dialogues, each asked for in every emotion."""
+    rng = random.Random(sampling.key(seed, "control"))
+    shuffled = list(dialogues)
+    rng.shuffle(shuffled)
+    questions = []
+    for d in shuffled[:contexts]:
+        at = rng.choice([i for i, turn in enumerate(d.turns) if turn.role == ASSISTANT])
+        context = history(d.turns, at, history_turns)
+        questions += [Question(f"{d.id}/{at}/{label}", d.id, context, label, None) for label in labels]
+    return questions
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A model's rows: `replies` to the natural questions, `control` to those asked in every emotion."""
+
+    replies: Rows
+    control: Rows
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    test: Sequence[Dialogue],
+    labels: Sequence[str],
+    p: params.Evaluate,
+    history_turns: int,
+    system_prompt: str | None,
+    context: int,
+    emotion_judge: Judge,
+    gibberish_judge: Judge,
+) -> Answers:
+    """The test questions, answered by a model and judged: the same for every model under equal params."""
+    asked = natural(test, history_turns, p.prompts, p.seed)
+    in_every_emotion = control(test, history_turns, p.control_contexts, labels, p.seed)
+    rows = _ask(
+        model,
+        tokenizer,
+        [*asked, *in_every_emotion],
+        system_prompt,
+        context,
+        p.sampling,
+        p.seed,
+        emotion_judge,
+        gibberish_judge,
+    )
+    return Answers(rows[: len(asked)], rows[len(asked) :])
+
+
+def _ask(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    system_prompt: str | None,
+    context: int,
+    how: params.Sampling,
+    seed: int,
+    emotion_judge: Judge,
+    gibberish_judge: Judge,
+) -> Rows:
+    """One row a question, in order: the reply, what both judges say of it, and the reference's likelihood.
+
+    A history that leaves no room for the reply loses its oldest turns, whole; `trimmed` says so.
+    """
+    room = context - how.max_new_tokens
+    kept = [prompts.fitting_history(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
+    requests = [
+        sampling.Request(
+            # What is still too long, a single endless turn, loses its beginning.
+            tuple(prompts.prompt_ids(tokenizer, turns, q.emotion, system_prompt)[-room:]),
+            (sampling.key(seed, q.id),),
+        )
+        for q, turns in zip(questions, kept, strict=True)
+    ]
+    with tqdm(total=len(requests), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True) as bar:
+        replies = [found[0] for found in sampling.replies(model, tokenizer, requests, how, done=bar.update)]
+    texts = [reply.text for reply in replies]
+    rows: Rows = [
+        {
+            "id": q.id,
+            "dialogue": q.dialogue,
+            "context": [turn.content for turn in turns],
+            "trimmed": len(turns) < len(q.history),
+            "emotion": q.emotion,
+            "reply": reply.text,
+            "judged": judged,
+            "confidence": confidence,
+            "gibberish": gibberish,
+            "gibberish_confidence": gibberish_confidence,
+            "tokens": reply.tokens,
+            "ended": reply.ended,
+        }
+        for q, turns, reply, (judged, confidence), (gibberish, gibberish_confidence) in zip(
+            questions, kept, replies, emotion_judge(texts), gibberish_judge(texts), strict=True
+        )
+    ]
+    with_reference = [i for i, q in enumerate(questions) if q.reference is not None]
+    references = [
+        prompts.reply_row(tokenizer, kept[i], Turn(ASSISTANT, questions[i].reference or "", questions[i].emotion), system_prompt)
+        for i in with_reference
+    ]
+    fitting = [(i, row) for i, row in zip(with_reference, references, strict=True) if len(row[0]) <= context]
+    found = models.negative_log_likelihoods(model, tokenizer.pad_token_id, [row for _, row in fitting])
+    for (i, _), (nats, tokens) in zip(fitting, found, strict=True):
+        rows[i] |= {"reference": questions[i].reference, "reference_nats": nats, "reference_tokens": tokens}
+    return rows
+
+
+def measure(answers: Answers, labels: Sequence[str], neutral: str, p: params.Evaluate) -> dict[str, Any]:
+    """All that the metrics say of one model, from its rows alone."""
+    replies = scores.score(*_columns(answers.replies), labels, neutral, p.resamples, p.seed)
+    control = scores.score(*_columns(answers.control), labels, neutral, p.resamples, p.seed)
+    recalls = scores.per_label(*_columns(answers.control)[1:], labels)
+    return {
+        "replies": replies,
+        "control": control | {"per_emotion": {label: recalls[label]["recall"] for label in labels}},
+        "reference": _reference(answers.replies, p.resamples, p.seed),
+        "text": _text(answers.replies),
+    }
+
+
+def compare(
+    before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: params.Evaluate
+) -> dict[str, Any]:
+    """Paired tests of two models over the same questions: differences after - before, and McNemar's test."""
+    result: dict[str, Any] = {}
+    for kind in ("replies", "control"):
+        ids, asked, first = _columns(getattr(before, kind))
+        second = _columns(getattr(after, kind))[2]
+        result[kind] = scores.paired(ids, asked, first, second, labels, neutral, p.resamples, p.seed)
+        hits = [[judged == emotion for judged, emotion in zip(found, asked, strict=True)] for found in (first, second)]
+        result[kind]["mcnemar"] = scores.mcnemar(*hits)
+    return result
+
+
+def majority(answers: Answers, labels: Sequence[str], neutral: str) -> dict[str, Any]:
+    """The row of a model that answers every natural question in the most frequent emotion."""
+    return {"replies": scores.majority([row["emotion"] for row in answers.replies], labels, neutral)}
+
+
+def _columns(rows: Rows) -> tuple[list[str], list[str], list[str]]:
+    return [row["dialogue"] for row in rows], [row["emotion"] for row in rows], [row["judged"] for row in rows]
+
+
+def _reference(rows: Rows, resamples: int, seed: int) -> dict[str, Any]:
+    """Perplexity of the human replies (reply tokens only) and bits per character, with 95 % intervals over dialogues."""
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        if "reference" in row:
+            own = sums.setdefault(row["dialogue"], [0.0, 0.0, 0.0])
+            for i, value in enumerate((row["reference_nats"], row["reference_tokens"], len(row["reference"]))):
+                own[i] += value
+    table = np.array(list(sums.values()))
+    nats, tokens, characters = table.sum(axis=0)
+    ppl = scores.bootstrap(table, lambda s: np.exp(s[:, 0] / s[:, 1]), resamples, seed)
+    bits = scores.bootstrap(table, lambda s: s[:, 0] / s[:, 2] / np.log(2), resamples, seed)
+    return {
+        "perplexity": {"value": scores.perplexity(nats, int(tokens)), "low": ppl[0], "high": ppl[1]},
+        "bits_per_character": {"value": scores.bits_per_character(nats, int(characters)), "low": bits[0], "high": bits[1]},
+        "left_out_too_long": sum("reference" not in row for row in rows),
+    }
+
+
+def _text(rows: Rows) -> dict[str, Any]:
+    replies = [row["reply"] for row in rows]
+    words = sorted(len(reply.split()) for reply in replies)
+    return {
+        "distinct_1": scores.distinct(replies, 1, DISTINCT_WORDS),
+        "distinct_2": scores.distinct(replies, 2, DISTINCT_WORDS),
+        "words_mean": sum(words) / len(words),
+        "words_median": words[len(words) // 2],
+        "characters_mean": sum(map(len, replies)) / len(replies),
+        "ends_properly": _share(scores.ends_properly(reply) for reply in replies),
+        "hit_token_limit": _share(not row["ended"] for row in rows),
+        "gibberish": _share(row["gibberish"] != CLEAN for row in rows),
+        "copies_context": _share(scores.copies_context(row["reply"], row["context"]) for row in rows),
+        "empty": _share(not reply for reply in replies),
+        "history_trimmed": _share(row["trimmed"] for row in rows),
+    }
+
+
+def _share(hits: Iterable[bool]) -> dict[str, float]:
+    found = list(hits)
+    low, high = scores.wilson(sum(found), len(found))
+    return {"value": sum(found) / len(found), "low": low, "high": high}
+
+
+def table(measured: Mapping[str, Any]) -> Rows:
+    """The comparison as rows of model, metric, value, low, high: what the plot and the README's table show."""
+    shown = {
+        "accuracy": ("replies", "accuracy"),
+        "weighted F1": ("replies", "weighted_f1"),
+        "macro F1": ("replies", "macro_f1"),
+        "micro F1 without neutral": ("replies", "micro_f1_without_neutral"),
+        "control": ("control", "macro_accuracy"),
+        "perplexity": ("reference", "perplexity"),
+    }
+    return [
+        {"model": model, "metric": metric, **measured[model][part][name]}
+        for metric, (part, name) in shown.items()
+        for model in ("majority", "baseline", "sft", "dpo")
+        if part in measured[model]
+    ]

@@ -1,0 +1,320 @@
+"""LoRA training with TRL that survives being killed: one order of rows, checkpoints beside the outs, equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from emotune import launch, params, prompts
+from emotune.dialogue import ASSISTANT, Dialogue, Turn
+from emotune.errors import InputError
+from emotune.sampling import key
+
+Log = Callable[[Mapping[str, float], int], None]
+Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]
+
+# What a history row shows, under the trainer's own names.
+SFT_CURVE = ("step", "loss", "eval_loss", "learning_rate", "grad_norm")
+DPO_CURVE = (
+    "step",
+    "loss",
+    "eval_loss",
+    "rewards/margins",
+    "eval_rewards/margins",
+    "rewards/accuracies",
+    "eval_rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "eval_logps/chosen",
+    "learning_rate",
+)
+COMPLETE = "complete"
+POINTS = 20
+
+
+def sft(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Dialogue],
+    validation: Sequence[Dialogue],
+    p: params.Sft,
+    system_prompt: str | None,
+    choice: params.Model,
+    folder: Path,
+    log: Log,
+) -> Trained:
+    """A new LoRA adapter on the base model, trained on whole dialogues; returns model, curve and metrics.
+
+    The loss is that of every reply and its end token (`loss_on: replies`), or of every token (`all`). A dialogue
+    longer than the context is cut between turns.
+    """
+    rows, left_out = _sft_rows(tokenizer, train, p.loss_on, system_prompt, choice.context)
+    held_out, _ = _sft_rows(tokenizer, validation, p.loss_on, system_prompt, choice.context)
+    rows_in_order = [rows[i] for i in order([len(row["input_ids"]) for row in rows], p.epochs, p.batch_size, p.seed)]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **arguments(p, choice.dtype, folder, len(rows_in_order)), max_length=choice.context, packing=False
+        ),
+        train_dataset=Dataset.from_list(rows_in_order),
+        eval_dataset=Dataset.from_list(held_out),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=p.lora.rank,
+            lora_alpha=p.lora.alpha,
+            lora_dropout=p.lora.dropout,
+            use_rslora=p.lora.rslora,
+            target_modules=p.lora.target_modules
+            if isinstance(p.lora.target_modules, str)
+            else list(p.lora.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    curve = _train(trainer, log)
+    return (
+        trainer.model,
+        curve,
+        {
+            "rows": len(rows),
+            "steps": trainer.state.global_step,
+            "trained_tokens": sum(label != -100 for row in rows for label in row["labels"]),
+            "turns_left_out_too_long": left_out,
+            "trainable_parameters": sum(q.numel() for q in trainer.model.parameters() if q.requires_grad),
+            "train_loss": _last(curve, "loss"),
+            "validation_loss": trainer.evaluate()["eval_loss"],
+        },
+    )
+
+
+def dpo(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    p: params.Dpo,
+    system_prompt: str | None,
+    choice: params.Model,
+    folder: Path,
+    log: Log,
+) -> Trained:
+    """The given trainable adapter after DPO (Rafailov et al. 2023) against a frozen copy of itself.
+
+    Loss: -ln sigmoid(beta (margin of the policy - margin of the reference)) + sft_weight x the chosen reply's own
+    negative log-likelihood. Before the first step policy and reference are equal, and the stage asserts it.
+    """
+    lengths = [len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"]) for row in train]
+    rows = [_dpo_row(train[i], system_prompt) for i in order(lengths, p.epochs, p.batch_size, p.seed)]
+    with_sft = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, p.sft_weight]} if p.sft_weight else {}
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(
+            **arguments(p, choice.dtype, folder, len(rows)), max_length=choice.context, beta=p.beta, **with_sft
+        ),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list([_dpo_row(row, system_prompt) for row in validation]) if validation else None,
+        processing_class=tokenizer,
+    )
+    assert_reference_is_policy(trainer.model)
+    trainer.add_callback(_FirstStep(None if p.sft_weight else math.log(2)))
+    curve = _train(trainer, log)
+    measured = {
+        "pairs": len(train),
+        "steps": trainer.state.global_step,
+        "train_loss": _last(curve, "loss"),
+        "train_margin": _last(curve, "rewards/margins"),
+        "train_accuracy": _last(curve, "rewards/accuracies"),
+        "chosen_logps_first": curve[0]["logps/chosen"],
+        "chosen_logps_last": _last(curve, "logps/chosen"),
+    }
+    if validation:
+        found = trainer.evaluate()
+        measured |= {
+            "validation_loss": found["eval_loss"],
+            "validation_margin": found["eval_rewards/margins"],
+            "validation_accuracy": found["eval_rewards/accuracies"],
+        }
+    return trainer.model, curve, measured
+
+
+def assert_reference_is_policy(model: Any) -> None:
+    """Every adapter weight of the policy equals its twin in the reference, exactly (TRL copies not all kinds of them)."""
+    weights = dict(model.named_parameters())
+    twins = [(name, ".".join("ref" if part == "default" else part for part in name.split("."))) for name in weights]
+    pairs = [(name, twin) for name, twin in twins if name != twin]
+    if not pairs or not any(weights[name].requires_grad for name, _ in pairs):
+        raise AssertionError("the policy has no trainable adapter weights")
+    for name, twin in pairs:
+        if twin not in weights or not torch.equal(weights[name], weights[twin]):
+            raise AssertionError(f"the reference lacks what the policy learned in sft: {name} differs from {twin}")
+
+
+class _FirstStep(TrainerCallback):
+    """At the first step the policy is the reference: rewards 0, and loss ln 2 where nothing is added to it."""
+
+    def __init__(self, loss: float | None) -> None:
+        self._loss = loss
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        if state.global_step != 1 or not logs or "rewards/chosen" not in logs:
+            return
+        # Two passes over the same weights in bfloat16 may round apart; in float32 on a CPU they do not.
+        tolerance = 1e-4 if not (args.bf16 or args.fp16) else 0.05
+        rewards = (logs["rewards/chosen"], logs["rewards/rejected"])
+        if max(map(abs, rewards)) > tolerance or (self._loss and abs(logs["loss"] - self._loss) > tolerance):
+            raise AssertionError(f"step 1 must have rewards 0 and loss ln 2, got {rewards} and {logs['loss']}")
+
+
+def _sft_rows(
+    tokenizer: Any, dialogues: Sequence[Dialogue], loss_on: str, system_prompt: str | None, context: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    rows, left_out = [], 0
+    for dialogue in dialogues:
+        pieces = prompts.fitting_rows(tokenizer, dialogue.turns, system_prompt, context)
+        left_out += len(dialogue.turns) - sum(map(len, pieces))
+        for piece in pieces:
+            ids, of_reply = prompts.training_row(tokenizer, piece, system_prompt)
+            labels = ids if loss_on == "all" else [i if on else -100 for i, on in zip(ids, of_reply, strict=True)]
+            rows.append({"input_ids": ids, "labels": labels})
+    if not rows:
+        raise InputError(f"model.context: no exchange of two turns fits in {context} tokens")
+    return rows, left_out
+
+
+def _dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any]:
+    history = [Turn(turn["role"], turn["content"], turn["emotion"]) for turn in pair["history"]]
+    replies = {
+        side: prompts.messages([Turn(ASSISTANT, pair[side], pair["emotion"])], None) for side in ("chosen", "rejected")
+    }
+    return {
+        "prompt": prompts.messages(history, system_prompt),
+        **replies,
+        "chat_template_kwargs": {"emotion": pair["emotion"]},
+    }
+
+
+def _last(curve: Sequence[Mapping[str, Any]], name: str) -> float:
+    return next(row[name] for row in reversed(curve) if name in row)
+
+
+def order(lengths: Sequence[int], epochs: float, batch: int, seed: int) -> list[int]:
+    """Row numbers for `epochs` passes in batches of like length, so that little is padded.
+
+    Each whole epoch visits every row once. A last part of an epoch visits that share of the batches.
+    """
+    rows: list[int] = []
+    for epoch in range(math.ceil(epochs)):
+        rng = random.Random(key(seed, "epoch", epoch))
+        shuffled = list(range(len(lengths)))
+        rng.shuffle(shuffled)
+        pool = 50 * batch
+        near = [
+            row
+            for start in range(0, len(shuffled), pool)
+            for row in sorted(shuffled[start : start + pool], key=lambda row: lengths[row])
+        ]
+        batches = [near[start : start + batch] for start in range(0, len(near), batch)]
+        # The short batch goes last, so that every other batch of the trainer is one of these.
+        short = [batches.pop()] if len(batches[-1]) < batch else []
+        rng.shuffle(batches)
+        batches += short
+        rows += [row for rows_of in batches[: math.ceil(len(batches) * min(1.0, epochs - epoch))] for row in rows_of]
+    return rows
+
+
+def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[str, Any]:
+    """What SFTConfig and DPOConfig share, for rows that already stand in the order of training."""
+    steps = max(1, math.ceil(rows / (p.batch_size * p.accumulation)))
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": p.batch_size,
+        "per_device_eval_batch_size": p.batch_size,
+        "gradient_accumulation_steps": p.accumulation,
+        "gradient_checkpointing": p.gradient_checkpointing,
+        "learning_rate": p.learning_rate,
+        "lr_scheduler_type": p.schedule,
+        "warmup_steps": round(p.warmup * steps),
+        "optim": p.optimizer,
+        "seed": p.seed,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and dtype == "bfloat16",
+        "fp16": on_gpu and dtype == "float16",
+        "logging_strategy": "steps",
+        "logging_steps": max(1, steps // POINTS),
+        "logging_first_step": True,
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // 5),
+        "save_strategy": "steps" if p.checkpoints else "no",
+        "save_steps": max(1, steps // (p.checkpoints + 1)),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+class _Listener(TrainerCallback):
+    """Marks a checkpoint as complete once all of it is written, and passes on what is logged."""
+
+    def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
+        self._log = log
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        self._log({name: value for name, value in (logs or {}).items() if isinstance(value, float)}, state.global_step)
+
+
+@contextmanager
+def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Path]:
+    """The folder for a stage's checkpoints, held by this process alone; it stays after a failure, goes after success.
+
+    Its name is made of all that the result depends on (params, inputs, versions), so nothing else can go on from it.
+    """
+    versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+    made_of = json.dumps([values, inputs, versions], sort_keys=True)
+    folder = launch.work(stage, hashlib.sha256(made_of.encode()).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another run of {stage} is training in {folder}: wait for it, or stop it") from None
+    with lock:
+        lock.release()
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _train(trainer: Any, log: Log) -> list[dict[str, Any]]:
+    """Train to the end, from the last complete checkpoint where there is one; returns the logged rows, one a step."""
+    trainer.add_callback(_Listener(log))
+    folder = Path(trainer.args.output_dir)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for torn in [path for path in checkpoints if not (path / COMPLETE).exists()]:
+        shutil.rmtree(torn)
+        checkpoints.remove(torn)
+    if checkpoints:
+        print(f"going on from {checkpoints[-1].name} in {folder}", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    rows: dict[int, dict[str, Any]] = {}
+    for logged in trainer.state.log_history:
+        rows.setdefault(logged["step"], {}).update(logged)
+    return [row for row in rows.values() if "loss" in row or "eval_loss" in row]

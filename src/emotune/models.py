@@ -1,0 +1,181 @@
+"""Tokenizer, base model (quantised or not), adapters, attention, dtype and device: loaded as params.yaml says, or not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from emotune import params, prompts, records
+from emotune.errors import InputError
+
+EMBEDDED = "embedded"
+BASE_FILE = "base.json"
+
+transformers_logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    """The GPU of this process where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def resolve(base: str, revision: str | None) -> dict[str, Any]:
+    """What pins a base model that is not trained here: name, revision, and its files' hashes where they are local.
+
+    InputError where a folder is missing or holds no model, where its content is not what `revision` pins, and where a
+    Hub name comes without a commit.
+    """
+    folder = located(base)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model.base: {base} holds no config.json: it is not a saved transformers model")
+        files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        found = content_hash(files)
+        if revision != found:
+            raise InputError(
+                f"model.revision must pin the content of {base}, which DVC cannot hash: found sha256 {found}, "
+                f"params.yaml has {revision}"
+            )
+        return {"name": base, "revision": found, "files": files}
+    if base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise InputError(f"model.base: no such folder {folder}; accepted: embedded, a local folder, a Hub name owner/model")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(f"model.revision must be a 40-digit commit of {base} on the Hub, not a branch; got {revision}")
+    return {"name": base, "revision": revision, "files": {}}
+
+
+def located(path: str) -> Path:
+    """A path of params.yaml: a relative one starts at the repository, in a DVC experiment's workspace too."""
+    return Path(os.environ.get("DVC_ROOT", "."), Path(path).expanduser())
+
+
+def content_hash(files: dict[str, str]) -> str:
+    """One sha256 for a folder: over its sorted file names and their sha256."""
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items())).encode()).hexdigest()
+
+
+def folder_revision(folder: Path) -> str:
+    """The `model.revision` that pins a local folder as it is now."""
+    return content_hash({path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _where(base: Path) -> dict[str, Any]:
+    """from_pretrained's arguments for what the base_model stage left: weights of its own, or a pinned name."""
+    pinned = records.read_json(base / BASE_FILE)
+    if pinned["name"] == EMBEDDED:
+        return {"pretrained_model_name_or_path": str(base)}
+    if not pinned["files"]:
+        return {"pretrained_model_name_or_path": pinned["name"], "revision": pinned["revision"]}
+    folder = located(pinned["name"])
+    missing = [name for name in pinned["files"] if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"model.base: {folder} has lost {', '.join(missing)} since the base_model stage read it")
+    return {"pretrained_model_name_or_path": str(folder)}
+
+
+def load_tokenizer(base: Path, template: str | None) -> Any:
+    """The base model's tokenizer, speaking one of our templates, or (`None`) the chat template it came with.
+
+    It pads on the right, with a token that no reply trains: its own, else the unknown token, else the end token (then
+    masks, never token ids, say what is padding).
+    """
+    tokenizer = AutoTokenizer.from_pretrained(**_where(base))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    if template is not None:
+        tokenizer.chat_template = prompts.template(template)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = prompts.template("native")
+    return tokenizer
+
+
+def load_base(base: Path, choice: params.Model) -> Any:
+    """The base model in the dtype, attention and quantisation asked for, on this process's device, in eval mode.
+
+    InputError where the machine lacks what was asked for; nothing falls back in silence.
+    """
+    if choice.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise InputError(
+            "model.attention: flash_attention_2 needs the package flash-attn (pip install -e '.[gpu]' with nvcc); "
+            "accepted here: sdpa, eager"
+        )
+    if choice.attention == "flash_attention_2" and not torch.cuda.is_available():
+        raise InputError("model.attention: flash_attention_2 needs a CUDA GPU; accepted here: sdpa, eager")
+    dtype = getattr(torch, choice.dtype)
+    quantization = None
+    if choice.quantization == "nf4":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("model.quantization: nf4 needs the package bitsandbytes; accepted here: none")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        **_where(base),
+        dtype=dtype,
+        attn_implementation=choice.attention,
+        quantization_config=quantization,
+        device_map={"": device()},
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and choice.context > longest:
+        raise InputError(f"model.context must be at most {longest}, what the base model can hold; got {choice.context}")
+    return model.eval()
+
+
+def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
+    """The base model under a saved LoRA adapter; InputError where the adapter is of another shape of model."""
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+    except RuntimeError as error:
+        raise InputError(f"{adapter} does not fit the base model: {error}") from None
+
+
+def save_adapter(model: Any, tokenizer: Any, out: Path) -> None:
+    """Adapter and tokenizer, and nothing else: no optimizer, no reference copy, no card, no path of this machine."""
+    model.peft_config["default"].base_model_name_or_path = None
+    model.save_pretrained(out, selected_adapters=["default"])
+    tokenizer.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def negative_log_likelihoods(model: Any, pad: int, rows: Sequence[prompts.Row], tokens: int = 4096) -> list[tuple[float, int]]:
+    """For each row the sum of -ln p over its marked tokens (nats), and how many these are.
+
+    Rows of like length go together, right-padded, at most `tokens` positions at a time.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    while order:
+        longest = len(rows[order[-1]][0])
+        batch, order = order[-max(1, tokens // longest) :], order[: -max(1, tokens // longest)]
+        ids = torch.tensor([rows[i][0] + [pad] * (longest - len(rows[i][0])) for i in batch], device=model.device)
+        marked = torch.tensor([rows[i][1] + [False] * (longest - len(rows[i][1])) for i in batch], device=model.device)
+        held = torch.tensor([[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=model.device)
+        logits = model(input_ids=ids, attention_mask=held).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        sums = (losses * marked[:, 1:]).sum(dim=1, dtype=torch.float64).tolist()
+        for i, total in zip(batch, sums, strict=True):
+            results[i] = (total, sum(rows[i][1]))
+    return results

@@ -1,0 +1,112 @@
+"""The embedded base model: a byte-level BPE tokenizer and a small Llama, made from the train dialogues in a minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup, set_seed
+
+from emotune import finetuning, params, prompts
+from emotune.dialogue import Dialogue
+
+TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
+
+
+def tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens, with a pad token that is none of the others.
+
+    It reads the tags and the emotions' names beside the dialogues, so that a tag costs few tokens, as in the large
+    vocabularies it stands for. They remain plain text: merges, not special tokens; and the model never sees them.
+    """
+    texts = [turn.content for dialogue in dialogues for turn in dialogue.turns]
+    marks = [f"{tag} {label} {tag}" for tag in TAGS for label in labels]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts + marks * (1 + len(texts) // len(marks)), trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    made.chat_template = prompts.template("native")
+    return made
+
+
+def train(
+    tokenizer: Any,
+    dialogues: Sequence[Dialogue],
+    validation: Sequence[Dialogue],
+    p: params.Pretrain,
+    context: int,
+    log: Callable[[Mapping[str, float], int], None],
+) -> tuple[LlamaForCausalLM, dict[str, Any]]:
+    """A Llama that predicts every token of the dialogues in the native chat format; returns it and its metrics."""
+    set_seed(p.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=p.hidden_size,
+        intermediate_size=8 * p.hidden_size // 3,
+        num_hidden_layers=p.layers,
+        num_attention_heads=p.heads,
+        num_key_value_heads=p.heads,
+        max_position_embeddings=context,
+        # Untied, so that tokens the dialogues lack (the tags) keep input embeddings that differ from one another.
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    rows = _rows(tokenizer, dialogues, context)
+    held_out = _rows(tokenizer, validation, context)
+    order = finetuning.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
+    batches = [order[start : start + p.batch_size] for start in range(0, len(order), p.batch_size)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
+    began, every = time.monotonic(), max(1, len(batches) // finetuning.POINTS)
+    model.train()
+    for step, batch in enumerate(batches, start=1):
+        loss = _loss(model, tokenizer.pad_token_id, [rows[i] for i in batch])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % every == 0:
+            log({"loss": loss.item()}, step)
+            left = (time.monotonic() - began) / step * (len(batches) - step)
+            print(f"base_model: step {step} of {len(batches)}, loss {loss.item():.3f}, {left:.0f} s left", flush=True)
+    model.eval()
+    with torch.inference_mode():
+        losses = [
+            _loss(model, tokenizer.pad_token_id, held_out[start : start + p.batch_size]).item()
+            for start in range(0, len(held_out), p.batch_size)
+        ]
+    return model, {
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "train_tokens": sum(map(len, rows)),
+        "validation_loss": sum(losses) / len(losses),
+    }
+
+
+def _rows(tokenizer: Any, dialogues: Sequence[Dialogue], context: int) -> list[list[int]]:
+    return [
+        prompts.training_row(tokenizer, piece, None)[0]
+        for dialogue in dialogues
+        for piece in prompts.fitting_rows(tokenizer, dialogue.turns, None, context)
+    ]
+
+
+def _loss(model: LlamaForCausalLM, pad: int, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    held = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return model(input_ids=ids, attention_mask=held, labels=ids.masked_fill(held == 0, -100)).loss

@@ -1,0 +1,220 @@
+"""Many prompts x many candidates -> replies, batched, where each reply depends on its own seed and prompt alone.
+
+The prompt of several candidates is read once and its cache repeated. Tokens are drawn by the Gumbel-max trick: the
+argmax of logits + Gumbel noise is an exact sample of their softmax (Gumbel 1954; Maddison et al. 2014). The noise is a
+hash of (row's key, step, token id), a counter-based generator (Salmon et al. 2011), so neither the batch size, nor
+the order, nor the neighbours of a row can change what it draws.
+
+What is left is arithmetic: a matrix product rounds differently in another batch. Where rounding could decide, that is
+where two tokens are closer than TOLERANCE, the row's logits are computed once more for that row alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from emotune import params
+
+# Far above what another batch shape does to the logits of a float32 model (measured: below 1e-4), and far below what
+# would make the second look frequent: about one token in a thousand.
+TOLERANCE = 1e-3
+# Rows sampled at once. It changes speed and memory, never a reply.
+ROWS = 192
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt (token ids) and the 63-bit key of each candidate that is wanted for it."""
+
+    prompt: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A candidate's text, its length in tokens (end token not counted), and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def key(*parts: object) -> int:
+    """A 63-bit key from anything with a stable text: seed, dialogue id, emotion, attempt, candidate ..."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def replies(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    sampling: params.Sampling,
+    rows: int = ROWS,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[list[Reply]]:
+    """One reply for each key of each request, in the order of the requests.
+
+    Temperature 0 is greedy. Filters apply in the order of transformers: repetition penalty (over prompt and reply),
+    no end token before `min_new_tokens`, temperature, top-k, top-p. `done` hears how many replies each batch ended.
+    """
+    results: list[list[Reply]] = [[] for _ in requests]
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+    for batch in _batches(order, [len(request.keys) for request in requests], rows):
+        sampled = _sample(model, tokenizer, [requests[i] for i in batch], sampling)
+        for i, found in zip(batch, sampled, strict=True):
+            results[i] = found
+        done(sum(len(found) for found in sampled))
+    return results
+
+
+def _batches(order: Sequence[int], sizes: Sequence[int], rows: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    held = 0
+    for i in order:
+        if batch and held + sizes[i] > rows:
+            yield batch
+            batch, held = [], 0
+        batch.append(i)
+        held += sizes[i]
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _sample(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: params.Sampling) -> list[list[Reply]]:
+    device = model.device
+    end = torch.tensor(sorted(end_tokens(model, tokenizer)), device=device)
+    counts = torch.tensor([len(request.keys) for request in requests], device=device)
+    keys = torch.tensor([key for request in requests for key in request.keys], dtype=torch.int64, device=device)
+    longest = max(len(request.prompt) for request in requests)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(r.prompt)) + list(r.prompt) for r in requests], device=device)
+    held = torch.tensor([[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in requests], device=device)
+
+    first = model(
+        input_ids=ids,
+        attention_mask=held,
+        position_ids=(held.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    # From here on a row is a candidate; all candidates of a prompt share what the model made of it.
+    owner = torch.repeat_interleave(torch.arange(len(requests), device=device), counts)
+    logits, cache = first.logits[owner, -1].float(), first.past_key_values
+    cache.batch_select_indices(owner)
+    held = held[owner]
+    seen = torch.zeros(logits.shape, dtype=torch.int64, device=device).scatter_add_(1, ids[owner], held) > 0
+
+    alive = torch.arange(len(owner), device=device)
+    written: list[list[int]] = [[] for _ in range(len(owner))]
+    ended = [False] * len(owner)
+    prompts = [request.prompt for request in requests for _ in request.keys]
+    exact = model.dtype == torch.float32 and device.type == "cpu"
+    for step in range(sampling.max_new_tokens):
+        tokens, unsure = _draw(logits, seen[alive], keys[alive], step, sampling, end)
+        if exact:
+            for row in unsure.nonzero().flatten().tolist():
+                own = alive[row].item()
+                alone = torch.tensor([[*prompts[own], *written[own]]], device=device)
+                settled = model(input_ids=alone, logits_to_keep=1).logits[:, -1].float()
+                tokens[row] = _draw(settled, seen[own : own + 1], keys[own : own + 1], step, sampling, end)[0][0]
+        stops = torch.isin(tokens, end)
+        for row, token, stop in zip(alive.tolist(), tokens.tolist(), stops.tolist(), strict=True):
+            if stop:
+                ended[row] = True
+            else:
+                written[row].append(token)
+        seen[alive, tokens] = True
+        going = (~stops).nonzero().flatten()
+        if not len(going) or step + 1 == sampling.max_new_tokens:
+            break
+        if len(going) < len(alive):
+            alive, tokens, held = alive[going], tokens[going], held[going]
+            cache.batch_select_indices(going)
+        held = torch.cat([held, held.new_ones(len(alive), 1)], dim=1)
+        output = model(
+            input_ids=tokens[:, None],
+            attention_mask=held,
+            position_ids=held.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits, cache = output.logits[:, -1].float(), output.past_key_values
+
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    flat = [
+        Reply(" ".join(text.split()), len(tokens), stop)
+        for text, tokens, stop in zip(texts, written, ended, strict=True)
+    ]
+    starts = [0, *counts.cumsum(0).tolist()]
+    return [flat[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token id that ends a reply: the tokenizer's end token, and what the model's generation config adds."""
+    configured = model.generation_config.eos_token_id
+    more = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return {tokenizer.eos_token_id, *more}
+
+
+def _draw(
+    logits: torch.Tensor, seen: torch.Tensor, keys: torch.Tensor, step: int, sampling: params.Sampling, end: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's next token [rows], and whether rounding of TOLERANCE in its logits [rows, vocabulary] could change it."""
+    penalty = sampling.repetition_penalty
+    if penalty != 1.0:
+        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    if step < sampling.min_new_tokens:
+        logits = logits.index_fill(1, end, -torch.inf)
+    if sampling.temperature == 0:
+        best = logits.topk(2, dim=1)
+        return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < 2 * TOLERANCE * penalty
+    tolerance = 2 * TOLERANCE * penalty / sampling.temperature
+    kept = min(sampling.top_k or logits.shape[1], logits.shape[1])
+    # One more than is kept: the first one left out tells how close it was.
+    values, indices = (logits / sampling.temperature).topk(min(kept + 1, logits.shape[1]), dim=1)
+    noisy = values + _gumbel(keys, step, indices)
+    allowed = torch.zeros_like(noisy, dtype=torch.bool)
+    allowed[:, :kept] = True
+    boundary = torch.zeros_like(allowed)
+    if values.shape[1] > kept:
+        near = values[:, kept - 1] - values[:, kept] < tolerance
+        boundary[:, kept - 1] = boundary[:, kept] = near
+    if sampling.top_p < 1.0:
+        shares = values[:, :kept].softmax(dim=1)
+        before = shares.cumsum(dim=1) - shares
+        allowed[:, :kept] &= before < sampling.top_p
+        boundary[:, :kept] |= (before - sampling.top_p).abs() < tolerance
+    candidates = noisy.masked_fill(~allowed, -torch.inf)
+    best = candidates.topk(min(2, candidates.shape[1]), dim=1)
+    winner = best.indices[:, 0]
+    unsure = best.values[:, 0] - best.values[:, -1] < tolerance if kept > 1 else torch.zeros_like(winner, dtype=torch.bool)
+    # A token at the edge of the filter matters only if it would win, or wins.
+    unsure |= (boundary & (noisy >= best.values[:, :1] - tolerance)).any(dim=1)
+    return indices.gather(1, winner[:, None])[:, 0], unsure
+
+
+def _gumbel(keys: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise for [rows, tokens]: -ln(-ln u) of a hash of (key, step, token id), the same on any device."""
+    mixed = _mix(keys + _signed(0x9E3779B97F4A7C15 * (step + 1)))
+    bits = _mix(_mix(mixed[:, None] + tokens * _signed(0xD1342543DE82EF95)))
+    uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / (1 << 53)
+    return -torch.log(-torch.log(uniform)).to(torch.float32)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """The finaliser of SplitMix64 (Steele et al. 2014) on int64, whose products wrap as unsigned ones do."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _signed(unsigned: int) -> int:
+    """The int64 with the same 64 bits."""
+    return (unsigned + (1 << 63)) % (1 << 64) - (1 << 63)

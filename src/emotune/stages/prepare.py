@@ -1,0 +1,125 @@
+"""prepare: from any source to clean dialogues, in splits that share none, and a count of all that was dropped."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from emotune import corpus, dialogue, launch, params, records, sources, tracking
+from emotune.dialogue import ASSISTANT, SPLITS, Dialogue
+from emotune.errors import InputError
+
+
+def main(out: Path, metrics: Path) -> None:
+    """Write train, validation and test dialogues and their labels, and what was kept and dropped on the way."""
+    p = params.load("data")
+    with tracking.run("prepare", p.model_dump(), {}) as run:
+        found, dropped = read(p.data)
+        check_labels(found, p.data.labels)
+        splits: dict[str, list[Dialogue]] = {}
+        for split in SPLITS:
+            splits[split], unusable = dialogue.usable(found[split])
+            dropped[split] += unusable
+            check_dropped(split, len(splits[split]), dropped[split], p.data.max_dropped)
+        splits, duplicates = dialogue.deduplicate(splits)
+        for split in SPLITS:
+            dropped[split].update({f"duplicate_of_{owner}": count for owner, count in duplicates[split].items()})
+            if not splits[split]:
+                raise InputError(f"data: no dialogue is left in the split {split}; dropped: {reasons(dropped[split])}")
+        if p.data.limit and len(splits["train"]) > p.data.limit:
+            dropped["train"]["beyond_limit"] = len(splits["train"]) - p.data.limit
+            random.Random(p.data.seed).shuffle(splits["train"])
+            del splits["train"][p.data.limit :]
+        measured = measure(found, splits, dropped, p.data.labels)
+        with appearing_whole(out) as folder:
+            for split in SPLITS:
+                records.write_jsonl(folder / f"{split}.jsonl", map(dialogue.to_record, splits[split]))
+            records.write_json(folder / "labels.json", {"labels": p.data.labels, "neutral": p.data.neutral})
+        records.write_json(metrics, measured)
+        run.metrics(measured)
+
+
+def read(data: params.Data) -> sources.Read:
+    """The dialogues of the source that `data.source` names."""
+    if data.source == "embedded":
+        return sources.embedded(data.dialogues, data.seed)
+    if data.source == "hub":
+        return sources.hub(str(data.name), data.revision, data.labels)
+    if data.source == "jsonl":
+        return sources.jsonl(str(data.path), data.labels, data.revision)
+    return sources.daily_dialog(str(data.path), data.revision)
+
+
+def check_labels(splits: dict[str, list[Dialogue]], labels: Sequence[str]) -> None:
+    """InputError names the first dialogue with an emotion that is not among the labels."""
+    for split in SPLITS:
+        for found in splits[split]:
+            for turn in found.turns:
+                if turn.emotion not in labels:
+                    raise InputError(
+                        f"data.labels has no {turn.emotion!r}, the emotion of a turn of dialogue {found.id}; "
+                        f"it has {', '.join(labels)}"
+                    )
+
+
+def check_dropped(split: str, kept: int, dropped: Counter[str], most: float) -> None:
+    """InputError where a larger share of a split than `most` was dropped as unusable."""
+    total = kept + dropped.total()
+    if dropped.total() > most * total:
+        raise InputError(
+            f"data: {dropped.total()} of {total} {split} dialogues are unusable ({reasons(dropped)}), a larger share "
+            f"than data.max_dropped = {most}. Mend the source or raise data.max_dropped"
+        )
+
+
+def reasons(dropped: Counter[str]) -> str:
+    """`too_short 2, empty_turn 1`: the counts as an error shows them."""
+    return ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
+
+
+def measure(
+    found: dict[str, list[Dialogue]],
+    splits: dict[str, list[Dialogue]],
+    dropped: dict[str, Counter[str]],
+    labels: Sequence[str],
+) -> dict[str, object]:
+    """Counts by split, and the share of the test replies' word n-grams that the train replies have too."""
+    measured: dict[str, object] = {}
+    for split in SPLITS:
+        emotions = Counter(turn.emotion for kept in splits[split] for turn in kept.turns)
+        measured[split] = {
+            "dialogues": len(splits[split]),
+            "turns": emotions.total(),
+            "labels": {label: emotions[label] for label in labels},
+            "dropped": dict(dropped[split]),
+            "odd_last_turns": sum(len(whole.turns) % 2 for whole in found[split]),
+        }
+    train, test = (
+        [turn.content for kept in splits[split] for turn in kept.turns if turn.role == ASSISTANT]
+        for split in ("train", "test")
+    )
+    measured["test_replies_in_train"] = {f"{n}-grams": corpus.ngram_overlap(train, test, n) for n in (3, 4, 5)}
+    return measured
+
+
+@contextmanager
+def appearing_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to fill, which becomes `out` once it is full and vanishes on an error."""
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if out.exists():
+            shutil.rmtree(out)
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    launch.stage(main)

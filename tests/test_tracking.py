@@ -1,0 +1,243 @@
+"""Laws of the tracker, on a real SQLite store that two stages of one pipeline opened at the same moment."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emotune import tracking
+
+PARAMS = {"sft": {"lora": {"rank": 16}, "learning_rate": 2e-5}, "reward": {"weights": [0.4, 0.25, 0.35]}, "note": "x"}
+
+# Runs in the shells that this stand-in for DVC starts, as DVC's own stages do.
+STAGE = """
+import sys
+from pathlib import Path
+from emotune import tracking
+stage, report = sys.argv[1], Path(sys.argv[2])
+with tracking.run(stage, %r, {"data/dialogues": "md5:abc"}) as run:
+    for step in (10, 20, 30):
+        run.log({"loss": 1 / step}, step)
+    run.metrics({"emotion": {"macro_f1": {"value": 0.25, "low": 0.2}, "labels": ["joy"], "ok": True}, "rows": 7})
+    run.artifact(report)
+    if stage == "dpo":
+        raise SystemExit(3)
+""" % (PARAMS,)  # noqa: UP031
+
+DVC = """#!{python}
+import subprocess, sys
+shells = [subprocess.Popen(["/bin/sh", "-c", command + "; exit $?"]) for command in sys.argv[1:]]
+sys.exit(sum(shell.wait() for shell in shells))
+"""
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "EMOTUNE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(tracking, "_failed", False)
+
+
+@pytest.fixture(scope="module")
+def dvc(tmp_path_factory):
+    """A process that is called dvc, as the tracker sees it: it runs its arguments in shells, all at once."""
+    program = tmp_path_factory.mktemp("bin") / "dvc"
+    program.write_text(DVC.format(python=sys.executable))
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory, dvc):
+    """What `dvc exp run --temp` does: stages in a throw-away git checkout, DVC_ROOT at the main one."""
+    root, workspace = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("workspace")
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "start"]):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *command], cwd=workspace, check=True)
+    stage, report = root / "stage.py", root / "report.txt"
+    stage.write_text(STAGE)
+    report.write_text("worth looking at")
+    own = ("MLFLOW_", "DVC_", "EMOTUNE_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
+        "DVC_ROOT": str(root),
+        "DVC_EXP_NAME": "dozy-owl",
+        "DVC_EXP_BASELINE_REV": "f00d",
+        # Another tool's leftovers, which must not decide where our runs go.
+        "MLFLOW_RUN_ID": "0" * 32,
+        "MLFLOW_NESTED_RUN": "true",
+    }
+    commands = [f"{sys.executable} {stage} {name} {report}" for name in ("sft", "dpo")]
+    done = subprocess.run([dvc, *commands], cwd=workspace, env=environment, capture_output=True, text=True)
+    return root, workspace, done
+
+
+@pytest.fixture(scope="module")
+def runs(pipeline):
+    """The parent, sft and dpo runs, and the client that read them."""
+    client = tracking._client(f"sqlite:///{pipeline[0]}/mlflow.db")
+    experiment = client.get_experiment_by_name("emotune")
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(found) == ["dozy-owl", "dpo", "sft"]
+    return found["dozy-owl"], found["sft"], found["dpo"], client
+
+
+def test_a_body_ends_as_it_would_untracked_and_says_nothing(pipeline):
+    _, _, done = pipeline
+    assert done.returncode == 3
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_nothing_is_written_to_the_working_directory(pipeline):
+    root, workspace, _ = pipeline
+    assert [path.name for path in workspace.iterdir()] == [".git"]
+    assert {path.name for path in root.iterdir()} == {"stage.py", "report.txt", "mlflow.db", "mlartifacts", ".work"}
+
+
+def test_stages_that_start_together_are_children_of_one_run(runs):
+    parent, sft, dpo, _ = runs
+    assert sft.data.tags["mlflow.parentRunId"] == dpo.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert "mlflow.parentRunId" not in parent.data.tags
+
+
+def test_a_stage_that_raises_fails_its_run_and_the_pipelines(runs):
+    assert [run.info.status for run in runs[:3]] == ["FAILED", "FINISHED", "FAILED"]
+
+
+def test_params_have_dotted_names(runs):
+    assert runs[1].data.params == {
+        "sft.lora.rank": "16",
+        "sft.learning_rate": "2e-05",
+        "reward.weights": "[0.4, 0.25, 0.35]",
+        "note": "x",
+    }
+
+
+def test_metrics_keep_their_history_and_lists_are_left_out(runs):
+    _, sft, _, client = runs
+    history = client.get_metric_history(sft.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)]
+    assert sft.data.metrics == {"loss": 1 / 30, "emotion.macro_f1.value": 0.25, "emotion.macro_f1.low": 0.2, "rows": 7}
+
+
+def test_tags_join_the_run_to_git_dvc_and_its_inputs(pipeline, runs):
+    parent, sft, _, _ = runs
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=pipeline[1], capture_output=True, text=True, check=True)
+    shared = {
+        "dvc.exp.name": "dozy-owl",
+        "dvc.exp.baseline_rev": "f00d",
+        "git.commit": head.stdout.strip(),
+        "git.dirty": "false",
+    }
+    own = {
+        "dvc.stage": "sft",
+        "dvc.dep.data/dialogues": "md5:abc",
+        "params.sha256": hashlib.sha256(json.dumps(PARAMS, sort_keys=True).encode()).hexdigest(),
+    }
+    assert shared.items() <= parent.data.tags.items()
+    assert (shared | own).items() <= sft.data.tags.items()
+    assert {"version.python", "version.torch", "version.transformers", "version.trl", "version.peft"} <= set(
+        sft.data.tags
+    )
+
+
+def test_artifacts_lie_under_the_root(pipeline, runs):
+    root, sft = pipeline[0], runs[1]
+    copy = root / "mlartifacts" / sft.info.run_id / "artifacts" / "report.txt"
+    assert copy.read_text() == "worth looking at"
+
+
+def test_a_run_by_hand_has_a_parent_of_its_own(pipeline, runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
+    monkeypatch.chdir(tmp_path)  # no repository here: no git tags
+    long = {"prompt": "a" * 7000, "we like 'odd' keys": None}
+    with pytest.raises(ZeroDivisionError), tracking.run("evaluate", long, {}) as run:  # noqa: PT012
+        run.log({"f1.l'amour": 0.5})
+        raise ZeroDivisionError
+    client = runs[3]
+    stored = client.get_run(run._id)
+    parent = client.get_run(stored.data.tags["mlflow.parentRunId"])
+    assert (stored.info.status, parent.info.status) == ("FAILED", "FAILED")
+    assert parent.info.run_name == "by hand"
+    assert "git.commit" not in stored.data.tags
+    assert stored.data.params == {"prompt": "a" * 6000, "we like _odd_ keys": "null"}
+    assert stored.data.metrics == {"f1.l_amour": 0.5}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_fails_midway_warns_once_and_is_still_told_the_end(pipeline, runs, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
+    with tracking.run("sft", {}, {}) as run:
+        run.artifact(Path("/no/such/file"))
+        run.artifact(Path("/no/such/file"))
+        run.log({"loss": 1.0})
+    assert capsys.readouterr().err.count("\n") == 1
+    stored = runs[3].get_run(run._id)
+    assert (stored.info.status, stored.data.metrics) == ("FINISHED", {})
+
+
+def test_a_dead_server_costs_one_warning_and_seconds(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    started = time.monotonic()
+    done = []
+    for stage in ("sft", "dpo"):
+        with tracking.run(stage, PARAMS, {}) as run:
+            run.log({"loss": 1.0}, 1)
+            done.append(stage)
+    assert done == ["sft", "dpo"]
+    assert time.monotonic() - started < 15
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("emotune: MLflow at http://127.0.0.1:9 failed, the rest of this process is not tracked: ")
+    assert err.count("\n") == 1
+    assert "secret" not in err
+    assert "Connection refused" in err
+
+
+def test_off_imports_no_mlflow_and_writes_nothing(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom emotune import tracking\n"
+        "with tracking.run('sft', {}, {}) as run:\n"
+        "    run.log({'loss': 1.0}, 1); run.metrics({'a': {'b': 1}}); run.artifact(Path('x'))\n"
+        "assert not [name for name in sys.modules if name.startswith(('mlflow', 'torch'))]\n"
+    )
+    environment = os.environ | {"EMOTUNE_TRACKING": "off", "DVC_ROOT": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_above_zero_tracks_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with tracking.run("sft", {}, {}) as run:
+        run.log({"loss": 1.0})
+    assert not list(tmp_path.iterdir())
+
+
+def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
+    show = f"{sys.executable} -c 'from emotune import tracking; print(*tracking._pipeline())'"
+    first, second = (
+        subprocess.run([dvc, show, show], capture_output=True, text=True, check=True).stdout.split("\n")[:2]
+        for _ in range(2)
+    )
+    assert first[0] == first[1]
+    assert second[0] == second[1]
+    assert first[0] != second[0]
+    assert first[0].endswith(" dvc repro")
+    assert tracking._pipeline()[1] == "by hand"
+
+
+def test_the_root_is_dvcs_then_gits_then_here(monkeypatch, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert tracking._root() == tmp_path / "a" / "b"
+    (tmp_path / ".git").mkdir()
+    assert tracking._root() == tmp_path
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert tracking._root() == Path("/elsewhere")
