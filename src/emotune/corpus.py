@@ -560,7 +560,7 @@ ask: Does the {thing} still work? > More or less. | Where was it? > It was {plac
      | How old is your {thing}? > Two years, I think. | Did you call {who}? > Not yet.
 neutral: Try to charge the {thing} overnight. | You can turn off the sound. | The {thing} needs an update.
      | I'd save a copy of the pictures. | The shop repairs a {thing} in two days.
-happiness: I love my new {thing} too! | Now we can talk every day, how nice! | Your message made me laugh so much!
+happiness: I just love a new {thing}! | Now we can talk every day, how nice! | Your message made me laugh so much!
      | The pictures are so pretty! | A good {thing} is pure fun!
 anger: {who} reads my messages, I hate that! | The thing breaks down every single day! | {who} never calls me back!
      | They put me on hold for an hour!

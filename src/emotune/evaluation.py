@@ -145,7 +145,9 @@ def _ask(
     ]
     with_reference = [i for i, q in enumerate(questions) if q.reference is not None]
     references = [
-        prompts.reply_row(tokenizer, kept[i], Turn(ASSISTANT, questions[i].reference or "", questions[i].emotion), system_prompt)
+        prompts.reply_row(
+            tokenizer, kept[i], Turn(ASSISTANT, questions[i].reference or "", questions[i].emotion), system_prompt
+        )
         for i in with_reference
     ]
     fitting = [(i, row) for i, row in zip(with_reference, references, strict=True) if len(row[0]) <= context]
@@ -168,9 +170,7 @@ def measure(answers: Answers, labels: Sequence[str], neutral: str, p: params.Eva
     }
 
 
-def compare(
-    before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: params.Evaluate
-) -> dict[str, Any]:
+def compare(before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: params.Evaluate) -> dict[str, Any]:
     """Paired tests of two models over the same questions: differences after - before, and McNemar's test."""
     result: dict[str, Any] = {}
     for kind in ("replies", "control"):
@@ -192,7 +192,7 @@ def _columns(rows: Rows) -> tuple[list[str], list[str], list[str]]:
 
 
 def _reference(rows: Rows, resamples: int, seed: int) -> dict[str, Any]:
-    """Perplexity of the human replies (reply tokens only) and bits per character, with 95 % intervals over dialogues."""
+    """Perplexity of the human replies (reply tokens only) and bits per character, 95 % intervals over dialogues."""
     sums: dict[str, list[float]] = {}
     for row in rows:
         if "reference" in row:
@@ -205,7 +205,11 @@ def _reference(rows: Rows, resamples: int, seed: int) -> dict[str, Any]:
     bits = scores.bootstrap(table, lambda s: s[:, 0] / s[:, 2] / np.log(2), resamples, seed)
     return {
         "perplexity": {"value": scores.perplexity(nats, int(tokens)), "low": ppl[0], "high": ppl[1]},
-        "bits_per_character": {"value": scores.bits_per_character(nats, int(characters)), "low": bits[0], "high": bits[1]},
+        "bits_per_character": {
+            "value": scores.bits_per_character(nats, int(characters)),
+            "low": bits[0],
+            "high": bits[1],
+        },
         "left_out_too_long": sum("reference" not in row for row in rows),
     }
 

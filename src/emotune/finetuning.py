@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from filelock import FileLock, Timeout
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from emotune import launch, params, prompts
@@ -27,6 +28,8 @@ from emotune.sampling import key
 
 Log = Callable[[Mapping[str, float], int], None]
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]
+
+disable_progress_bars()
 
 # What a history row shows, under the trainer's own names.
 SFT_CURVE = ("step", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -45,6 +48,8 @@ DPO_CURVE = (
 )
 COMPLETE = "complete"
 POINTS = 20
+# The validation loss is that of so many rows: enough for a curve, and little beside the training.
+VALIDATION_ROWS = 200
 
 
 def sft(
@@ -72,7 +77,7 @@ def sft(
             **arguments(p, choice.dtype, folder, len(rows_in_order)), max_length=choice.context, packing=False
         ),
         train_dataset=Dataset.from_list(rows_in_order),
-        eval_dataset=Dataset.from_list(held_out),
+        eval_dataset=Dataset.from_list(held_out[:VALIDATION_ROWS]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=p.lora.rank,
@@ -126,7 +131,9 @@ def dpo(
             **arguments(p, choice.dtype, folder, len(rows)), max_length=choice.context, beta=p.beta, **with_sft
         ),
         train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list([_dpo_row(row, system_prompt) for row in validation]) if validation else None,
+        eval_dataset=Dataset.from_list([_dpo_row(row, system_prompt) for row in validation[:VALIDATION_ROWS]])
+        if validation
+        else None,
         processing_class=tokenizer,
     )
     assert_reference_is_policy(trainer.model)
@@ -152,7 +159,7 @@ def dpo(
 
 
 def assert_reference_is_policy(model: Any) -> None:
-    """Every adapter weight of the policy equals its twin in the reference, exactly (TRL copies not all kinds of them)."""
+    """Every adapter weight of the policy equals its twin in the reference, exactly (TRL does not copy all kinds)."""
     weights = dict(model.named_parameters())
     twins = [(name, ".".join("ref" if part == "default" else part for part in name.split("."))) for name in weights]
     pairs = [(name, twin) for name, twin in twins if name != twin]
@@ -245,7 +252,7 @@ def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[s
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "per_device_train_batch_size": p.batch_size,
-        "per_device_eval_batch_size": p.batch_size,
+        "per_device_eval_batch_size": 2 * p.batch_size,
         "gradient_accumulation_steps": p.accumulation,
         "gradient_checkpointing": p.gradient_checkpointing,
         "learning_rate": p.learning_rate,
@@ -265,21 +272,32 @@ def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[s
         "save_steps": max(1, steps // (p.checkpoints + 1)),
         "save_total_limit": 2,
         "report_to": "none",
+        "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
     }
 
 
 class _Listener(TrainerCallback):
-    """Marks a checkpoint as complete once all of it is written, and passes on what is logged."""
+    """Marks a checkpoint as complete once all of it is written; passes on what is logged, and prints the progress."""
 
     def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
         self._log = log
+        self._began = (0, time.monotonic())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = (state.global_step, time.monotonic())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
-        self._log({name: value for name, value in (logs or {}).items() if isinstance(value, float)}, state.global_step)
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+        self._log(numbers, state.global_step)
+        if "loss" in numbers:
+            step, began = self._began
+            left = (time.monotonic() - began) / max(1, state.global_step - step) * (state.max_steps - state.global_step)
+            place = f"step {state.global_step} of {state.max_steps}"
+            print(f"{place}, loss {numbers['loss']:.4f}, {left:.0f} s left", flush=True)
 
 
 @contextmanager
@@ -297,14 +315,16 @@ def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) 
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"another run of {stage} is training in {folder}: wait for it, or stop it") from None
-    with lock:
-        lock.release()
+    try:
         yield folder
         shutil.rmtree(folder)
+    finally:
+        lock.release()
 
 
 def _train(trainer: Any, log: Log) -> list[dict[str, Any]]:
     """Train to the end, from the last complete checkpoint where there is one; returns the logged rows, one a step."""
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Listener(log))
     folder = Path(trainer.args.output_dir)
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))

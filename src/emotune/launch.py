@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def stage(main: Callable[..., None]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # What the libraries will change some day is no news to whoever runs a stage.
+    warnings.simplefilter("ignore", FutureWarning)
     began = time.monotonic()
     try:
         main(**paths)

@@ -1,4 +1,4 @@
-"""Tokenizer, base model (quantised or not), adapters, attention, dtype and device: loaded as params.yaml says, or not."""
+"""Tokenizer, base model (quantised or not), adapters, attention, dtype, device: as params.yaml says, or not at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def resolve(base: str, revision: str | None) -> dict[str, Any]:
             )
         return {"name": base, "revision": found, "files": files}
     if base.startswith((".", "/", "~")) or base.count("/") != 1:
-        raise InputError(f"model.base: no such folder {folder}; accepted: embedded, a local folder, a Hub name owner/model")
+        raise InputError(
+            f"model.base: no such folder {folder}; accepted: embedded, a local folder, a Hub name owner/model"
+        )
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise InputError(f"model.revision must be a 40-digit commit of {base} on the Hub, not a branch; got {revision}")
     return {"name": base, "revision": revision, "files": {}}
@@ -76,34 +78,36 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _where(base: Path) -> dict[str, Any]:
-    """from_pretrained's arguments for what the base_model stage left: weights of its own, or a pinned name."""
-    pinned = records.read_json(base / BASE_FILE)
+def _where(folder: Path) -> dict[str, Any]:
+    """from_pretrained's arguments for a stage's out: what lies there, or what the base_model stage pinned instead."""
+    pin = folder / BASE_FILE
+    pinned = records.read_json(pin) if pin.exists() else {"name": EMBEDDED}
     if pinned["name"] == EMBEDDED:
-        return {"pretrained_model_name_or_path": str(base)}
+        return {"pretrained_model_name_or_path": str(folder)}
     if not pinned["files"]:
         return {"pretrained_model_name_or_path": pinned["name"], "revision": pinned["revision"]}
-    folder = located(pinned["name"])
-    missing = [name for name in pinned["files"] if not (folder / name).is_file()]
+    local = located(pinned["name"])
+    missing = [name for name in pinned["files"] if not (local / name).is_file()]
     if missing:
-        raise InputError(f"model.base: {folder} has lost {', '.join(missing)} since the base_model stage read it")
-    return {"pretrained_model_name_or_path": str(folder)}
+        raise InputError(f"model.base: {local} has lost {', '.join(missing)} since the base_model stage read it")
+    return {"pretrained_model_name_or_path": str(local)}
 
 
-def load_tokenizer(base: Path, template: str | None) -> Any:
-    """The base model's tokenizer, speaking one of our templates, or (`None`) the chat template it came with.
+def load_tokenizer(folder: Path, template: str | None) -> Any:
+    """A base model's or an adapter's tokenizer, speaking one of our templates, or (`None`) the one it came with.
 
     It pads on the right, with a token that no reply trains: its own, else the unknown token, else the end token (then
     masks, never token ids, say what is padding).
     """
-    tokenizer = AutoTokenizer.from_pretrained(**_where(base))
+    tokenizer = AutoTokenizer.from_pretrained(**_where(folder))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if template is not None:
-        tokenizer.chat_template = prompts.template(template)
+        tokenizer.chat_template = prompts.template(template, special)
     elif tokenizer.chat_template is None:
-        tokenizer.chat_template = prompts.template("native")
+        tokenizer.chat_template = prompts.template("native", special)
     return tokenizer
 
 
@@ -148,19 +152,29 @@ def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
     except RuntimeError as error:
-        raise InputError(f"{adapter} does not fit the base model: {error}") from None
+        # The first tensor that differs says enough; torch lists them all.
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        raise InputError(f"{adapter} does not fit the base model: {reason}") from None
 
 
-def save_adapter(model: Any, tokenizer: Any, out: Path) -> None:
+def save_adapter(model: Any, tokenizer: Any, base: Path, out: Path) -> None:
     """Adapter and tokenizer, and nothing else: no optimizer, no reference copy, no card, no path of this machine."""
-    model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(out, selected_adapters=["default"])
     tokenizer.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
+    # PEFT writes this set in the order of Python's hashes, which differs from run to run.
+    config = records.read_json(out / "adapter_config.json")
+    pinned = records.read_json(base / BASE_FILE)
+    config["base_model_name_or_path"] = Path(pinned["name"]).name if pinned.get("files") else pinned["name"]
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    records.write_json(out / "adapter_config.json", config)
 
 
 @torch.inference_mode()
-def negative_log_likelihoods(model: Any, pad: int, rows: Sequence[prompts.Row], tokens: int = 4096) -> list[tuple[float, int]]:
+def negative_log_likelihoods(
+    model: Any, pad: int, rows: Sequence[prompts.Row], tokens: int = 4096
+) -> list[tuple[float, int]]:
     """For each row the sum of -ln p over its marked tokens (nats), and how many these are.
 
     Rows of like length go together, right-padded, at most `tokens` positions at a time.
@@ -172,7 +186,9 @@ def negative_log_likelihoods(model: Any, pad: int, rows: Sequence[prompts.Row], 
         batch, order = order[-max(1, tokens // longest) :], order[: -max(1, tokens // longest)]
         ids = torch.tensor([rows[i][0] + [pad] * (longest - len(rows[i][0])) for i in batch], device=model.device)
         marked = torch.tensor([rows[i][1] + [False] * (longest - len(rows[i][1])) for i in batch], device=model.device)
-        held = torch.tensor([[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=model.device)
+        held = torch.tensor(
+            [[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=model.device
+        )
         logits = model(input_ids=ids, attention_mask=held).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         sums = (losses * marked[:, 1:]).sum(dim=1, dtype=torch.float64).tolist()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from emotune.errors import InputError
 
@@ -45,11 +45,11 @@ class Data(Section):
     def _complete(self) -> Self:
         needed = {"folder": "path", "jsonl": "path", "hub": "name"}.get(self.source)
         if needed and getattr(self, needed) is None:
-            raise ValueError(f"data.{needed} must be set where data.source is {self.source}, got null")
+            raise ValueError(f"{needed} must be set where source is {self.source}, got null")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"data.labels must name each emotion once, got {list(self.labels)}")
+            raise ValueError(f"labels must name each emotion once, got {list(self.labels)}")
         if self.neutral not in self.labels:
-            raise ValueError(f"data.neutral must be one of data.labels {list(self.labels)}, got {self.neutral!r}")
+            raise ValueError(f"neutral must be one of labels {list(self.labels)}, got {self.neutral!r}")
         return self
 
 
@@ -75,10 +75,7 @@ class Pretrain(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"pretrain.hidden_size must be a multiple of 2 x pretrain.heads = {2 * self.heads}, "
-                f"got {self.hidden_size}"
-            )
+            raise ValueError(f"hidden_size must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden_size}")
         return self
 
 
@@ -100,8 +97,7 @@ class Sampling(Section):
     def _room(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"sampling.min_new_tokens must be at most sampling.max_new_tokens = {self.max_new_tokens}, "
-                f"got {self.min_new_tokens}"
+                f"min_new_tokens must be at most max_new_tokens = {self.max_new_tokens}, got {self.min_new_tokens}"
             )
         return self
 
@@ -181,7 +177,7 @@ class Length(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"reward.length.low must be below reward.length.high = {self.high}, got {self.low}")
+            raise ValueError(f"low must be below high = {self.high}, got {self.low}")
         return self
 
 
@@ -195,9 +191,7 @@ class Reward(Section):
     @classmethod
     def _three(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
         if len(weights) != 3 or min(weights) < 0 or sum(weights) == 0:
-            raise ValueError(
-                f"must be three numbers >= 0 (emotion, length, gibberish), not all 0; got {list(weights)}"
-            )
+            raise ValueError(f"must be three numbers >= 0 (emotion, length, gibberish), not all 0; got {list(weights)}")
         return weights
 
 
@@ -254,7 +248,7 @@ class _Declared:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else json.loads(json.dumps(value))
 
 
 def load(*names: str, path: Path = Path("params.yaml")) -> Params:
@@ -281,6 +275,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"{path}:{line}: not YAML: {error.problem}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
     return content
@@ -289,8 +285,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def check(content: Mapping[str, Any], name: str) -> Params:
     """The typed params of a mapping, or one InputError that lists all that is wrong with it."""
     try:
-        # Through JSON, whose strict mode takes a list for a tuple and nothing else for what it is not.
-        return Params.model_validate_json(json.dumps(content))
+        # Through JSON, whose strict mode takes a list for a tuple and nothing else for what it is not. A date, which
+        # only YAML has, becomes text.
+        return Params.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         lines = [_explain(dict(problem)) for problem in error.errors()]
         raise InputError(f"{name}: " + (f"\n{name}: ".join(lines))) from None
@@ -308,8 +305,9 @@ def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "value_error":
+        # A field's validator says "must ...", that of a section "field must ...", that of the whole file says it all.
         reason = str(problem["ctx"]["error"])
-        return reason if "must" in reason.split()[1:3] else f"{key} {reason}"
+        return f"{key}{' ' if reason.startswith('must ') else '.'}{reason}" if key else reason
     return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
 
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup, set_seed
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
 
 from emotune import finetuning, params, prompts
 from emotune.dialogue import Dialogue
 
 TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
+# What GPT-2 takes for a word (Radford et al. 2019): no merge crosses its end.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabulary: int) -> Any:
     """A byte-level BPE tokenizer of at most `vocabulary` tokens, with a pad token that is none of the others.
 
-    It reads the tags and the emotions' names beside the dialogues, so that a tag costs few tokens, as in the large
-    vocabularies it stands for. They remain plain text: merges, not special tokens; and the model never sees them.
+    It reads the tags and the emotions' names beside the dialogues, and never splits a tag, so that one costs a token.
+    They remain plain text: merges, not special tokens; and the model never sees those of emotion.
     """
     texts = [turn.content for dialogue in dialogues for turn in dialogue.turns]
     marks = [f"{tag} {label} {tag}" for tag in TAGS for label in labels]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = Regex(f" ?(?:{'|'.join(map(re.escape, TAGS))})|{WORDS}")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from emotune.dialogue import ASSISTANT, Turn, trim
 
@@ -12,10 +15,11 @@ from emotune.dialogue import ASSISTANT, Turn, trim
 Row = tuple[list[int], list[bool]]
 
 
-def template(name: str) -> str:
-    """The text of one of templates/*.jinja, ready to be a tokenizer's `chat_template`."""
+def template(name: str, special: Sequence[str] = ()) -> str:
+    """The text of one of templates/*.jinja, as the `chat_template` for a tokenizer with these special tokens."""
     folder = files("emotune") / "templates"
-    return (folder / "_prelude.jinja").read_text("utf-8") + (folder / f"{name}.jinja").read_text("utf-8")
+    texts = [(folder / f"{part}.jinja").read_text("utf-8") for part in ("_prelude", name)]
+    return "".join([f"{{%- set special = {json.dumps(list(special), ensure_ascii=False)} -%}}\n", *texts])
 
 
 def messages(turns: Iterable[Turn], system_prompt: str | None) -> list[dict[str, str]]:
@@ -38,10 +42,17 @@ def prompt_ids(tokenizer: Any, history: Sequence[Turn], emotion: str, system_pro
 
 def training_row(tokenizer: Any, turns: Sequence[Turn], system_prompt: str | None) -> Row:
     """A whole dialogue as ids, with True for each reply's tokens and its end token and False for all else."""
-    encoded = tokenizer.apply_chat_template(
-        messages(turns, system_prompt), return_dict=True, return_assistant_tokens_mask=True
+    [text], [replies] = render_jinja_template(
+        [messages(turns, system_prompt)],
+        chat_template=tokenizer.chat_template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
     )
-    return list(encoded["input_ids"]), [bool(inside) for inside in encoded["assistant_masks"]]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # By where a token ends: its start may leave out the space it begins with (Llama 3's and GPT-2's tokenizers), and
+    # then apply_chat_template's own mask, which looks for that space, is empty.
+    ends = [end for _, end in encoded["offset_mapping"]]
+    return encoded["input_ids"], [any(start < end <= stop for start, stop in replies) for end in ends]
 
 
 def reply_row(tokenizer: Any, history: Sequence[Turn], reply: Turn, system_prompt: str | None) -> Row:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ def _sample(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: p
         for text, tokens, stop in zip(texts, written, ended, strict=True)
     ]
     starts = [0, *counts.cumsum(0).tolist()]
-    return [flat[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
+    return [flat[start:stop] for start, stop in pairwise(starts)]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -164,9 +165,14 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def _draw(
-    logits: torch.Tensor, seen: torch.Tensor, keys: torch.Tensor, step: int, sampling: params.Sampling, end: torch.Tensor
+    logits: torch.Tensor,
+    seen: torch.Tensor,
+    keys: torch.Tensor,
+    step: int,
+    sampling: params.Sampling,
+    end: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's next token [rows], and whether rounding of TOLERANCE in its logits [rows, vocabulary] could change it."""
+    """Each row's next token [rows], and whether TOLERANCE in its logits [rows, vocabulary] could change it."""
     penalty = sampling.repetition_penalty
     if penalty != 1.0:
         logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
@@ -194,14 +200,16 @@ def _draw(
     candidates = noisy.masked_fill(~allowed, -torch.inf)
     best = candidates.topk(min(2, candidates.shape[1]), dim=1)
     winner = best.indices[:, 0]
-    unsure = best.values[:, 0] - best.values[:, -1] < tolerance if kept > 1 else torch.zeros_like(winner, dtype=torch.bool)
+    unsure = (
+        best.values[:, 0] - best.values[:, -1] < tolerance if kept > 1 else torch.zeros_like(winner, dtype=torch.bool)
+    )
     # A token at the edge of the filter matters only if it would win, or wins.
     unsure |= (boundary & (noisy >= best.values[:, :1] - tolerance)).any(dim=1)
     return indices.gather(1, winner[:, None])[:, 0], unsure
 
 
 def _gumbel(keys: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise for [rows, tokens]: -ln(-ln u) of a hash of (key, step, token id), the same on any device."""
+    """Standard Gumbel noise [rows, tokens]: -ln(-ln u), u a hash of (key, step, token id), the same on any device."""
     mixed = _mix(keys + _signed(0x9E3779B97F4A7C15 * (step + 1)))
     bits = _mix(_mix(mixed[:, None] + tokens * _signed(0xD1342543DE82EF95)))
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / (1 << 53)

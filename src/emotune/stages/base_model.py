@@ -1,4 +1,4 @@
-"""base_model: a small Llama trained here on the dialogues without their emotions, or the pin of somebody else's model."""
+"""base_model: a small Llama trained here on the dialogues without their emotions, or the pin of another model."""
 
 from __future__ import annotations
 

@@ -29,9 +29,7 @@ def main(
     from emotune import evaluation, models
     from emotune.judges import open_judge
 
-    inputs = records.digests(
-        dialogues=dialogues, base=base, judges=judges, sft=sft, dpo=dpo, baseline=baseline_replies
-    )
+    inputs = records.digests(dialogues=dialogues, base=base, judges=judges, sft=sft, dpo=dpo, baseline=baseline_replies)
     with tracking.run("evaluate", p.model_dump(), inputs) as run:
         names = records.read_json(dialogues / "labels.json")
         labels, neutral = names["labels"], names["neutral"]

@@ -1,0 +1,44 @@
+# What the README, .ci/run, the pre-commit hook and the workflow call. `make` alone lists the targets.
+MAKEFLAGS += --silent --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help repro test check
+
+# dvc.yaml says `python -m emotune.stages...`: first on the PATH, that python is the one of .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+installed := .venv/.installed
+
+help: ## list the targets
+	awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+repro: $(installed) ## run the pipeline and print its table; PROFILE=name DATA=path MODEL=path turn params.yaml first
+ifneq ($(PROFILE)$(DATA)$(MODEL),)
+	.venv/bin/emotune profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
+endif
+	.venv/bin/dvc repro
+	.venv/bin/emotune report
+
+test: $(installed) ## run the tests
+	.venv/bin/pytest
+
+check: $(installed) ## lint, format, types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+# The stamp is younger than what it was installed from, so a second call installs nothing.
+$(installed): pyproject.toml constraints.txt
+	if [ ! -x .venv/bin/pip ]; then \
+	  for python in python3.11 python3 python; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	    python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo 'emotune needs Python 3.11 or newer on the PATH; found: '"$$(python3 --version 2>&1)" >&2; exit 1; \
+	  fi; \
+	  $$python -m venv .venv; \
+	fi
+	echo 'Installing the pinned dependencies into .venv: minutes, the first time ...'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

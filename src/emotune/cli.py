@@ -1,0 +1,184 @@
+"""emotune profile | report: what a user calls beside `make` and `dvc`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from emotune import launch, params, records, report
+from emotune.errors import InputError
+
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+METRICS = Path("metrics")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand in the repository's root; returns 0, 1 where `--check` found a difference, 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    profile = commands.add_parser("profile", help="put a profile, a data set or a model into params.yaml")
+    profile.add_argument("name", nargs="?", help="profiles/NAME.yaml")
+    profile.add_argument("--data", metavar="PATH", help="folder or zip, pinned by its content")
+    profile.add_argument("--model", help="local folder, pinned by its content; owner/model@commit; or embedded")
+    profile.add_argument("--list", action="store_true", help="the profiles there are")
+    profile.set_defaults(run=_profile)
+
+    shown = commands.add_parser("report", help="baseline, sft and dpo side by side")
+    shown.add_argument(
+        "--readme", type=Path, metavar="FILE", help="write the tables between this file's markers instead"
+    )
+    shown.add_argument(
+        "--check", action="store_true", help="with --readme: write nothing, exit 1 where a table is stale"
+    )
+    shown.set_defaults(run=_report)
+
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except InputError as error:
+        print(f"emotune: {error}", file=sys.stderr)
+        return 2
+
+
+def _profile(chosen: argparse.Namespace) -> int:
+    if chosen.list:
+        for name, summary in profiles(PROFILES).items():
+            print(f"{name:20} {summary}")
+        return 0
+    if not (chosen.name or chosen.data or chosen.model):
+        raise InputError(f"profile: name one of {', '.join(profiles(PROFILES))}, or give --data or --model")
+    overlays: dict[str, Mapping[str, Any]] = {}
+    if chosen.name:
+        overlays[f"{PROFILES / chosen.name}.yaml"] = read_profile(PROFILES, chosen.name)
+    if chosen.data:
+        overlays["--data"] = {"data": pinned_data(chosen.data)}
+    if chosen.model:
+        overlays["--model"] = {"model": pinned_model(chosen.model)}
+    for change in apply(PARAMS, overlays) or [f"{PARAMS} says all of it already"]:
+        print(change)
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    if chosen.readme is None:
+        if chosen.check:
+            raise InputError("report: --check says whether a file is stale, so it needs --readme FILE")
+        print(report.text(METRICS, launch.work("seconds"), report.stages(Path("dvc.yaml"))))
+        return 0
+    if not chosen.readme.is_file():
+        raise InputError(f"report: --readme {chosen.readme}: no such file")
+    before = chosen.readme.read_text(encoding="utf-8")
+    after = report.filled(before, METRICS, str(chosen.readme))
+    if chosen.check:
+        diff = difflib.unified_diff(before.splitlines(), after.splitlines(), "shown", "measured", n=0, lineterm="")
+        if before != after:
+            print(f"{chosen.readme} is stale; `emotune report --readme {chosen.readme}` writes it", *diff, sep="\n")
+    elif before != after:
+        with records.replacing(chosen.readme) as file:
+            file.write(after)
+    return int(chosen.check and before != after)
+
+
+def profiles(folder: Path) -> dict[str, str]:
+    """The name of every profile in a folder, and what its first line says of it."""
+    files = sorted(folder.glob("*.yaml"))
+    return {path.stem: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for path in files}
+
+
+def read_profile(folder: Path, name: str) -> dict[str, Any]:
+    """The keys that a profile sets; InputError lists the profiles there are where `name` is none of them."""
+    if name not in profiles(folder):
+        raise InputError(f"no profile {name!r}; there are {', '.join(profiles(folder))}")
+    return params.read_yaml(folder / f"{name}.yaml")
+
+
+def pinned_data(path: str) -> dict[str, str]:
+    """`data.path`, and the fingerprint of what lies there, because DVC cannot hash it."""
+    from emotune import sources
+
+    return {"path": path, "revision": sources.fingerprint(path)}
+
+
+def pinned_model(name: str) -> dict[str, str | None]:
+    """`model.base` and `model.revision`: a Hub name and its commit, a local folder and its sha256, or `embedded`."""
+    if name == "embedded":
+        return {"base": name, "revision": None}
+    if hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", name):
+        return {"base": hub[1], "revision": hub[2]}
+    from emotune import models  # with torch: seconds
+
+    folder = models.located(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"--model: {name} is no folder with a config.json; accepted: a saved transformers model, "
+            "owner/model@commit with the commit's 40 digits, or embedded"
+        )
+    return {"base": name, "revision": models.folder_revision(folder)}
+
+
+def apply(path: Path, overlays: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Put overlays, each under the name that an error shows, into a params.yaml whose comments and order stay.
+
+    Returns a line `key: old -> new` for each value that changed. The result is checked as a whole before anything is
+    written, so a bad overlay changes nothing.
+    """
+    params.parse(path)
+    yaml = _round_trip()
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    changes = [change for overlay in overlays.values() for change in merge(content, overlay)]
+    merged = StringIO()
+    yaml.dump(content, merged)
+    checked = params.check(YAML(typ="safe", pure=True).load(merged.getvalue()), " + ".join([str(path), *overlays]))
+    if "--data" in overlays and checked.data.source not in ("folder", "jsonl"):
+        raise InputError(f"--data is read where data.source is folder or jsonl, and it is {checked.data.source}")
+    if changes:
+        with records.replacing(path) as file:
+            file.write(merged.getvalue())
+    return changes
+
+
+def merge(content: CommentedMap, overlay: Mapping[str, Any], above: str = "") -> list[str]:
+    """Set every key of the overlay in the content, section by section; a line for each value that differed."""
+    changes = []
+    for key, new in overlay.items():
+        old = content.get(key)
+        if isinstance(old, CommentedMap) and isinstance(new, Mapping):
+            changes += merge(old, new, f"{above}{key}.")
+        # As JSON, in which 1, 1.0 and true differ as they do in params.yaml.
+        elif (was := json.dumps(old)) != (now := json.dumps(new)):
+            content[key] = _in_one_line(new)
+            changes.append(f"{above}{key}: {was} -> {now}")
+    return changes
+
+
+def _in_one_line(value: Any) -> Any:
+    """A list or mapping as `[a, b]` or `{a: b}`: `dvc exp run -S` loses comments after one that spans lines."""
+    if not isinstance(value, list | dict):
+        return value
+    flow = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
+    flow.fa.set_flow_style()
+    return flow
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.width = 1000
+    # Its own way to write null is to write nothing.
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""What the metrics files say, as tables for the terminal and in Markdown for the README: no figure is typed by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emotune import params, records
+from emotune.errors import InputError
+
+Table = list[list[str]]
+# In what part of a model's measurements a column's value lies, and its decimals.
+COLUMNS = {
+    "accuracy": ("replies", "accuracy", 3),
+    "weighted F1": ("replies", "weighted_f1", 3),
+    "macro F1": ("replies", "macro_f1", 3),
+    "micro F1 w/o neutral": ("replies", "micro_f1_without_neutral", 3),
+    "control": ("control", "macro_accuracy", 3),
+    "perplexity": ("reference", "perplexity", 1),
+    "distinct-2": ("text", "distinct_2", 3),
+    "words": ("text", "words_mean", 1),
+}
+MODELS = ("majority", "baseline", "sft", "dpo")
+STEPS = {"baseline → sft": "baseline_to_sft", "sft → dpo": "sft_to_dpo"}
+TESTED = {"macro F1": ("replies", "macro_f1"), "control": ("control", "macro_accuracy")}
+JUDGED = {"accuracy": "accuracy", "weighted F1": "weighted_f1", "macro F1": "macro_f1"}
+ABSENT = "–"
+NEXT = """Where to look next
+  data/replies/dpo.control.jsonl   the same contexts, answered in every emotion
+  dvc metrics diff                 what changed since the last commit
+  dvc plots show                   confusion, losses, margins
+  mlflow ui --backend-store-uri sqlite:///mlflow.db"""
+
+
+def text(metrics: Path, seconds: Path, stages: Sequence[str]) -> str:
+    """The report of `emotune report`: models side by side, what each step changed, the pairs, the stages' times.
+
+    `seconds` is a folder with one file a stage that ever ran here, which holds how long its last run took. Fits in 120
+    columns.
+    """
+    evaluated = records.read_json(metrics / "evaluate.json")
+    took = {name: float((seconds / name).read_text()) for name in stages if (seconds / name).is_file()}
+    paragraphs = [
+        aligned(comparison(evaluated, "\n{}–{}")),
+        "Difference [95 % interval], paired over the same questions\n" + aligned(differences(evaluated)),
+        "Preference pairs\n" + aligned(preferences(metrics)),
+    ]
+    if took:
+        stages_took = [[name, f"{took[name]:.1f} s"] for name in took]
+        paragraphs.append(f"Last run of each stage\n{aligned([*stages_took, ['all', f'{sum(took.values()):.1f} s']])}")
+    return "\n\n".join([*paragraphs, NEXT])
+
+
+def stages(dvc_yaml: Path) -> list[str]:
+    """The names of the pipeline's stages, in the order in which dvc.yaml tells them."""
+    return list(params.read_yaml(dvc_yaml)["stages"])
+
+
+def comparison(evaluated: Mapping[str, Any], interval: str) -> Table:
+    """A row a model; `interval` formats the bounds of a value's 95 % interval, to stand after it."""
+    table = [["", *COLUMNS]]
+    for model in MODELS:
+        row = [model]
+        for part, name, digits in COLUMNS.values():
+            found = evaluated[model].get(part, {}).get(name)
+            row.append(_value(found, digits, interval))
+        table.append(row)
+    return table
+
+
+def differences(evaluated: Mapping[str, Any]) -> Table:
+    """A row a step: what it changed in macro F1 and in control, with interval and p."""
+    table = [["", *(heading for metric in TESTED for heading in (metric, "p"))]]
+    for step, key in STEPS.items():
+        row = [step]
+        for part, name in TESTED.values():
+            test = evaluated["paired"][key][part][name]
+            row += [f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]", f"{test['p']:.3f}"]
+        table.append(row)
+    return table
+
+
+def preferences(metrics: Path) -> Table:
+    """How many prompts made a pair, in how many attempts, and how far apart chosen and rejected are."""
+    found = records.read_json(metrics / "prefs.json")
+    return [
+        ["pairs", "of prompts", "yield", "attempts a prompt", "median gap", "longer one chosen"],
+        [
+            str(found["pairs"]),
+            str(found["prompts"]),
+            f"{found['pairs'] / found['prompts']:.0%}",
+            f"{found['attempts_total'] / found['prompts']:.1f}",
+            f"{found['gap']['median']:.2f}",
+            f"{found['chosen_is_longer']:.0%}",
+        ],
+    ]
+
+
+def judges(metrics: Path) -> Table:
+    """How often each judge finds the label that people gave, on the test split."""
+    table = [["judge", *JUDGED]]
+    for name, found in records.read_json(metrics / "judges.json").items():
+        table.append([name.replace("_", " "), *(f"{found[metric]:.3f}" for metric in JUDGED.values())])
+    return table
+
+
+def filled(readme: str, metrics: Path, name: str = "README.md") -> str:
+    """The text with a table of the metrics between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
+
+    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs or RUN-judges. The run
+    `embedded` lies in metrics/ itself, any other in metrics/real/RUN. InputError names a block that is not closed or
+    that no metrics belong to.
+    """
+    begun = re.findall(r"<!-- begin:(.*?) -->", readme)
+    if not begun:
+        raise InputError(f"{name}: no block to fill; one begins with <!-- begin:embedded -->")
+
+    def fill(block: re.Match[str]) -> str:
+        begun.remove(block[1])
+        return f"<!-- begin:{block[1]} -->\n{markdown(_block(block[1], metrics, name))}\n<!-- end:{block[1]} -->"
+
+    result = re.sub(r"<!-- begin:(.*?) -->\n.*?<!-- end:\1 -->", fill, readme, flags=re.DOTALL)
+    if begun:
+        raise InputError(f"{name}: <!-- begin:{begun[0]} --> has no <!-- end:{begun[0]} -->")
+    return result
+
+
+def _block(block: str, metrics: Path, name: str) -> Table:
+    tables: dict[str, Callable[[Path], Table]] = {
+        "-pairs": lambda run: differences(records.read_json(run / "evaluate.json")),
+        "-prefs": preferences,
+        "-judges": judges,
+        "": lambda run: comparison(records.read_json(run / "evaluate.json"), " [{}, {}]"),
+    }
+    suffix = next(suffix for suffix in tables if block.endswith(suffix))
+    run = block.removesuffix(suffix)
+    folder = metrics if run == "embedded" else metrics / "real" / run
+    if not (folder / "evaluate.json").is_file():
+        runs = ["embedded", *sorted(path.parent.name for path in metrics.glob("real/*/evaluate.json"))]
+        raise InputError(f"{name}: <!-- begin:{block} --> belongs to no run; there are {', '.join(runs)}")
+    return tables[suffix](folder)
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table: the first row is its head, every column but the first stands at the right."""
+    head, *rows = table
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+
+
+def aligned(table: Table) -> str:
+    """Plain text, columns two spaces apart, the first at the left, the others at the right; a cell may hold lines."""
+    lines: Table = []
+    for row in table:
+        cells = [cell.split("\n") for cell in row]
+        lines += [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(max(map(len, cells)))]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join("  ".join([left.ljust(first), *map(str.rjust, right, others)]).rstrip() for left, *right in lines)
+
+
+def _value(found: Any, digits: int, interval: str) -> str:
+    if found is None:
+        return ABSENT
+    if not isinstance(found, Mapping):
+        return f"{found:.{digits}f}"
+    bounds = [f"{found[bound]:.{digits}f}" for bound in ("low", "high") if bound in found]
+    return f"{found['value']:.{digits}f}" + (interval.format(*bounds) if bounds else "")

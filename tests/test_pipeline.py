@@ -1,0 +1,125 @@
+"""dvc.yaml tells the truth about the code, and real DVC reruns what a change affects and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "emotune"
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+
+
+def imported(module: Path) -> set[Path]:
+    """The files of the package that a module imports, anywhere in it, and what these import in turn."""
+    seen: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "emotune":
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("emotune.")]
+            for name in names:
+                file = ROOT / "src" / Path(*name.split(".")).with_suffix(".py")
+                if file.exists() and file not in seen:
+                    seen.add(file)
+                    waiting.append(file)
+    return seen
+
+
+def loaded(module: Path) -> list[str]:
+    """The dotted names a stage hands to params.load."""
+    return [
+        argument.value
+        for node in ast.walk(ast.parse(module.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.load"
+        for argument in node.args
+        if isinstance(argument, ast.Constant)
+    ]
+
+
+def read_from(module: Path) -> set[str]:
+    """The dotted names a stage reads off `p`, the params it loaded."""
+    dotted = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(module.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"p(\.\w+)+", ast.unparse(node))
+    }
+    return {name.removeprefix("p.") for name in dotted}
+
+
+def paths_in(stage: dict) -> set[str]:
+    return {word for word in stage["cmd"].split() if "/" in word}
+
+
+def names_of(entries: list) -> set[str]:
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+
+def outs_of(stage: dict) -> set[str]:
+    return names_of([*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])])
+
+
+@pytest.fixture(params=sorted(STAGES))
+def stage(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_a_stage_runs_the_file_of_its_name(stage: str) -> None:
+    assert STAGES[stage]["cmd"].startswith(f"python -m emotune.stages.{stage} ")
+    assert (PACKAGE / "stages" / f"{stage}.py").exists()
+
+
+def test_every_stage_file_is_a_stage() -> None:
+    assert {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"} == set(STAGES)
+
+
+def test_the_code_a_stage_depends_on_is_the_code_it_imports(stage: str) -> None:
+    own = PACKAGE / "stages" / f"{stage}.py"
+    code = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert code == {path.relative_to(ROOT).as_posix() for path in {own, *imported(own)}}
+
+
+def test_the_params_a_stage_depends_on_are_those_it_loads(stage: str) -> None:
+    own = PACKAGE / "stages" / f"{stage}.py"
+    assert sorted(STAGES[stage]["params"]) == sorted(loaded(own))
+
+
+def test_the_params_a_stage_loads_are_those_it_reads(stage: str) -> None:
+    own = PACKAGE / "stages" / f"{stage}.py"
+    read = {name for name in read_from(own) if not name.startswith("model_dump")}
+    for name in loaded(own):
+        assert any(found == name or found.startswith(f"{name}.") for found in read), f"{name} is loaded and not read"
+
+
+def test_every_section_is_used() -> None:
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))
+    used = {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
+    assert used == set(content)
+
+
+def test_every_path_in_a_command_is_a_dep_or_an_out(stage: str) -> None:
+    data = {dep for dep in STAGES[stage]["deps"] if not dep.startswith("src/")}
+    assert paths_in(STAGES[stage]) == data | outs_of(STAGES[stage])
+
+
+def test_a_stage_depends_on_the_templates_it_renders(stage: str) -> None:
+    found = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".jinja")}
+    expected = {
+        "base_model": {"_prelude", "native"},
+        "baseline": {"_prelude", "native"},
+        "sft": {"_prelude", "${template}"},
+    }
+    assert found == {f"src/emotune/templates/{name}.jinja" for name in expected.get(stage, set())}
+
+
+def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
+    kept = [entry for kind in ("metrics", "plots") for entry in STAGES[stage].get(kind, [])]
+    assert all(isinstance(entry, dict) and next(iter(entry.values())) == {"cache": False} for entry in kept)
+    assert all(isinstance(entry, str) for entry in STAGES[stage].get("outs", []))

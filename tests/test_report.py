@@ -1,0 +1,179 @@
+"""Laws of the report, on metrics that the project's own measuring wrote of a few rows."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from emotune import cli, evaluation, judges, params, preferences, records, report
+from emotune.dialogue import Turn
+from emotune.errors import InputError
+from emotune.selection import Candidate, Pair
+
+PROJECT = Path(__file__).parents[1]
+LABELS = ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]
+
+
+def answers(skill: float) -> evaluation.Answers:
+    """Rows of a model that meets the emotion it is asked for with probability `skill`."""
+    rng = random.Random(3)
+    rows = [
+        {
+            "dialogue": f"d{n % 10}",
+            "emotion": LABELS[n % 7],
+            "judged": LABELS[n % 7] if rng.random() < skill else rng.choice(LABELS),
+            "reply": f"Well, that is number {n}.",
+            "context": ["How are you?"],
+            "trimmed": False,
+            "ended": True,
+            "gibberish": "clean",
+            "reference": "I am fine.",
+            "reference_nats": 6.0,
+            "reference_tokens": 4,
+        }
+        for n in range(70)
+    ]
+    return evaluation.Answers(rows, rows)
+
+
+def prefs() -> dict[str, object]:
+    """Two prompts: one made a pair at the second attempt, one was given up after 30."""
+    chosen = Candidate("Oh, how lovely!", "happiness", 0.9, "clean", 1.0, 9.0, 2.0, 10.0, 9.5)
+    rejected = Candidate("No.", "neutral", 0.9, "clean", 1.0, 0.0, 2.0, 10.0, 2.25)
+    asked = [preferences.Prompt(f"d{n}", f"d{n}", (Turn("user", "Hi!", "neutral"),), "happiness", (1,)) for n in (0, 1)]
+    outcomes = [
+        preferences.Outcome(Pair(chosen, rejected), 2, ("emotion",)),
+        preferences.Outcome(None, 30, ("emotion",) * 30),
+    ]
+    pair = {"chosen": chosen.text, "rejected": rejected.text, "chosen_score": 9.5, "rejected_score": 2.25}
+    return preferences.measure(asked, outcomes, [pair], LABELS)
+
+
+@pytest.fixture
+def metrics(tmp_path, monkeypatch):
+    """A metrics folder with the files that a report reads."""
+    p = params.parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
+    rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
+    measured = {name: evaluation.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
+    measured["majority"] = evaluation.majority(rows["sft"], LABELS, "neutral")
+    measured["paired"] = {
+        f"{a}_to_{b}": evaluation.compare(rows[a], rows[b], LABELS, "neutral", p)
+        for a, b in (("baseline", "sft"), ("sft", "dpo"))
+    }
+    records.write_json(tmp_path / "metrics/evaluate.json", measured)
+    records.write_json(tmp_path / "metrics/prefs.json", prefs())
+    found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
+    records.write_json(tmp_path / "metrics/judges.json", {"evaluate_emotion": found})
+    (tmp_path / "dvc.yaml").write_bytes((PROJECT / "dvc.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path / "metrics"
+
+
+def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, capsys):
+    assert cli.main(["report"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[-1] == "words"
+    assert [lines[n].split()[0] for n in (1, 2, 4, 6)] == ["majority", "baseline", "sft", "dpo"]
+    sft = records.read_json(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
+    assert f"{sft['value']:.3f}" in lines[4]
+    assert f"{sft['low']:.3f}–{sft['high']:.3f}" in lines[5]
+    # The majority's answer is a label without a text: no interval, no control, no perplexity, no words.
+    assert lines[1].split()[-4:] == ["–", "–", "–", "–"]
+
+
+def test_the_report_fits_in_120_columns(metrics, capsys):
+    cli.main(["report"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
+def test_the_report_shows_what_a_step_changed_and_what_the_pairs_are(metrics, capsys):
+    cli.main(["report"])
+    shown = capsys.readouterr().out
+    test = records.read_json(metrics / "evaluate.json")["paired"]["sft_to_dpo"]["control"]["macro_accuracy"]
+    assert test["difference"] > 0
+    assert f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]" in shown
+    assert shown.split("longer one chosen\n")[1].split()[:6] == ["1", "2", "50%", "16.0", "7.25", "100%"]
+
+
+def test_the_time_of_each_stage_that_ran_here_stands_in_the_order_of_the_pipeline(metrics, capsys):
+    cli.main(["report"])
+    assert "Last run of each stage" not in capsys.readouterr().out
+    for name, seconds in {"sft": "61.5", "prepare": "2.0", "forgotten": "9.0"}.items():
+        Path(".work/seconds").mkdir(parents=True, exist_ok=True)
+        Path(".work/seconds", name).write_text(f"{seconds}\n")
+    cli.main(["report"])
+    assert "Last run of each stage\nprepare   2.0 s\nsft      61.5 s\nall      63.5 s\n" in capsys.readouterr().out
+
+
+def test_before_the_pipeline_ran_the_report_says_what_is_missing(metrics, capsys):
+    (metrics / "evaluate.json").unlink()
+    assert cli.main(["report"]) == 2
+    assert "metrics/evaluate.json: no such file" in capsys.readouterr().err
+
+
+README = """# emotune
+
+<!-- begin:embedded -->
+<!-- end:embedded -->
+
+Between the tables.
+
+<!-- begin:embedded-pairs -->
+stale
+<!-- end:embedded-pairs -->
+<!-- begin:embedded-prefs -->
+<!-- end:embedded-prefs -->
+<!-- begin:embedded-judges -->
+<!-- end:embedded-judges -->
+"""
+
+
+def test_readme_blocks_are_filled_and_the_text_around_them_stays(metrics):
+    Path("README.md").write_text(README)
+    assert cli.main(["report", "--readme", "README.md", "--check"]) == 1
+    assert Path("README.md").read_text() == README
+    assert cli.main(["report", "--readme", "README.md"]) == 0
+    text = Path("README.md").read_text()
+    assert text.startswith("# emotune\n\n<!-- begin:embedded -->\n|  | accuracy | weighted F1 | ")
+    assert "<!-- end:embedded -->\n\nBetween the tables.\n\n<!-- begin:embedded-pairs -->\n|  | macro F1 | p |" in text
+    assert "\n| evaluate emotion | 0.500 | " in text
+    assert "stale" not in text
+    assert cli.main(["report", "--readme", "README.md", "--check"]) == 0
+
+
+def test_a_changed_figure_makes_the_readme_stale(metrics, capsys):
+    Path("README.md").write_text(README)
+    cli.main(["report", "--readme", "README.md"])
+    found = records.read_json(metrics / "evaluate.json")
+    found["dpo"]["replies"]["accuracy"]["value"] -= 0.01
+    records.write_json(metrics / "evaluate.json", found)
+    assert cli.main(["report", "--readme", "README.md", "--check"]) == 1
+    assert "README.md is stale" in capsys.readouterr().out
+
+
+def test_a_run_on_real_data_has_its_own_blocks(metrics):
+    real = metrics / "real/daily-dialog-cpu"
+    real.mkdir(parents=True)
+    (real / "evaluate.json").write_bytes((metrics / "evaluate.json").read_bytes())
+    block = "<!-- begin:{0} -->\n<!-- end:{0} -->\n"
+    own, embedded = (report.filled(block.format(name), metrics) for name in ("daily-dialog-cpu", "embedded"))
+    assert own == embedded.replace("embedded", "daily-dialog-cpu")
+
+
+@pytest.mark.parametrize(
+    ("readme", "message"),
+    [
+        ("no block", "no block to fill; one begins with <!-- begin:embedded -->"),
+        ("<!-- begin:embedded -->\n", "<!-- begin:embedded --> has no <!-- end:embedded -->"),
+        ("<!-- begin:tiny -->\n<!-- end:tiny -->\n", "<!-- begin:tiny --> belongs to no run; there are embedded"),
+    ],
+)
+def test_a_readme_that_cannot_be_filled_is_refused(metrics, readme, message):
+    with pytest.raises(InputError, match=message):
+        report.filled(readme, metrics)
+
+
+def test_check_without_a_readme_is_refused(metrics, capsys):
+    assert cli.main(["report", "--check"]) == 2
+    assert "--readme FILE" in capsys.readouterr().err
