@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from emotune import models, params
-from emotune.sampling import Reply, Request, _gumbel, end_tokens, key, replies
+from emotune.sampling import Reply, Request, _gumbel, end_tokens, replies
+from emotune.seeds import key
 
 PUBLISHED = params.Sampling(
     temperature=2.0, top_k=5, top_p=1.0, repetition_penalty=1.5, min_new_tokens=5, max_new_tokens=20

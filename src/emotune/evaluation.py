@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from emotune import models, params, prompts, sampling, scores
+from emotune import models, params, prompts, sampling, scores, seeds
 from emotune.dialogue import ASSISTANT, Dialogue, Turn, history
 from emotune.judges import Judge
 from emotune.reward import CLEAN
@@ -34,7 +34,7 @@ class Question:
 def natural(dialogues: Iterable[Dialogue], history_turns: int, limit: int | None, seed: int) -> list[Question]:
     """Every reply of every dialogue, asked for in the emotion it has; or `limit` of them, of whole dialogues."""
     shuffled = list(dialogues)
-    random.Random(sampling.key(seed, "natural")).shuffle(shuffled)
+    random.Random(seeds.key(seed, "natural")).shuffle(shuffled)
     questions = [
         Question(f"{d.id}/{i}", d.id, history(d.turns, i, history_turns), turn.emotion, turn.content)
         for d in shuffled
@@ -48,7 +48,7 @@ def control(
     dialogues: Iterable[Dialogue], history_turns: int, contexts: int, labels: Sequence[str], seed: int
 ) -> list[Question]:
     """One context from each of `contexts` dialogues, each asked for in every emotion."""
-    rng = random.Random(sampling.key(seed, "control"))
+    rng = random.Random(seeds.key(seed, "control"))
     shuffled = list(dialogues)
     rng.shuffle(shuffled)
     questions = []
@@ -117,7 +117,7 @@ def _ask(
         sampling.Request(
             # What is still too long, a single endless turn, loses its beginning.
             tuple(prompts.prompt_ids(tokenizer, turns, q.emotion, system_prompt)[-room:]),
-            (sampling.key(seed, q.id),),
+            (seeds.key(seed, q.id),),
         )
         for q, turns in zip(questions, kept, strict=True)
     ]

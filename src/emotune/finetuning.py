@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from emotune import launch, params, prompts
 from emotune.dialogue import ASSISTANT, Dialogue, Turn
 from emotune.errors import InputError
-from emotune.sampling import key
+from emotune.seeds import order
 
 Log = Callable[[Mapping[str, float], int], None]
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]
@@ -216,31 +215,6 @@ def _dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, An
 
 def _last(curve: Sequence[Mapping[str, Any]], name: str) -> float:
     return next(row[name] for row in reversed(curve) if name in row)
-
-
-def order(lengths: Sequence[int], epochs: float, batch: int, seed: int) -> list[int]:
-    """Row numbers for `epochs` passes in batches of like length, so that little is padded.
-
-    Each whole epoch visits every row once. A last part of an epoch visits that share of the batches.
-    """
-    rows: list[int] = []
-    for epoch in range(math.ceil(epochs)):
-        rng = random.Random(key(seed, "epoch", epoch))
-        shuffled = list(range(len(lengths)))
-        rng.shuffle(shuffled)
-        pool = 50 * batch
-        near = [
-            row
-            for start in range(0, len(shuffled), pool)
-            for row in sorted(shuffled[start : start + pool], key=lambda row: lengths[row])
-        ]
-        batches = [near[start : start + batch] for start in range(0, len(near), batch)]
-        # The short batch goes last, so that every other batch of the trainer is one of these.
-        short = [batches.pop()] if len(batches[-1]) < batch else []
-        rng.shuffle(batches)
-        batches += short
-        rows += [row for rows_of in batches[: math.ceil(len(batches) * min(1.0, epochs - epoch))] for row in rows_of]
-    return rows
 
 
 def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[str, Any]:

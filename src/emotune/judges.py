@@ -286,7 +286,9 @@ class Fluency(TransformerMixin, BaseEstimator):
 
     def _spellings(self, words: Sequence[str]) -> list[int]:
         padded = [f"<{word}>" for word in words[1:-1]]
-        return self._keys([f"{self.LETTERS}{word[i : i + 4]}" for word in padded for i in range(max(1, len(word) - 3))], 1)
+        return self._keys(
+            [f"{self.LETTERS}{word[i : i + 4]}" for word in padded for i in range(max(1, len(word) - 3))], 1
+        )
 
     def _signs(self, text: str) -> list[float]:
         words = self._words(text)
@@ -300,7 +302,7 @@ class Fluency(TransformerMixin, BaseEstimator):
         surprise = -np.log((twos + self.PRIOR * likely[1:]) / (ones[:-1] + self.PRIOR))
         clash = surprise - rarity[1:]
         # One wrong word surprises twice: after its neighbour, and before the next.
-        twice = (lambda values: values[1:] + values[:-1] if len(values) > 1 else values)
+        twice = lambda values: values[1:] + values[:-1] if len(values) > 1 else values
         phrases = [(at, size) for size in (2, 3, 4) for at in range(len(body) - 2 * size + 1)]
         return [
             np.log1p(len(body)),
@@ -417,7 +419,9 @@ def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | Non
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
+    longest = min(
+        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    )
     # RoBERTa numbers its positions from behind the padding token.
     longest -= model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
@@ -443,7 +447,9 @@ def _mapped(own: Sequence[str], label_map: Mapping[str, str] | None, name: str) 
     mapping = {label: label for label in own} if label_map is None else label_map
     for label in own:
         if label not in mapping:
-            raise InputError(f"judge {name}: label {label!r} of the model is not mapped; mapped are {', '.join(mapping)}")
+            raise InputError(
+                f"judge {name}: label {label!r} of the model is not mapped; mapped are {', '.join(mapping)}"
+            )
     for label in mapping:
         if label not in own:
             raise InputError(f"judge {name}: labels maps {label!r}; the model's labels are {', '.join(own)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emotune import params, prompts, reward, sampling
+from emotune import params, prompts, reward, sampling, seeds
 from emotune.dialogue import ASSISTANT, Dialogue, Turn, history
 from emotune.judges import Judge
 from emotune.selection import Candidate, Pair, select
@@ -51,7 +51,7 @@ def choose_prompts(
     The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`).
     """
     places = [(d, i) for d in dialogues for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
-    random.Random(sampling.key(p.seed, "prompts")).shuffle(places)
+    random.Random(seeds.key(p.seed, "prompts")).shuffle(places)
     chosen = []
     for number, (d, i) in enumerate(places[: p.prompts]):
         emotion = labels[number % len(labels)] if p.emotions == "balanced" else d.turns[i].emotion
@@ -83,7 +83,7 @@ def generate(
         for attempt in range(1, p.attempts + 1):
             requests = [
                 sampling.Request(
-                    asked[i].ids, tuple(sampling.key(p.seed, asked[i].id, attempt, n) for n in range(p.candidates))
+                    asked[i].ids, tuple(seeds.key(p.seed, asked[i].id, attempt, n) for n in range(p.candidates))
                 )
                 for i in waiting
             ]

@@ -17,10 +17,11 @@ from transformers import (
     set_seed,
 )
 
-from emotune import finetuning, params, prompts
+from emotune import params, prompts, seeds
 from emotune.dialogue import Dialogue
 
 TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
+POINTS = 20
 # What GPT-2 takes for a word (Radford et al. 2019): no merge crosses its end.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -78,11 +79,11 @@ def train(
     model = LlamaForCausalLM(config)
     rows = _rows(tokenizer, dialogues, context)
     held_out = _rows(tokenizer, validation, context)
-    order = finetuning.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
+    order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
     batches = [order[start : start + p.batch_size] for start in range(0, len(order), p.batch_size)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
-    began, every = time.monotonic(), max(1, len(batches) // finetuning.POINTS)
+    began, every = time.monotonic(), max(1, len(batches) // POINTS)
     model.train()
     for step, batch in enumerate(batches, start=1):
         loss = _loss(model, tokenizer.pad_token_id, [rows[i] for i in batch])

@@ -11,7 +11,6 @@ where two tokens are closer than TOLERANCE, the row's logits are computed once m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -43,12 +42,6 @@ class Reply:
     text: str
     tokens: int
     ended: bool
-
-
-def key(*parts: object) -> int:
-    """A 63-bit key from anything with a stable text: seed, dialogue id, emotion, attempt, candidate ..."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def replies(
