@@ -1,10 +1,16 @@
 """What several test modules share: a tiny tokenizer and model of our own, and the inputs beside the project."""
 
+import importlib
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 # Before any test imports torch: few threads on a shared machine, and nothing that could reach the network.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -12,6 +18,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+# The pipeline as dvc.yaml tells it, which alone knows the paths.
+STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 LABELS = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise")
 
 
@@ -83,3 +91,109 @@ def tokenizer(base: Path) -> Any:
     from emotune import models
 
     return models.load_tokenizer(base, "out_inst_uni")
+
+
+# What makes the whole pipeline of params.yaml take a minute. Some 48 steps of sft and of dpo are enough for a row of
+# history to sum up two of them: where a checkpoint stood between these, a killed run would not end with the same curve.
+TINY: dict[str, Any] = {
+    "data.dialogues": 400,
+    "pretrain.vocabulary": 1000,
+    "pretrain.learning_rate": 0.01,
+    "pretrain.hidden_size": 64,
+    "pretrain.layers": 2,
+    "pretrain.heads": 2,
+    "pretrain.epochs": 6,
+    "evaluate.prompts": 40,
+    "evaluate.control_contexts": 5,
+    "evaluate.resamples": 100,
+    "sft.epochs": 1.2,
+    "sft.learning_rate": 0.002,
+    "sft.batch_size": 8,
+    "sft.checkpoints": 4,
+    "sft.lora.rank": 4,
+    "prefs.prompts": 60,
+    "prefs.emotions": "dataset",
+    "prefs.attempts": 3,
+    "prefs.candidates": 4,
+    "prefs.target_score_range": 0.5,
+    "prefs.min_chosen_score": 1.0,
+    "prefs.min_clean_confidence": 0.0,
+    "prefs.validation": 0.25,
+    "prefs.sampling.temperature": 0.7,
+    "prefs.sampling.max_new_tokens": 32,
+    "prefs.sampling.repetition_penalty": 1.0,
+    "dpo.epochs": 4,
+    "dpo.learning_rate": 0.0005,
+    "dpo.checkpoints": 4,
+    "dpo.batch_size": 2,
+}
+
+
+def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
+    """The repository's params.yaml with the values of some dotted keys changed, in a folder; comments stay."""
+    yaml = YAML()
+    content = yaml.load((ROOT / "params.yaml").read_text("utf-8"))
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = reduce(getitem, path, content)
+        assert last in section, f"params.yaml has no {key}"
+        section[last] = value
+    yaml.dump(content, folder / "params.yaml")
+
+
+def flags(stage: str) -> list[str]:
+    """`--out`, `models/sft` ...: what dvc.yaml hands to a stage."""
+    return STAGES[stage]["cmd"].split()[3:]
+
+
+def declared(stage: str) -> list[str]:
+    """The outs, metrics and plots of a stage, files and folders."""
+    return [
+        path for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, []) for path in _paths_of(out)
+    ]
+
+
+def _paths_of(out: str | Mapping[str, Any]) -> list[str]:
+    return [out] if isinstance(out, str) else list(out)
+
+
+def run_stage(stage: str, folder: Path) -> None:
+    """A stage in this process, in `folder`, with the paths of dvc.yaml; untracked."""
+    words = flags(stage)
+    paths = {flag[2:].replace("-", "_"): Path(path) for flag, path in zip(words[::2], words[1::2], strict=True)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        patch.setenv("EMOTUNE_TRACKING", "off")
+        importlib.import_module(f"emotune.stages.{stage}").main(**paths)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file in a folder, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+@dataclass
+class Pipeline:
+    """A folder in which all stages ran, and what each of them wrote or changed there."""
+
+    folder: Path
+    written: dict[str, set[str]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        for stage in STAGES:
+            before = contents(self.folder)
+            run_stage(stage, self.folder)
+            after = contents(self.folder)
+            self.written[stage] = {path for path in after.keys() | before.keys() if after.get(path) != before.get(path)}
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The whole embedded pipeline with tiny settings, once a session: look, do not touch."""
+    done = Pipeline(tmp_path_factory.mktemp("pipeline"))
+    write_params(done.folder, TINY)
+    done.run()
+    return done

@@ -123,3 +123,24 @@ def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
     kept = [entry for kind in ("metrics", "plots") for entry in STAGES[stage].get(kind, [])]
     assert all(isinstance(entry, dict) and next(iter(entry.values())) == {"cache": False} for entry in kept)
     assert all(isinstance(entry, str) for entry in STAGES[stage].get("outs", []))
+
+
+def test_the_readme_s_tree_names_every_module_and_no_other() -> None:
+    tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1].split("## ")[0]
+    named = set(re.findall(r"^  (\w+\.py) ", tree, flags=re.MULTILINE))
+    assert named == {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+
+
+def test_pure_modules_import_nothing_heavy() -> None:
+    for name in ("params", "errors", "dialogue", "corpus", "seeds", "reward", "selection", "scores"):
+        for file in {PACKAGE / f"{name}.py", *imported(PACKAGE / f"{name}.py")}:
+            roots = {
+                (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+                for node in ast.walk(ast.parse(file.read_text("utf-8")))
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            }
+            assert not roots & {"torch", "transformers", "trl", "peft", "mlflow", "dvc", "datasets"}, file
+
+
+def test_a_stage_never_imports_a_stage(stage: str) -> None:
+    assert not {path for path in imported(PACKAGE / "stages" / f"{stage}.py") if path.parent.name == "stages"}

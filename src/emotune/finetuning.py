@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,7 +25,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from emotune import launch, params, prompts
 from emotune.dialogue import ASSISTANT, Dialogue, Turn
 from emotune.errors import InputError
-from emotune.seeds import order
+from emotune.seeds import key, order
 
 Log = Callable[[Mapping[str, float], int], None]
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]
@@ -56,6 +58,7 @@ def sft(
     tokenizer: Any,
     train: Sequence[Dialogue],
     validation: Sequence[Dialogue],
+    neutral: str,
     p: params.Sft,
     system_prompt: str | None,
     choice: params.Model,
@@ -64,11 +67,12 @@ def sft(
 ) -> Trained:
     """A new LoRA adapter on the base model, trained on whole dialogues; returns model, curve and metrics.
 
-    The loss is that of every reply and its end token (`loss_on: replies`), or of every token (`all`). A dialogue
-    longer than the context is cut between turns.
+    The loss is that of every reply and its end token (`loss_on: replies`), or of every token (`all`). With
+    `neutral_replies` only so many neutral replies are trained on, and rows without any reply to train on are left
+    out. A dialogue longer than the context is cut between turns.
     """
-    rows, left_out = _sft_rows(tokenizer, train, p.loss_on, system_prompt, choice.context)
-    held_out, _ = _sft_rows(tokenizer, validation, p.loss_on, system_prompt, choice.context)
+    rows, left_out = _sft_rows(tokenizer, train, neutral, p.neutral_replies, p, system_prompt, choice.context)
+    held_out, _ = _sft_rows(tokenizer, validation, neutral, None, p, system_prompt, choice.context)
     rows_in_order = [rows[i] for i in order([len(row["input_ids"]) for row in rows], p.epochs, p.batch_size, p.seed)]
     trainer = SFTTrainer(
         model=model,
@@ -124,10 +128,13 @@ def dpo(
     lengths = [len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"]) for row in train]
     rows = [_dpo_row(train[i], system_prompt) for i in order(lengths, p.epochs, p.batch_size, p.seed)]
     with_sft = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, p.sft_weight]} if p.sft_weight else {}
+    unvalidated = {} if validation else {"eval_strategy": "no"}
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
-            **arguments(p, choice.dtype, folder, len(rows)), max_length=choice.context, beta=p.beta, **with_sft
+            **arguments(p, choice.dtype, folder, len(rows)) | with_sft | unvalidated,
+            max_length=choice.context,
+            beta=p.beta,
         ),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list([_dpo_row(row, system_prompt) for row in validation[:VALIDATION_ROWS]])
@@ -186,16 +193,36 @@ class _FirstStep(TrainerCallback):
 
 
 def _sft_rows(
-    tokenizer: Any, dialogues: Sequence[Dialogue], loss_on: str, system_prompt: str | None, context: int
+    tokenizer: Any,
+    dialogues: Sequence[Dialogue],
+    neutral: str,
+    neutral_replies: float | None,
+    p: params.Sft,
+    system_prompt: str | None,
+    context: int,
 ) -> tuple[list[dict[str, list[int]]], int]:
+    """Rows of ids and labels, and the number of turns that fit in no row.
+
+    83 % of DailyDialog is neutral, so a batch's loss says little about any other emotion: of the neutral replies only
+    `neutral_replies` times as many are trained on as there are others.
+    """
+    counts = Counter(turn.emotion == neutral for d in dialogues for turn in d.turns if turn.role == ASSISTANT)
+    share = 1.0 if neutral_replies is None or not counts[True] else neutral_replies * counts[False] / counts[True]
     rows, left_out = [], 0
     for dialogue in dialogues:
+        rng = random.Random(key(p.seed, "neutral replies", dialogue.id))
         pieces = prompts.fitting_rows(tokenizer, dialogue.turns, system_prompt, context)
         left_out += len(dialogue.turns) - sum(map(len, pieces))
         for piece in pieces:
             ids, of_reply = prompts.training_row(tokenizer, piece, system_prompt)
-            labels = ids if loss_on == "all" else [i if on else -100 for i, on in zip(ids, of_reply, strict=True)]
-            rows.append({"input_ids": ids, "labels": labels})
+            learned = [turn.emotion != neutral or rng.random() < share for turn in piece if turn.role == ASSISTANT]
+            labels, number, inside = [], -1, False
+            for token, on in zip(ids, of_reply, strict=True):
+                number += on and not inside
+                inside = on
+                labels.append(token if (learned[number] if on else p.loss_on == "all") else -100)
+            if any(learned):
+                rows.append({"input_ids": ids, "labels": labels})
     if not rows:
         raise InputError(f"model.context: no exchange of two turns fits in {context} tokens")
     return rows, left_out
@@ -221,6 +248,7 @@ def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[s
     """What SFTConfig and DPOConfig share, for rows that already stand in the order of training."""
     steps = max(1, math.ceil(rows / (p.batch_size * p.accumulation)))
     on_gpu = torch.cuda.is_available()
+    every = max(1, steps // POINTS)
     return {
         "output_dir": str(folder),
         "num_train_epochs": 1,
@@ -238,12 +266,13 @@ def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[s
         "bf16": on_gpu and dtype == "bfloat16",
         "fp16": on_gpu and dtype == "float16",
         "logging_strategy": "steps",
-        "logging_steps": max(1, steps // POINTS),
+        "logging_steps": every,
         "logging_first_step": True,
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // 5),
         "save_strategy": "steps" if p.checkpoints else "no",
-        "save_steps": max(1, steps // (p.checkpoints + 1)),
+        # On a logged step: what was summed up since the last one is in no checkpoint, and the curve would lack it.
+        "save_steps": max(every, steps // (p.checkpoints + 1) // every * every),
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,

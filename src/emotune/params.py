@@ -148,6 +148,7 @@ class Training(Section):
 
 class Sft(Training):
     loss_on: Literal["replies", "all"]
+    neutral_replies: Positive | None
     lora: Lora
 
 

@@ -103,7 +103,9 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]])
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, or of a folder's sorted relative names and contents."""
+    """The sha256 of a file, or of a folder's sorted relative names and contents; InputError where there is neither."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     total = hashlib.sha256()
     for file in files:

@@ -49,17 +49,18 @@ def replies(
     tokenizer: Any,
     requests: Sequence[Request],
     sampling: params.Sampling,
-    rows: int = ROWS,
+    rows: int | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[list[Reply]]:
     """One reply for each key of each request, in the order of the requests.
 
     Temperature 0 is greedy. Filters apply in the order of transformers: repetition penalty (over prompt and reply),
-    no end token before `min_new_tokens`, temperature, top-k, top-p. `done` hears how many replies each batch ended.
+    no end token before `min_new_tokens`, temperature, top-k, top-p. At most `rows` replies (ROWS where None) are
+    sampled at once; `done` hears how many each batch ended.
     """
     results: list[list[Reply]] = [[] for _ in requests]
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-    for batch in _batches(order, [len(request.keys) for request in requests], rows):
+    for batch in _batches(order, [len(request.keys) for request in requests], rows or ROWS):
         sampled = _sample(model, tokenizer, [requests[i] for i in batch], sampling)
         for i, found in zip(batch, sampled, strict=True):
             results[i] = found

@@ -39,7 +39,7 @@ def main(dialogues: Path, base: Path, sft: Path, judges: Path, out: Path, metric
                 "or prefs.target_score_range, or train sft for longer"
             )
         measured = preferences.measure(asked, outcomes, pairs, labels)
-        held_out = round(p.prefs.validation * len(pairs))
+        held_out = min(round(p.prefs.validation * len(pairs)), len(pairs) - 1)
         records.write_jsonl(out / "validation.jsonl", pairs[:held_out])
         records.write_jsonl(out / "train.jsonl", pairs[held_out:])
         records.write_json(metrics, measured)

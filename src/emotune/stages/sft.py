@@ -16,11 +16,12 @@ def main(dialogues: Path, base: Path, out: Path, metrics: Path, history: Path) -
     with tracking.run("sft", p.model_dump(), inputs) as run:
         train = records.read_dialogues(dialogues / "train.jsonl")
         validation = records.read_dialogues(dialogues / "validation.jsonl")
+        neutral = records.read_json(dialogues / "labels.json")["neutral"]
         tokenizer = models.load_tokenizer(base, p.template)
         model = models.load_base(base, p.model)
         with finetuning.workspace("sft", p.model_dump(), inputs) as folder:
             model, curve, measured = finetuning.sft(
-                model, tokenizer, train, validation, p.sft, p.system_prompt, p.model, folder, run.log
+                model, tokenizer, train, validation, neutral, p.sft, p.system_prompt, p.model, folder, run.log
             )
             models.save_adapter(model, tokenizer, base, out)
             records.write_csv(history, list(finetuning.SFT_CURVE), curve)

@@ -1,0 +1,265 @@
+"""Laws of evaluation.py: the same questions for every model, and what is made of their answers."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotune import evaluation, models, params, prompts
+from emotune.dialogue import Dialogue, alternate
+from emotune.evaluation import Answers, Question
+
+LABELS = ("neutral", "happiness", "sadness")
+EVALUATE = params.Evaluate(
+    prompts=None,
+    control_contexts=2,
+    resamples=200,
+    seed=7,
+    emotion_judge=params.JudgeChoice(name="embedded", revision=None, labels=None),
+    sampling=params.Sampling(
+        temperature=0.7, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8
+    ),
+)
+TURNS = alternate(
+    ("I lost my keys.", "That is a pity.", "I found them!", "Great!", "Shall we go?", "Yes."),
+    ("sadness", "sadness", "happiness", "happiness", "neutral", "neutral"),
+)
+TALK = [Dialogue(f"talk-{number}", TURNS) for number in range(5)]
+
+
+# --- the questions
+
+
+def test_every_reply_is_a_question_in_the_emotion_it_has() -> None:
+    asked = evaluation.natural(TALK[:1], 5, None, 7)
+    assert asked == [
+        Question("talk-0/1", "talk-0", TURNS[:1], "sadness", "That is a pity."),
+        Question("talk-0/3", "talk-0", TURNS[:3], "happiness", "Great!"),
+        Question("talk-0/5", "talk-0", TURNS[:5], "neutral", "Yes."),
+    ]
+
+
+def test_a_limit_takes_the_first_questions_and_whole_dialogues_in_turn() -> None:
+    everything = evaluation.natural(TALK, 5, None, 7)
+    assert len(everything) == 15
+    assert evaluation.natural(TALK, 5, 7, 7) == everything[:7]
+    assert len({question.dialogue for question in everything[:6]}) == 2
+
+
+def test_questions_depend_on_the_seed_and_on_nothing_else() -> None:
+    assert evaluation.natural(TALK, 5, None, 7) == evaluation.natural(TALK, 5, None, 7)
+    assert evaluation.natural(TALK, 5, None, 7) != evaluation.natural(TALK, 5, None, 8)
+    assert evaluation.control(TALK, 5, 3, LABELS, 7) == evaluation.control(TALK, 5, 3, LABELS, 7)
+    assert evaluation.control(TALK, 5, 3, LABELS, 7) != evaluation.control(TALK, 5, 3, LABELS, 8)
+
+
+def test_control_asks_the_same_context_in_every_emotion() -> None:
+    asked = evaluation.control(TALK, 5, 3, LABELS, 7)
+    assert [question.emotion for question in asked] == [*LABELS] * 3
+    for start in (0, 3, 6):
+        same = asked[start : start + 3]
+        assert len({(question.dialogue, question.history) for question in same}) == 1
+        assert len({question.id for question in same}) == 3
+    assert len({question.dialogue for question in asked}) == 3
+    assert {question.reference for question in asked} == {None}
+
+
+def test_more_control_contexts_than_dialogues_take_every_dialogue() -> None:
+    assert len(evaluation.control(TALK, 5, 100, LABELS, 7)) == 5 * len(LABELS)
+
+
+@pytest.mark.parametrize(("history_turns", "longest"), [(1, 1), (2, 1), (3, 3), (5, 5), (50, 5)])
+def test_a_history_has_at_most_history_turns_from_a_user_turn_on(history_turns: int, longest: int) -> None:
+    asked = [*evaluation.natural(TALK, history_turns, None, 7), *evaluation.control(TALK, history_turns, 5, LABELS, 7)]
+    assert max(len(question.history) for question in asked) == longest
+    assert (
+        {question.history[0].role for question in asked}
+        == {question.history[-1].role for question in asked}
+        == {"user"}
+    )
+
+
+# --- the answers of a model
+
+
+def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+    return [(LABELS[len(text) % 3], 0.5) for text in texts]
+
+
+def clean(texts: Sequence[str]) -> list[tuple[str, float]]:
+    return [("clean", 1.0)] * len(texts)
+
+
+def answers_of(base: Path, template: str | None, context: int = 256) -> Answers:
+    choice = params.Model(
+        base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
+    )
+    model, tokenizer = models.load_base(base, choice), models.load_tokenizer(base, template)
+    return evaluation.answer(model, tokenizer, TALK, LABELS, EVALUATE, 5, None, context, judge, clean)
+
+
+@pytest.fixture(scope="module")
+def answers(base: Path) -> Answers:
+    return answers_of(base, "out_inst_uni")
+
+
+def test_there_is_a_row_for_each_question_in_order(answers: Answers) -> None:
+    assert [row["id"] for row in answers.replies] == [q.id for q in evaluation.natural(TALK, 5, None, 7)]
+    assert [row["id"] for row in answers.control] == [q.id for q in evaluation.control(TALK, 5, 2, LABELS, 7)]
+    for row in (*answers.replies, *answers.control):
+        assert row["judged"] == LABELS[len(row["reply"]) % 3]
+        assert row["tokens"] <= 8
+        assert not row["trimmed"]
+
+
+def test_another_template_is_asked_the_same_questions(answers: Answers, base: Path) -> None:
+    native = answers_of(base, None)
+    for rows, others in ((answers.replies, native.replies), (answers.control, native.control)):
+        for key in ("id", "dialogue", "context", "emotion"):
+            assert [row[key] for row in rows] == [row[key] for row in others]
+
+
+def test_a_model_that_cannot_be_told_an_emotion_reads_the_same_prompt_for_all(base: Path) -> None:
+    tokenizer = models.load_tokenizer(base, None)
+    assert len({tuple(prompts.prompt_ids(tokenizer, TURNS[:1], label, None)) for label in LABELS}) == 1
+
+
+def test_a_references_likelihood_is_that_of_its_reply_tokens(answers: Answers, base: Path) -> None:
+    tokenizer = models.load_tokenizer(base, "out_inst_uni")
+    for row in answers.replies:
+        reply = tokenizer(f" {row['reference']}</s>", add_special_tokens=False)["input_ids"]
+        assert row["reference_tokens"] == len(reply)
+        # The model is random, so each token costs about ln(vocabulary).
+        assert row["reference_nats"] / len(reply) == pytest.approx(math.log(len(tokenizer)), rel=0.1)
+    assert all("reference" not in row for row in answers.control)
+
+
+def test_what_leaves_no_room_for_a_reply_is_trimmed_by_whole_turns_and_counted(base: Path, answers: Answers) -> None:
+    trimmed = answers_of(base, "out_inst_uni", context=60)
+    assert any(row["trimmed"] for row in trimmed.replies)
+    for short, whole in zip(trimmed.replies, answers.replies, strict=True):
+        assert short["context"] == whole["context"][len(whole["context"]) - len(short["context"]) :]
+        assert short["trimmed"] == (short["context"] != whole["context"])
+    share = evaluation.measure(trimmed, LABELS, "neutral", EVALUATE)["text"]["history_trimmed"]["value"]
+    assert share == pytest.approx(sum(row["trimmed"] for row in trimmed.replies) / 15)
+
+
+# --- what is made of the answers
+
+
+def row(dialogue: str, emotion: str, judged: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"{dialogue}/{emotion}",
+        "dialogue": dialogue,
+        "context": ["Hello there."],
+        "emotion": emotion,
+        "reply": "Well, well.",
+        "judged": judged,
+        "confidence": 0.9,
+        "gibberish": "clean",
+        "gibberish_confidence": 0.9,
+        "tokens": 3,
+        "ended": True,
+        "trimmed": False,
+        **more,
+    }
+
+
+def with_reference(nats: float, tokens: int, text: str = "Quite so.") -> dict[str, Any]:
+    return {"reference": text, "reference_nats": nats, "reference_tokens": tokens}
+
+
+BEFORE = Answers(
+    replies=[
+        row("a", "neutral", "neutral", **with_reference(4 * math.log(8), 4, "12345678")),
+        row("a", "happiness", "neutral", **with_reference(2 * math.log(8), 2, "1234")),
+        row(
+            "b", "neutral", "neutral", reply="hello  THERE.", ended=False, **with_reference(2 * math.log(8), 2, "1234")
+        ),
+        row("b", "sadness", "neutral", reply="", gibberish="noise"),
+    ],
+    control=[row("a", label, "neutral") for label in LABELS],
+)
+AFTER = Answers(
+    replies=[{**old, "judged": old["emotion"]} for old in BEFORE.replies],
+    control=[row("a", label, label) for label in LABELS],
+)
+
+
+def test_the_metrics_of_four_literal_rows() -> None:
+    measured = evaluation.measure(BEFORE, LABELS, "neutral", EVALUATE)
+    replies = measured["replies"]
+    assert replies["accuracy"]["value"] == 0.5
+    # neutral: precision 1/2, recall 1, F1 2/3; the others 0.
+    assert replies["macro_f1"]["value"] == pytest.approx(2 / 9)
+    assert replies["weighted_f1"]["value"] == pytest.approx(1 / 3)
+    assert replies["micro_f1_without_neutral"]["value"] == 0
+    assert replies["support"] == {"neutral": 2, "happiness": 1, "sadness": 1}
+    assert replies["confusion"] == [[2, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert measured["control"]["macro_accuracy"]["value"] == pytest.approx(1 / 3)
+    assert measured["control"]["per_emotion"] == {"neutral": 1.0, "happiness": 0.0, "sadness": 0.0}
+    # 8 reply tokens at ln 8 nats: perplexity 8, and 8 x 3 bits over 16 characters.
+    assert measured["reference"]["perplexity"] == pytest.approx({"value": 8, "low": 8, "high": 8})
+    assert measured["reference"]["bits_per_character"] == pytest.approx({"value": 1.5, "low": 1.5, "high": 1.5})
+    assert measured["reference"]["left_out_too_long"] == 1
+    text = measured["text"]
+    assert text["ends_properly"]["value"] == 0.75
+    assert text["hit_token_limit"]["value"] == 0.25
+    assert text["gibberish"]["value"] == 0.25
+    assert text["copies_context"]["value"] == 0.25
+    assert text["empty"]["value"] == 0.25
+    assert text["words_mean"] == 1.5
+    # well, well. well, well. hello there.: 4 different words of 6, and 2 different pairs of 3
+    assert text["distinct_1"] == pytest.approx(4 / 6)
+    assert text["distinct_2"] == pytest.approx(2 / 3)
+
+
+def test_every_share_lies_in_its_interval() -> None:
+    measured = evaluation.measure(BEFORE, LABELS, "neutral", EVALUATE)
+    found = [
+        value for part in measured.values() for value in part.values() if isinstance(value, dict) and "low" in value
+    ]
+    assert len(found) == 18
+    assert all(share["low"] <= share["value"] <= share["high"] for share in found)
+
+
+def test_neighbours_are_compared_on_the_same_questions() -> None:
+    found = evaluation.compare(BEFORE, AFTER, LABELS, "neutral", EVALUATE)
+    assert found["replies"]["accuracy"]["difference"] == 0.5
+    assert found["replies"]["macro_f1"]["difference"] == pytest.approx(7 / 9)
+    assert found["replies"]["mcnemar"] == {"b": 0, "c": 2, "p": 0.5}
+    assert found["control"]["macro_accuracy"]["difference"] == pytest.approx(2 / 3)
+    assert found["control"]["mcnemar"] == {"b": 0, "c": 2, "p": 0.5}
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    for part in evaluation.compare(AFTER, AFTER, LABELS, "neutral", EVALUATE).values():
+        assert part.pop("mcnemar") == {"b": 0, "c": 0, "p": 1.0}
+        assert all(test == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0} for test in part.values())
+
+
+def test_the_table_has_a_row_for_each_model_and_metric() -> None:
+    measured: dict[str, Any] = {
+        name: evaluation.measure(found, LABELS, "neutral", EVALUATE)
+        for name, found in (("baseline", BEFORE), ("sft", AFTER), ("dpo", AFTER))
+    }
+    measured["majority"] = evaluation.majority(AFTER, LABELS, "neutral")
+    table = evaluation.table(measured | {"paired": {}})
+    assert [(line["model"], line["metric"]) for line in table] == [
+        *((model, "accuracy") for model in ("majority", "baseline", "sft", "dpo")),
+        *((model, "weighted F1") for model in ("majority", "baseline", "sft", "dpo")),
+        *((model, "macro F1") for model in ("majority", "baseline", "sft", "dpo")),
+        *((model, "micro F1 without neutral") for model in ("majority", "baseline", "sft", "dpo")),
+        *((model, "control") for model in ("baseline", "sft", "dpo")),
+        *((model, "perplexity") for model in ("baseline", "sft", "dpo")),
+    ]
+    assert table[0] == {"model": "majority", "metric": "accuracy", "value": 0.5}
+    assert set(table[1]) == {"model", "metric", "value", "low", "high"}
+
+
+def test_an_unknown_judged_label_is_refused() -> None:
+    answers = Answers([row("a", "neutral", "boredom", **with_reference(1.0, 1))], BEFORE.control)
+    with pytest.raises(ValueError, match="label 'boredom' is not one of neutral, happiness, sadness"):
+        evaluation.measure(answers, LABELS, "neutral", EVALUATE)

@@ -1,0 +1,287 @@
+"""Laws of finetuning.py: what is trained on, in which steps, and against which reference."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from emotune import finetuning, models, params
+from emotune.dialogue import Dialogue, Turn
+from emotune.errors import InputError
+
+CHOICE = params.Model(
+    base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
+)
+SFT = params.Sft(
+    epochs=1.0,
+    learning_rate=0.01,
+    schedule="cosine",
+    warmup=0.1,
+    batch_size=2,
+    accumulation=1,
+    optimizer="adamw_torch",
+    gradient_checkpointing=False,
+    checkpoints=2,
+    seed=7,
+    loss_on="replies",
+    neutral_replies=None,
+    lora=params.Lora(rank=2, alpha=4, dropout=0.0, rslora=True, target_modules="all-linear"),
+)
+DPO = params.Dpo(**{name: getattr(SFT, name) for name in params.Training.model_fields}, beta=0.1, sft_weight=0.0)
+
+
+def changed(p: Any, **changes: Any) -> Any:
+    return type(p).model_validate(p.model_dump() | changes)
+
+
+def ignore(logs: Mapping[str, float], step: int) -> None:
+    pass
+
+
+# --- the steps
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 4, 7])
+def test_a_checkpoint_falls_on_a_logged_step(checkpoints: int, tmp_path: Path) -> None:
+    for rows in range(1, 600, 7):
+        found = finetuning.arguments(changed(SFT, checkpoints=checkpoints), "float32", tmp_path, rows)
+        assert found["save_steps"] % found["logging_steps"] == 0
+        assert found["save_steps"] >= 1
+
+
+def test_a_run_is_one_pass_over_rows_that_stand_in_order(tmp_path: Path) -> None:
+    found = finetuning.arguments(changed(SFT, batch_size=8, accumulation=4), "float32", tmp_path, 1000)
+    assert (found["num_train_epochs"], found["train_sampling_strategy"]) == (1, "sequential")
+    # 1,000 rows of 8 x 4 a step are 32 steps; a tenth of them warm up.
+    assert (found["warmup_steps"], found["logging_steps"], found["save_steps"]) == (3, 1, 10)
+    assert (found["bf16"], found["fp16"], found["use_cpu"]) == (False, False, not torch.cuda.is_available())
+
+
+def test_no_checkpoints_are_written_where_none_are_wanted(tmp_path: Path) -> None:
+    assert finetuning.arguments(changed(SFT, checkpoints=0), "float32", tmp_path, 100)["save_strategy"] == "no"
+
+
+# --- sft
+
+
+def caught_rows(tokenizer: Any, dialogues: list[Dialogue], p: params.Sft, context: int = 256) -> list[dict[str, Any]]:
+    return finetuning._sft_rows(tokenizer, dialogues, "neutral", p.neutral_replies, p, None, context)[0]
+
+
+def texts_learned(tokenizer: Any, row: Mapping[str, Any]) -> str:
+    return tokenizer.decode([label for label in row["labels"] if label != -100])
+
+
+def test_the_loss_is_that_of_the_replies_and_their_ends(tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    [row] = caught_rows(tokenizer, dialogues[:1], SFT)
+    assert texts_learned(tokenizer, row) == " Where did you see them last?</s> Then let us look there!</s>"
+    assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
+
+
+def test_the_loss_on_all_is_that_of_every_token(tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    [row] = caught_rows(tokenizer, dialogues[:1], changed(SFT, loss_on="all"))
+    assert row["labels"] == row["input_ids"]
+
+
+def test_neutral_replies_are_thinned_and_no_other(tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    # Each dialogue has a neutral reply and a surprised one: with one neutral for each other, all are learned.
+    assert caught_rows(tokenizer, dialogues, changed(SFT, neutral_replies=1.0)) == caught_rows(
+        tokenizer, dialogues, SFT
+    )
+    few = caught_rows(tokenizer, dialogues, changed(SFT, neutral_replies=1e-9))
+    assert [texts_learned(tokenizer, row) for row in few] == [f" {d.turns[3].content}</s>" for d in dialogues]
+    assert [row["input_ids"] for row in few] == [row["input_ids"] for row in caught_rows(tokenizer, dialogues, SFT)]
+
+
+def test_a_row_without_a_reply_to_learn_is_left_out(tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    calm = Dialogue("calm", tuple(Turn(turn.role, turn.content, "neutral") for turn in dialogues[0].turns))
+    rows = caught_rows(tokenizer, [calm, dialogues[1]], changed(SFT, neutral_replies=1e-9))
+    assert [texts_learned(tokenizer, row) for row in rows] == [" Of course I will.</s>"]
+
+
+def test_a_context_that_holds_no_exchange_is_refused(tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    with pytest.raises(InputError, match=r"model\.context: no exchange of two turns fits in 8 tokens"):
+        caught_rows(tokenizer, dialogues, SFT, context=8)
+
+
+def sft(base: Path, tokenizer: Any, dialogues: list[Dialogue], folder: Path, **changes: Any) -> finetuning.Trained:
+    model = models.load_base(base, CHOICE)
+    return finetuning.sft(
+        model, tokenizer, dialogues, dialogues, "neutral", changed(SFT, **changes), None, CHOICE, folder, ignore
+    )
+
+
+def test_sft_trains_lora_and_nothing_else(
+    base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    before = {name: weight.clone() for name, weight in models.load_base(base, CHOICE).named_parameters()}
+    model, curve, measured = sft(base, tokenizer, dialogues, tmp_path, epochs=4.0)
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+        for name, weight in model.named_parameters()
+    }
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    assert all("lora_" in name for name, weight in model.named_parameters() if weight.requires_grad)
+    # 5 rows, 2 a step, 4 times.
+    assert (measured["rows"], measured["steps"]) == (5, 10)
+    assert [row["step"] for row in curve] == list(range(1, 11))
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_equal_runs_of_sft_are_equal(base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path) -> None:
+    (first, curve, _), (second, again, _) = (
+        sft(base, tokenizer, dialogues, tmp_path / name, lora=SFT.lora.model_dump() | {"dropout": 0.1}) for name in "ab"
+    )
+    assert [row["loss"] for row in curve] == [row["loss"] for row in again]
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+# --- dpo
+
+
+@pytest.fixture
+def adapter(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
+    """An adapter that changes what the tiny model says, with dropout, saved."""
+    torch.manual_seed(7)
+    lora = LoraConfig(
+        r=2, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    folder = tmp_path / "adapter"
+    models.save_adapter(get_peft_model(models.load_base(base, CHOICE), lora), tokenizer, base, folder)
+    return folder
+
+
+@pytest.fixture
+def policy(base: Path, adapter: Path) -> Any:
+    """The adapter as DPO trains it, beside its frozen reference."""
+    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    model.load_adapter(str(adapter), adapter_name="ref", is_trainable=False)
+    return model
+
+
+def test_a_reference_that_is_the_policy_passes(policy: Any) -> None:
+    finetuning.assert_reference_is_policy(policy)
+
+
+def test_a_reference_with_one_other_number_is_refused(policy: Any) -> None:
+    name, weight = next((name, weight) for name, weight in policy.named_parameters() if ".ref." in name)
+    with torch.no_grad():
+        weight[0, 0] += 1e-7
+    own = name.replace(".ref.", ".default.").replace(".", r"\.")
+    with pytest.raises(AssertionError, match=f"the reference lacks what the policy learned in sft: {own} differs"):
+        finetuning.assert_reference_is_policy(policy)
+
+
+def test_a_policy_without_a_reference_is_refused(base: Path, adapter: Path) -> None:
+    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    with pytest.raises(AssertionError, match="the reference lacks what the policy learned in sft"):
+        finetuning.assert_reference_is_policy(model)
+
+
+def test_a_policy_that_cannot_learn_is_refused(base: Path, adapter: Path) -> None:
+    model = models.load_adapter(models.load_base(base, CHOICE), adapter)
+    with pytest.raises(AssertionError, match="the policy has no trainable adapter weights"):
+        finetuning.assert_reference_is_policy(model)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rewards", "passes"),
+    [
+        (math.log(2), (0.0, 0.0), True),
+        (0.6917, (0.0, 0.0), False),
+        (math.log(2), (0.0196, 0.0196), False),
+        (math.log(2), (0.0, -0.0005), False),
+    ],
+)
+def test_at_step_1_rewards_are_0_and_the_loss_is_ln_2(loss: float, rewards: tuple[float, float], passes: bool) -> None:
+    logs = {"loss": loss, "rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
+    on_cpu = SimpleNamespace(bf16=False, fp16=False)
+    law = finetuning._FirstStep(math.log(2))
+    law.on_log(on_cpu, SimpleNamespace(global_step=2), None, logs)
+    if passes:
+        law.on_log(on_cpu, SimpleNamespace(global_step=1), None, logs)
+    else:
+        with pytest.raises(AssertionError, match="step 1 must have rewards 0 and loss ln 2"):
+            law.on_log(on_cpu, SimpleNamespace(global_step=1), None, logs)
+
+
+def pair(number: int) -> dict[str, Any]:
+    return {
+        "history": [{"role": "user", "content": "I lost my keys again.", "emotion": "sadness"}],
+        "emotion": "sadness",
+        "prompt": "[INST] I lost my keys again. [/INST]",
+        "chosen": f"Where did you see them {number} last?",
+        "rejected": f"Great {number}!",
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}, {"sft_weight": 0.5}, {"batch_size": 4}])
+def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
+    changes: dict[str, Any], base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    tokenizer = models.load_tokenizer(adapter, None)
+    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    pairs = [pair(number) for number in range(6)]
+    p = changed(DPO, epochs=4.0, checkpoints=0, **changes)
+    _, curve, measured = finetuning.dpo(model, tokenizer, pairs, pairs[:2], p, None, CHOICE, tmp_path / "work", ignore)
+    # Although the adapter has dropout, which would part the policy from its reference.
+    assert curve[0]["rewards/margins"] == 0.0
+    assert (curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)) == ("sft_weight" not in changes)
+    assert measured["validation_margin"] > 0.1
+    assert measured["validation_accuracy"] == 1.0
+    assert measured["pairs"] == 6
+
+
+# --- the work folder
+
+
+VALUES, INPUTS = {"sft": {"rank": 4}}, {"dialogues": "abc"}
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_a_work_folder_goes_after_success_and_stays_after_a_failure(repository: Path) -> None:
+    def fails_on_the_way(folder: Path) -> None:
+        (folder / "checkpoint-3").mkdir()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), finetuning.workspace("sft", VALUES, INPUTS) as folder:
+        fails_on_the_way(folder)
+    assert folder.parent == repository / ".work" / "sft"
+    with finetuning.workspace("sft", VALUES, INPUTS) as again:
+        assert again == folder
+        assert (again / "checkpoint-3").is_dir()
+    assert not folder.exists()
+
+
+def test_other_params_inputs_or_stages_have_other_work_folders(repository: Path) -> None:
+    folders = set()
+    for stage, values, inputs in (
+        ("sft", VALUES, INPUTS),
+        ("dpo", VALUES, INPUTS),
+        ("sft", {"sft": {"rank": 8}}, INPUTS),
+        ("sft", VALUES, {"dialogues": "abd"}),
+    ):
+        with finetuning.workspace(stage, values, inputs) as folder:
+            folders.add(folder)
+    assert len(folders) == 4
+
+
+def test_two_runs_cannot_share_a_work_folder(repository: Path) -> None:
+    with finetuning.workspace("sft", VALUES, INPUTS) as folder:
+        with (
+            pytest.raises(InputError, match=f"another run of sft is training in {folder}: wait for it, or stop it"),
+            finetuning.workspace("sft", VALUES, INPUTS),
+        ):
+            pass
+        assert folder.is_dir()
