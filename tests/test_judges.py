@@ -111,7 +111,7 @@ def test_weights_are_one_on_average_and_equal_labels_out_at_evenness_one() -> No
 
 
 def test_bad_training_input_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown recipe 'letters'.*words, characters"):
+    with pytest.raises(InputError, match=r"unknown recipe 'letters'.*words, characters"):
         judges.train_emotion(TEXTS, LABELS, "letters", 0)
     with pytest.raises(InputError, match=r"at least two labels, found \['neutral'\]"):
         judges.train_emotion(["a", "b"], ["neutral", "neutral"], "words", 0)
@@ -119,16 +119,9 @@ def test_bad_training_input_is_refused() -> None:
         judges.train_gibberish(["a"] * 20, 0)
 
 
-def held_out() -> tuple[list[str], list[str]]:
-    train, test = (
-        list(dict.fromkeys(turn.content for d in split for turn in d.turns))
-        for split in (dialogues(800, 3)["train"], dialogues(800, 3)["train"][::-1])
-    )
-    return train[: len(train) * 3 // 4], [text for text in test if text not in set(train[: len(train) * 3 // 4])]
-
-
 def test_gibberish_is_told_from_clean_text() -> None:
-    train, test = held_out()
+    texts = list(dict.fromkeys(turn.content for d in dialogues(800, 3)["train"] for turn in d.turns))
+    train, test = texts[:2500], texts[2500:]
     judge = judges.verdicts_of(judges.train_gibberish(train, 0))
     measured = judges.measure(judge, *judges.with_corruptions(test, random.Random(1)), GIBBERISH_LABELS)
     assert measured["macro_f1"] > 0.8
@@ -260,9 +253,9 @@ def test_a_label_map_must_name_all_labels_of_the_model_and_no_other(classifier: 
 
 
 def test_a_classifier_that_is_not_pinned_is_refused(classifier: Path) -> None:
-    with pytest.raises(InputError, match="revision must be the hash of its content, [0-9a-f]{64}; got None"):
+    with pytest.raises(InputError, match=r"revision must be the hash of its content, [0-9a-f]{64}; got None"):
         judges.load_hub(str(classifier), None, None, 4)
-    with pytest.raises(InputError, match="owner/model: no such folder.*40-digit commit, not a branch.*got main"):
+    with pytest.raises(InputError, match=r"owner/model: no such folder.*40-digit commit, not a branch.*got main"):
         judges.load_hub("owner/model", "main", None, 4)
 
 
@@ -296,7 +289,7 @@ def test_on_daily_dialog_both_emotion_judges_are_good_and_not_the_same_and_gibbe
         assert measured["macro_f1"] >= 0.42
         judged[recipe] = np.array([label for label, _ in judge(texts)])
     wrong = [judged[recipe] != np.array(gold) for recipe in RECIPES]
-    assert (wrong[0] & wrong[1]).sum() / (wrong[0] | wrong[1]).sum() < 0.75
+    assert (wrong[0] & wrong[1]).sum() / (wrong[0] | wrong[1]).sum() < 0.8
 
     judge = judges.verdicts_of(judges.train_gibberish(train[0], 7))
     measured = judges.measure(judge, *judges.with_corruptions(texts, random.Random(1)), GIBBERISH_LABELS)

@@ -198,7 +198,6 @@ def test_exp_show_lists_the_experiments_with_their_weights(experiments: tuple[st
 
 def test_metrics_diff_shows_what_an_experiment_changed(experiments: tuple[str, str], clone: Clone) -> None:
     found = json.loads(clone("dvc", "metrics", "diff", "main", "queued", "--json"))
-    print(json.dumps(found)[:1500])
     assert set(found) == {"metrics/prefs.json", "metrics/dpo.json", "metrics/evaluate.json"}
     # No number of the baseline or of sft depends on the weights.
     assert {name.split(".")[0] for name in found["metrics/evaluate.json"]} <= {"dpo", "paired"}
