@@ -34,7 +34,7 @@ def profile(name: str, text: str) -> None:
 
 def test_a_profile_changes_its_keys_and_no_other_byte(capsys):
     before = Path("params.yaml").read_text().splitlines()
-    rank = params.parse(Path("params.yaml")).sft.lora.rank
+    found = params.parse(Path("params.yaml"))
     profile("mine", "sft:\n  lora:\n    rank: 3\nreward:\n  weights: [0.5, 0.2, 0.3]\n")
     assert cli.main(["profile", "mine"]) == 0
     after = Path("params.yaml").read_text().splitlines()
@@ -42,8 +42,8 @@ def test_a_profile_changes_its_keys_and_no_other_byte(capsys):
     assert [new for _, new in changed] == ["    rank: 3", "  weights: [0.5, 0.2, 0.3]"]
     assert after[-1] == "  weights: [0.5, 0.2, 0.3]"
     assert capsys.readouterr().out.splitlines() == [
-        f"sft.lora.rank: {rank} -> 3",
-        "reward.weights: [0.4, 0.25, 0.35] -> [0.5, 0.2, 0.3]",
+        f"sft.lora.rank: {found.sft.lora.rank} -> 3",
+        f"reward.weights: {list(found.reward.weights)} -> [0.5, 0.2, 0.3]",
     ]
 
 
@@ -101,6 +101,9 @@ def test_a_damaged_params_yaml_is_not_blamed_on_the_profile(capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "profiles").glob("*.yaml")))
 def test_every_profile_makes_valid_params_and_pins_what_dvc_cannot_hash(name):
+    if "folder" not in cli.read_profile(PROJECT / "profiles", name).get("data", {}).values():
+        assert cli.main(["profile", name]) == 0
+        return
     assert cli.main(["profile", name, "--data", "dialogues"]) == 0
     found = params.parse(Path("params.yaml"))
     assert found.data.path == "dialogues"

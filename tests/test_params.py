@@ -1,6 +1,7 @@
 """Laws of params.yaml: strict, typed, and every error names the key, what it got and what is accepted."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,8 @@ def error(*changes: tuple[str, Any], without: str = "") -> str:
 
 
 def test_the_repositorys_params_are_valid() -> None:
-    whole = params.parse(FILE)
-    assert whole.template == "out_inst_uni"
-    assert whole.reward.weights == (0.4, 0.25, 0.35)
-    assert whole.reward.bias == 0.001
-    assert (whole.reward.length.low, whole.reward.length.high) == (5, 20)
-    assert (whole.prefs.candidates, whole.prefs.attempts) == (6, 30)
+    # Their values are the user's: no test of ours may fail because one was turned.
+    assert isinstance(params.parse(FILE), params.Params)
 
 
 def test_reward_weights_is_the_last_key_of_the_file() -> None:
@@ -158,9 +155,10 @@ def test_a_whole_number_is_accepted_for_a_float() -> None:
 def test_a_number_with_an_exponent_arrives_as_a_float(written: str, tmp_path: Path) -> None:
     # `dvc exp run -S sft.learning_rate=2e-5` writes 2e-05, which YAML 1.1 reads as a string.
     text = FILE.read_text(encoding="utf-8")
-    assert text.count("learning_rate: 0.002\n") == 1
     changed = tmp_path / "params.yaml"
-    changed.write_text(text.replace("learning_rate: 0.002\n", f"learning_rate: {written}\n"), encoding="utf-8")
+    changed.write_text(
+        re.sub(r"(?m)(^sft:\n(?:  .*\n)*?  learning_rate: ).*", rf"\g<1>{written}", text), encoding="utf-8"
+    )
     assert params.parse(changed).sft.learning_rate == 2e-5
 
 
