@@ -48,7 +48,8 @@ def choose_prompts(
 ) -> list[Prompt]:
     """`p.prompts` places for a reply, drawn without repetition, fewer where there are fewer.
 
-    The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`).
+    The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`). A place whose last turn alone
+    leaves no room for a reply is passed over: dpo could not train on it.
     """
     places = [(d, i) for d in dialogues for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
     random.Random(seeds.key(p.seed, "prompts")).shuffle(places)
@@ -57,8 +58,9 @@ def choose_prompts(
         emotion = labels[number % len(labels)] if p.emotions == "balanced" else d.turns[i].emotion
         room = context - p.sampling.max_new_tokens
         turns = prompts.fitting_history(tokenizer, history(d.turns, i, history_turns), emotion, system_prompt, room)
-        ids = prompts.prompt_ids(tokenizer, turns, emotion, system_prompt)[-room:]
-        chosen.append(Prompt(f"{d.id}/{i}/{emotion}", d.id, turns, emotion, tuple(ids)))
+        ids = prompts.prompt_ids(tokenizer, turns, emotion, system_prompt)
+        if len(ids) <= room:
+            chosen.append(Prompt(f"{d.id}/{i}/{emotion}", d.id, turns, emotion, tuple(ids)))
     return chosen
 
 
