@@ -22,10 +22,11 @@ endif
 test: $(installed) ## run the tests
 	.venv/bin/pytest
 
-check: $(installed) ## lint, format, types
+check: $(installed) ## lint, format, types, and the README's figures
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/emotune report --readme README.md --check
 
 # The stamp is younger than what it was installed from, so a second call installs nothing.
 $(installed): pyproject.toml constraints.txt
