@@ -18,6 +18,8 @@ def main(base: Path, sft: Path, prefs: Path, out: Path, metrics: Path, history: 
         validation = list(records.read_jsonl(prefs / "validation.jsonl"))
         tokenizer = models.load_tokenizer(sft, None)
         model = models.load_adapter(models.load_base(base, p.model), sft, trainable=True)
+        # Where the base really lies: PEFT would look for it on the Hub under the name that the adapter was saved with.
+        model.peft_config["default"].base_model_name_or_path = model.get_base_model().config._name_or_path
         with finetuning.workspace("dpo", p.model_dump(), inputs) as folder:
             model, curve, measured = finetuning.dpo(
                 model, tokenizer, train, validation, p.dpo, p.system_prompt, p.model, folder, run.log

@@ -29,7 +29,15 @@ def main(
     from emotune import evaluation, models
     from emotune.judges import open_judge
 
-    inputs = records.digests(dialogues=dialogues, base=base, judges=judges, sft=sft, dpo=dpo, baseline=baseline_replies)
+    inputs = records.digests(
+        dialogues=dialogues,
+        base=base,
+        judges=judges,
+        sft=sft,
+        dpo=dpo,
+        baseline_replies=baseline_replies,
+        baseline_control=baseline_control,
+    )
     with tracking.run("evaluate", p.model_dump(), inputs) as run:
         names = records.read_json(dialogues / "labels.json")
         labels, neutral = names["labels"], names["neutral"]
