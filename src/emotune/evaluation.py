@@ -32,7 +32,7 @@ class Question:
 
 
 def natural(dialogues: Iterable[Dialogue], history_turns: int, limit: int | None, seed: int) -> list[Question]:
-    """Every reply of every dialogue, asked for in the emotion it has; or the first `limit` of them, dialogues shuffled."""
+    """Every reply of every dialogue, asked for in its own emotion; or `limit` of them, dialogues shuffled."""
     shuffled = list(dialogues)
     random.Random(seeds.key(seed, "natural")).shuffle(shuffled)
     questions = [
