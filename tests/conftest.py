@@ -126,6 +126,7 @@ TINY: dict[str, Any] = {
     "dpo.learning_rate": 0.0005,
     "dpo.checkpoints": 4,
     "dpo.batch_size": 2,
+    "dpo.sft_weight": 0.0,
 }
 
 
