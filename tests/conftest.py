@@ -119,6 +119,13 @@ TINY: dict[str, Any] = {
     "prefs.min_chosen_score": 1.0,
     "prefs.min_clean_confidence": 0.0,
     "prefs.validation": 0.25,
+    # What so small a model says is not what the audit is for.
+    "prefs.audit.min_yield": 0.0,
+    "prefs.audit.min_pairs_per_emotion": 0,
+    "prefs.audit.max_chosen_longer": 1.0,
+    "prefs.audit.max_duplicate_prompts": 1.0,
+    "prefs.audit.max_duplicate_chosen": 1.0,
+    "prefs.audit.max_prompts_in_test": 1.0,
     "prefs.sampling.temperature": 0.7,
     "prefs.sampling.max_new_tokens": 32,
     "prefs.sampling.repetition_penalty": 1.0,

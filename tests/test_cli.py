@@ -1,14 +1,19 @@
-"""Laws of `emotune profile` and of the command line, on copies of the project's own params.yaml and profiles."""
+"""Laws of `emotune profile`, of `journal` and of the command line, on copies of the project's own params.yaml."""
 
+import os
+import pty
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from emotune import cli, params
+from emotune import cli, journal, params
 from emotune.errors import InputError
 
 PROJECT = Path(__file__).parents[1]
@@ -162,3 +167,80 @@ def test_help_and_profile_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "profile" in done.stdout
     assert "report" in done.stdout
+    assert "journal" in done.stdout
+
+
+@pytest.fixture
+def memo(repository):
+    """A journal of two contexts, the second made an hour after the first."""
+    path = repository.resolve() / ".work" / "journal.sqlite"
+    for base, attempts in (("b" * 64, 3), ("c" * 64, 4)):
+        with journal.opened(path, {"base": base, "sft": "a" * 64}, lambda _: None) as opened:
+            opened.keep((f"{attempt // 2:064x}", attempt, "kept") for attempt in range(attempts))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE attempts SET created = 1700000000 + 3600 * (rowid > 3)")
+    return path
+
+
+def test_an_absent_and_an_emptied_journal_hold_no_attempts(repository, capsys):
+    path = repository.resolve() / ".work" / "journal.sqlite"
+    assert cli.main(["journal"]) == 0
+    assert not path.parent.exists()
+    with journal.opened(path, {}):
+        pass
+    assert cli.main(["journal"]) == 0
+    assert capsys.readouterr().out == f"{path}: no attempts\n" * 2
+
+
+def test_journal_shows_how_much_was_made_by_which_models_and_when(memo, monkeypatch, capsys):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    assert cli.main(["journal"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{memo}: 7 attempts, 0.0 MB",
+        "",
+        "base                   sft  attempts  prompts             first              last",
+        "cccccccccccc  aaaaaaaaaaaa         4        2  2023-11-14 23:13  2023-11-14 23:13",
+        "bbbbbbbbbbbb  aaaaaaaaaaaa         3        2  2023-11-14 22:13  2023-11-14 22:13",
+    ]
+
+
+def test_clear_with_yes_empties_the_journal_and_says_how_many_went(memo, capsys):
+    assert cli.main(["journal", "--clear", "--yes"]) == 0
+    assert not memo.exists()
+    assert cli.main(["journal", "--clear", "--yes"]) == 0
+    assert capsys.readouterr().out == f"{memo}: 7 attempts deleted\n{memo}: 0 attempts deleted\n"
+
+
+def test_clear_without_yes_is_refused_where_nobody_can_be_asked(memo):
+    command = [sys.executable, "-m", "emotune.cli", "journal", "--clear"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "emotune: journal: --clear asks on a terminal, and this is none: --clear --yes does not ask\n"
+    )
+    assert memo.exists()
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), [("", 1, "nothing deleted"), ("y", 0, "7 attempts deleted")])
+def test_clear_without_yes_asks_on_a_terminal(memo, answer, code, said):
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "emotune.cli", "journal", "--clear"]
+    done = subprocess.run(command, stdin=theirs, capture_output=True, text=True)
+    os.close(ours)
+    os.close(theirs)
+    assert said in done.stdout
+    assert done.returncode == code
+    assert memo.exists() == (code == 1)
+
+
+def test_yes_without_clear_is_refused(memo, capsys):
+    assert cli.main(["journal", "--yes"]) == 2
+    assert "--yes answers what --clear asks" in capsys.readouterr().err
+
+
+def test_a_damaged_journal_is_one_message(memo, capsys):
+    memo.write_bytes(b"no journal")
+    assert cli.main(["journal"]) == 2
+    assert "journal.sqlite is damaged" in capsys.readouterr().err

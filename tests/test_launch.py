@@ -1,8 +1,11 @@
 """Laws of a stage's start: flags from its signature, one message for bad input, and a place that outlives it."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,160 @@ def test_processes_of_one_launcher_share_the_cores(monkeypatch: pytest.MonkeyPat
     assert launch.cores() == max(1, alone // 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
     assert launch.cores() == 1
+
+
+# --- several processes
+
+SHARED = '''
+import os
+import sys
+import time
+from pathlib import Path
+from emotune import launch
+from emotune.errors import InputError
+
+def main(out: Path) -> None:
+    """Square numbers, or fail as the name of the out says."""
+    if out.name == "refused" or (out.name == "refused_by_one" and not launch.first()):
+        raise InputError("numbers.txt:3: no number")
+    if out.name == "bug":
+        raise ValueError("a bug of ours")
+    if out.name == "exit":
+        os._exit(5)
+    if out.name == "endless":
+        out.with_name(f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+    squares = [launch.gather([number**2 for number in launch.share(range(count))]) for count in (7, 2, 1, 0)]
+    launch.wait()
+    if launch.first():
+        out.write_text(f"{squares} {launch.processes()} {os.environ['OMP_NUM_THREADS']}")
+
+launch.stage(main, parallel=%s)
+'''
+SQUARES = "[[0, 1, 4, 9, 16, 25, 36], [0, 1], [0], []]"
+TWO = "torchrun --nproc_per_node 2"
+
+
+def start_shared(folder: Path, out: str, launcher: str, parallel: bool = True, **more: str) -> subprocess.Popen[str]:
+    (folder / "square.py").write_text(SHARED % parallel)
+    plain = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "OMP_NUM_THREADS")}
+    return subprocess.Popen(
+        [sys.executable, "square.py", "--out", out],
+        cwd=folder,
+        env=plain | {"EMOTUNE_LAUNCH": launcher} | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_shared(folder: Path, out: str, launcher: str, parallel: bool = True, **more: str) -> tuple[int, str, str]:
+    said, complained = (process := start_shared(folder, out, launcher, parallel, **more)).communicate(timeout=120)
+    return process.returncode, said, complained
+
+
+def test_one_process_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launch.gather(launch.share([3, 1, 2])) == [3, 1, 2]
+    assert launch.first()
+    launch.wait()
+
+
+def test_each_process_has_every_nth_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        parts.append((launch.first(), launch.share("abcdefg")))
+    assert parts == [(True, ["a", "d", "g"]), (False, ["b", "e"]), (False, ["c", "f"])]
+
+
+@pytest.mark.pipeline
+def test_a_stage_starts_itself_under_the_users_launcher(tmp_path: Path) -> None:
+    code, said, complained = run_shared(tmp_path, "out.txt", TWO)
+    assert (code, complained) == (0, "")
+    # One process writes, notes its seconds and says so; the cores are divided, although torchrun would give one each.
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert (tmp_path / "out.txt").read_text() == f"{SQUARES} 2 {share}"
+    assert said.count("square took ") == 1
+    assert [path.name for path in tmp_path.glob(".work/*/*")] == ["square"]
+
+
+@pytest.mark.pipeline
+def test_threads_that_the_user_chose_stay(tmp_path: Path) -> None:
+    code, _, complained = run_shared(tmp_path, "out.txt", TWO, OMP_NUM_THREADS="3")
+    assert (code, complained) == (0, "")
+    assert (tmp_path / "out.txt").read_text() == f"{SQUARES} 2 3"
+
+
+def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
+    code, _, complained = run_shared(tmp_path, "out.txt", TWO, parallel=False)
+    assert (code, complained) == (0, "")
+    assert (tmp_path / "out.txt").read_text().startswith(f"{SQUARES} 1 ")
+    code, _, complained = run_shared(tmp_path, "out.txt", "", parallel=False, RANK="1", WORLD_SIZE="2")
+    assert (code, complained) == (2, "emotune square: square runs as one process: start it plainly, not as 2\n")
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("out", ["refused", "refused_by_one"])
+def test_bad_input_in_any_process_is_one_message_and_exit_code_2(out: str, tmp_path: Path) -> None:
+    assert run_shared(tmp_path, out, TWO) == (2, "", "emotune square: numbers.txt:3: no number\n")
+    assert list(tmp_path.glob(".work/launch/*")) == []
+
+
+@pytest.mark.pipeline
+def test_a_bug_in_a_process_keeps_its_traceback_and_the_launchers_exit_code(tmp_path: Path) -> None:
+    code, _, complained = run_shared(tmp_path, "bug", TWO)
+    assert code == 1
+    assert "ValueError: a bug of ours" in complained
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_stage_takes_its_processes_with_it(number: signal.Signals, tmp_path: Path) -> None:
+    process = start_shared(tmp_path, "endless", TWO)
+    while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, complained = process.communicate(timeout=60)
+    assert (process.returncode, complained) == (128 + number, "")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "message"),
+    [
+        ("torchrun --nproc_per_node '4", "must be a line with torchrun or accelerate launch in it"),
+        (
+            "accelerate --num_processes 2",
+            "must be a line with torchrun or accelerate launch in it, such as 'torchrun --",
+        ),
+        ("srun", "must be a line with torchrun or accelerate launch in it, .* got 'srun'"),
+        ("srun-of-nobody torchrun --nproc_per_node 2", "srun-of-nobody is installed neither beside .* nor on PATH"),
+        ("/nowhere/torchrun --nproc_per_node 2", "/nowhere/torchrun is installed neither beside .* nor on PATH"),
+    ],
+)
+def test_a_launcher_that_starts_nothing_is_one_message(launcher: str, message: str, tmp_path: Path) -> None:
+    code, said, complained = run_shared(tmp_path, "out.txt", launcher)
+    assert (code, said, complained.count("\n")) == (2, "", 1)
+    assert re.match(f"emotune square: EMOTUNE_LAUNCH:? {message}", complained), complained
+
+
+@pytest.mark.pipeline
+def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    for launcher in ("accelerate launch --cpu --num_processes=2", "accelerate launch --config_file two.yaml"):
+        code, said, complained = run_shared(tmp_path, "out.txt", launcher)
+        assert (code, said) == (2, "")
+        assert complained.splitlines()[-1].startswith(
+            "emotune square: EMOTUNE_LAUNCH asked for 2 processes and one came (accelerate launch does that on a CPU; "
+        )
+
+
+@pytest.mark.pipeline
+def test_accelerate_launches_too(tmp_path: Path) -> None:
+    code, _, _ = run_shared(tmp_path, "out.txt", "accelerate launch --cpu --num_processes 1")
+    assert code == 0
+    assert (tmp_path / "out.txt").read_text().startswith(f"{SQUARES} 1 ")

@@ -86,6 +86,12 @@ def test_reward_weights_is_the_last_key_of_the_file() -> None:
             "params.yaml: template: input should be 'in_inst', 'out_inst', 'in_inst_uni' or 'out_inst_uni', "
             'got "out_inst_unii"',
         ),
+        (
+            "generation.engine",
+            "server",
+            "params.yaml: generation.model must name what the server serves where engine is",
+        ),
+        ("prefs.audit.min_yield", 1.5, "params.yaml: prefs.audit.min_yield: input should be less than or equal to 1"),
         ("sft.lora.rank", 0, "params.yaml: sft.lora.rank: input should be greater than or equal to 1, got 0"),
         ("sft.lora.rank", 1.5, "params.yaml: sft.lora.rank: input should be a valid integer, got 1.5"),
         ("sft.lora.rank", "8", 'params.yaml: sft.lora.rank: input should be a valid integer, got "8"'),
@@ -201,7 +207,7 @@ def test_a_date_is_refused_under_its_key(tmp_path: Path) -> None:
 def test_a_stage_reads_what_it_declares_and_nothing_else() -> None:
     p = params.load("template", "sft", "model.base", "reward.length.unit", path=FILE)
     assert p.template == "out_inst_uni"
-    assert p.sft.lora.rank == 16
+    assert p.sft == params.parse(FILE).sft
     assert p.model.base == "embedded"
     assert p.reward.length.unit == "characters"
     with pytest.raises(AttributeError, match=r"^dpo is not among the params this stage declares"):
@@ -218,7 +224,7 @@ def test_the_dump_has_the_declared_parts_only() -> None:
         "template": "out_inst_uni",
         "data": {"labels": ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]},
         "model": {"base": "embedded", "context": 256},
-        "reward": {"length": {"unit": "characters", "low": 5.0, "high": 20.0}},
+        "reward": {"length": {"shape": "published", "unit": "characters", "low": 5.0, "high": 20.0}},
     }
 
 

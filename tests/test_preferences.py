@@ -1,16 +1,19 @@
 """Laws of preferences.py: which prompts are asked, how often, and what is kept of the answers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import Pipeline
-from emotune import models, params, preferences, prompts, records
+from emotune import journal, models, params, preferences, prompts, records, sampling
 from emotune.dialogue import Dialogue, Turn, alternate
+from emotune.journal import Journal
 from emotune.judges import Judge
 from emotune.preferences import Outcome, Prompt
 from emotune.sampling import Reply
@@ -31,11 +34,19 @@ PREFS = params.Prefs(
     validation=0.1,
     seed=7,
     sampling=SAMPLING,
+    audit=params.Audit(
+        min_yield=0.0,
+        min_pairs_per_emotion=0,
+        max_chosen_longer=1.0,
+        max_duplicate_prompts=1.0,
+        max_duplicate_chosen=1.0,
+        max_prompts_in_test=1.0,
+    ),
 )
 REWARD = params.Reward(
     emotion_judge=params.JudgeChoice(name="embedded", revision=None, labels=None),
     bias=0.001,
-    length=params.Length(unit="characters", low=5, high=20),
+    length=params.Length(shape="published", unit="characters", low=5, high=20),
     weights=(0.4, 0.25, 0.35),
 )
 
@@ -133,58 +144,143 @@ def test_a_prompt_leaves_room_for_its_reply(talk: list[Dialogue], tokenizer: Any
 # --- the attempts
 
 
+@pytest.fixture
+def memo(tmp_path: Path) -> Iterator[Journal]:
+    with journal.opened(tmp_path / "journal.sqlite", {"made": "here"}) as memo:
+        yield memo
+
+
 def test_a_prompt_that_never_makes_a_pair_is_given_up_with_every_failure_counted(
-    model: Any, tokenizer: Any, talk: list[Dialogue]
+    model: Any, tokenizer: Any, talk: list[Dialogue], memo: Journal
 ) -> None:
     asked = choose(talk, tokenizer, prefs(prompts=3))
-    for outcome in preferences.generate(model, tokenizer, asked, prefs(), REWARD, never, clean):
+    sample = preferences.local(lambda: model, tokenizer, prefs())
+    judge = preferences.judging(lambda: (never, clean))
+    for outcome in preferences.generate(asked, prefs(), REWARD, sample, judge, memo):
         assert (outcome.pair, outcome.attempts) == (None, 3)
         assert Counter(outcome.failures)["emotion"] == 3
 
 
+@dataclass
+class Speaker:
+    """The sft model of the tiny pipeline, some of whose replies are sentences, and what was asked of it."""
+
+    open_model: Callable[[], Any]
+    tokenizer: Any
+    asked: list[Prompt]
+    sampling: dict[str, Any]
+    heard: list[int]
+
+    def prefs(self, **changes: Any) -> params.Prefs:
+        return prefs(sampling=self.sampling, **changes)
+
+    def generate(
+        self, order: slice, judge: Judge, memo: Journal, ahead: int = 0, r: params.Reward = REWARD, **changes: Any
+    ) -> list[Outcome]:
+        def hear(texts: Sequence[str]) -> list[tuple[str, float]]:
+            self.heard.append(len(texts))
+            return judge(texts)
+
+        p = self.prefs(**changes)
+        sample = preferences.local(self.open_model, self.tokenizer, p)
+        judged = preferences.judging(lambda: (hear, clean))
+        return preferences.generate(self.asked[order], p, r, sample, judged, memo, ahead)
+
+
 @pytest.mark.pipeline
 class TestWithAModelThatSpeaks:
-    """The sft model of the tiny pipeline, some of whose replies are sentences."""
-
-    @pytest.fixture(scope="class")
-    def generate(self, pipeline: Pipeline) -> Callable[..., list[Outcome]]:
+    @pytest.fixture
+    def speaker(self, pipeline: Pipeline) -> Speaker:
         tokenizer = models.load_tokenizer(pipeline.folder / "models/sft", None)
         whole = params.parse(pipeline.folder / "params.yaml")
-        base = models.load_base(pipeline.folder / "models/base", whole.model)
-        model = models.load_adapter(base, pipeline.folder / "models/sft")
+
+        def open_model() -> Any:
+            base = models.load_base(pipeline.folder / "models/base", whole.model)
+            return models.load_adapter(base, pipeline.folder / "models/sft")
+
         dialogues = records.read_dialogues(pipeline.folder / "data/dialogues/train.jsonl")
         asked = choose(dialogues, tokenizer, prefs(prompts=8))
+        return Speaker(open_model, tokenizer, asked, whole.prefs.sampling.model_dump(), [])
 
-        def generate(order: slice, judge: Judge, attempts: int = 3) -> list[Outcome]:
-            p = prefs(sampling=whole.prefs.sampling.model_dump(), attempts=attempts)
-            return preferences.generate(model, tokenizer, asked[order], p, REWARD, judge, clean)
+    @pytest.fixture
+    def empty(self, tmp_path: Path) -> Iterator[Callable[[], Journal]]:
+        """A journal that holds nothing, a new one at each call."""
+        with ExitStack() as stack:
+            numbers = count()
+            yield lambda: stack.enter_context(journal.opened(tmp_path / f"{next(numbers)}.sqlite", {}))
 
-        return generate
-
-    def test_an_outcome_does_not_depend_on_its_company(self, generate: Callable[..., list[Outcome]]) -> None:
-        together = generate(slice(None), by_length)
+    def test_an_outcome_does_not_depend_on_its_company(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
+        together = speaker.generate(slice(None), by_length, empty())
         assert {outcome.pair is None for outcome in together} == {True, False}
-        assert generate(slice(None, None, -1), by_length) == together[::-1]
-        assert [generate(slice(i, i + 1), by_length)[0] for i in range(3)] == together[:3]
+        assert speaker.generate(slice(None, None, -1), by_length, empty()) == together[::-1]
+        assert [speaker.generate(slice(i, i + 1), by_length, empty())[0] for i in range(3)] == together[:3]
 
-    def test_only_what_failed_is_sampled_again(self, generate: Callable[..., list[Outcome]]) -> None:
-        heard: list[int] = []
+    def test_batches_of_any_size_and_judges_beside_them_change_no_outcome(
+        self, speaker: Speaker, empty: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        together = speaker.generate(slice(None), by_length, empty())
+        monkeypatch.setattr(sampling, "CPU_ROWS", 8)
+        assert speaker.generate(slice(None), by_length, empty()) == together
+        assert speaker.generate(slice(None), by_length, empty(), ahead=1) == together
 
-        def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
-            heard.append(len(texts))
-            return by_length(texts)
-
-        outcomes = generate(slice(None), judge)
+    def test_only_what_failed_is_sampled_again(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
+        outcomes = speaker.generate(slice(None), by_length, empty())
         still_waiting = [sum(outcome.attempts >= n for outcome in outcomes) for n in (1, 2, 3)]
-        assert heard == [4 * count for count in still_waiting]
+        assert speaker.heard == [4 * count for count in still_waiting]
         assert still_waiting[2] < still_waiting[0] == 8
         for outcome in outcomes:
             assert bool(outcome.failures) == (outcome.attempts > 1 or outcome.pair is None)
 
-    def test_more_attempts_change_no_pair_that_fewer_made(self, generate: Callable[..., list[Outcome]]) -> None:
-        few, many = (generate(slice(None), by_length, attempts) for attempts in (1, 4))
+    def test_a_failed_prompt_joins_the_next_batch(
+        self, speaker: Speaker, empty: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sampling, "CPU_ROWS", 8)
+        wanted: list[list[int]] = []
+        sample = preferences.local(speaker.open_model, speaker.tokenizer, speaker.prefs())
+
+        def watched(waiting: Sequence[preferences.Wanted]) -> list[list[Reply]]:
+            wanted.append([attempt for _, attempt in waiting])
+            return sample(waiting)
+
+        judge = preferences.judging(lambda: (never, clean))
+        preferences.generate(speaker.asked, speaker.prefs(), REWARD, watched, judge, empty())
+        # Two prompts a batch, and the shortest come first: what failed is asked again before the others are reached.
+        assert wanted[:3] == [[1] * 8, [2, 2, *[1] * 6], [3, 3, *[1] * 6]]
+        assert len(wanted) == 12
+
+    def test_more_attempts_change_no_pair_that_fewer_made(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
+        few, many = (speaker.generate(slice(None), by_length, empty(), attempts=attempts) for attempts in (1, 4))
         assert [outcome for outcome in few if outcome.pair] == [o for o in many if o.pair and o.attempts == 1]
         assert sum(o.pair is not None for o in many) > sum(o.pair is not None for o in few)
+
+    def test_other_weights_sample_only_what_nobody_has_made(
+        self, speaker: Speaker, empty: Callable[[], Journal]
+    ) -> None:
+        """And give what they would give from nothing."""
+        memo = empty()
+        few = speaker.generate(slice(None), by_length, memo, attempts=2)
+        first = len(speaker.heard)
+        other = REWARD.model_copy(update={"weights": (0.1, 0.1, 0.9)})
+        assert speaker.generate(slice(None), by_length, memo, attempts=2) == few
+        assert len(speaker.heard) == first
+        again = speaker.generate(slice(None), by_length, memo, r=other, attempts=3)
+        assert sum(speaker.heard[first:]) == 4 * sum(
+            max(0, o.attempts - before.attempts) for o, before in zip(again, few, strict=True)
+        )
+        assert again == speaker.generate(slice(None), by_length, empty(), r=other, attempts=3)
+
+    def test_where_no_attempt_is_missing_no_model_is_loaded(
+        self, speaker: Speaker, empty: Callable[[], Journal]
+    ) -> None:
+        memo = empty()
+        outcomes = speaker.generate(slice(None), by_length, memo)
+
+        def nothing() -> Any:
+            raise AssertionError("a model was opened")
+
+        sample = preferences.local(nothing, speaker.tokenizer, speaker.prefs())
+        judge = preferences.judging(nothing)
+        assert preferences.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
 
 
 def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
@@ -197,7 +293,8 @@ def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
     def gibberish(texts: Sequence[str]) -> list[tuple[str, float]]:
         return [("clean", 0.8), ("noise", 0.5)]
 
-    [[good, bad]] = preferences.score(replies, ["sadness"], REWARD, judge, gibberish)
+    [judged] = preferences.judging(lambda: (judge, gibberish))(replies)
+    good, bad = (preferences.candidate(reply, "sadness", REWARD) for reply in judged)
     # 13 characters: a = 8/5, b = -7/20, |a + b| x 10 = 12.5; 3 characters: a = -2/5, a x 0.0001.
     assert (good.emotion_score, good.length_score, good.gibberish_score) == pytest.approx((5.0, 12.5, 8.0))
     assert (bad.emotion_score, bad.length_score, bad.gibberish_score) == pytest.approx((0.0, -0.00004, -1.0))
@@ -205,12 +302,18 @@ def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
     assert bad.reward == pytest.approx(-0.25 * 0.00004 - 0.35 + 0.001)
 
 
-@pytest.mark.parametrize(("unit", "length"), [("characters", 13), ("words", 4), ("tokens", 7)])
-def test_length_is_counted_in_the_unit_of_params(unit: str, length: int) -> None:
-    r = REWARD.model_copy(update={"length": params.Length(unit=unit, low=5, high=20)})  # type: ignore[arg-type]
-    [[candidate]] = preferences.score([[Reply("It is a pity.", 7, True)]], ["sadness"], r, by_length, clean)
-    expected = {13: 12.5, 4: -0.00002, 7: 0.00004}[length]
-    assert candidate.length_score == pytest.approx(expected)
+JUDGED = preferences.Judged("It is a pity.", 7, "sadness", 0.5, "clean", 0.8)
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("characters", 12.5), ("words", -0.00002), ("tokens", 0.00004)])
+def test_length_is_counted_in_the_unit_of_params(unit: Any, expected: float) -> None:
+    r = REWARD.model_copy(update={"length": params.Length(shape="published", unit=unit, low=5, high=20)})
+    assert preferences.candidate(JUDGED, "sadness", r).length_score == pytest.approx(expected)
+
+
+def test_the_shape_of_the_length_term_is_that_of_params() -> None:
+    r = REWARD.model_copy(update={"length": params.Length(shape="plateau", unit="characters", low=5, high=20)})
+    assert preferences.candidate(JUDGED, "sadness", r).length_score == 10.0
 
 
 # --- what is kept
@@ -219,9 +322,9 @@ def test_length_is_counted_in_the_unit_of_params(unit: str, length: int) -> None
 BEST = Candidate("That is a pity.", "sadness", 0.9, "clean", 0.95, 9.0, 2.5, 9.5, 7.551)
 WORST = Candidate("Great!", "happiness", 0.8, "mild gibberish", 0.6, 0.0, 0.00002, 3.0, 1.051)
 ASKED = [
-    Prompt("a/1/sadness", "a", (Turn("user", "I lost my keys.", "sadness"),), "sadness", (1, 2)),
-    Prompt("b/1/sadness", "b", (Turn("user", "It rains.", "neutral"),), "sadness", (1, 3)),
-    Prompt("c/1/neutral", "c", (Turn("user", "Hello.", "neutral"),), "neutral", (1, 4)),
+    Prompt("a/1/sadness", "a", (Turn("user", "I lost my keys.", "sadness"),), "sadness", "a?", (1, 2)),
+    Prompt("b/1/sadness", "b", (Turn("user", "It rains.", "neutral"),), "sadness", "b?", (1, 3)),
+    Prompt("c/1/neutral", "c", (Turn("user", "Hello.", "neutral"),), "neutral", "c?", (1, 4)),
 ]
 OUTCOMES = [
     Outcome(Pair(BEST, WORST), 2, ("range", "emotion")),
@@ -230,10 +333,10 @@ OUTCOMES = [
 ]
 
 
-def test_a_row_holds_the_five_published_columns_and_what_led_to_them(tokenizer: Any) -> None:
-    first, second = preferences.rows(tokenizer, ASKED, OUTCOMES, None)
+def test_a_row_holds_the_five_published_columns_and_what_led_to_them() -> None:
+    first, second = preferences.rows(ASKED, OUTCOMES)
     assert first == {
-        "prompt": "<s>[INST] [EMOTION] sadness [/EMOTION] I lost my keys. [/INST] [EMOTION] sadness [/EMOTION]",
+        "prompt": "a?",
         "chosen": "That is a pity.",
         "rejected": "Great!",
         "chosen_score": 7.551,
@@ -261,9 +364,12 @@ def test_a_row_holds_the_five_published_columns_and_what_led_to_them(tokenizer: 
     assert second["id"] == "c/1/neutral"
 
 
-def test_the_metrics_of_three_prompts_and_two_pairs(tokenizer: Any) -> None:
-    pairs = preferences.rows(tokenizer, ASKED, OUTCOMES, None)
-    assert preferences.measure(ASKED, OUTCOMES, pairs, ("neutral", "sadness", "fear")) == {
+IN_TEST = Dialogue("t", alternate(("HELLO", "Hi!", "It rains.", "Yes."), ("neutral",) * 4))
+
+
+def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
+    pairs = preferences.rows(ASKED, OUTCOMES)
+    assert preferences.measure(ASKED, OUTCOMES, pairs, ("neutral", "sadness", "fear"), [IN_TEST], 5) == {
         "prompts": 3,
         "pairs": 2,
         "given_up": 1,
@@ -271,8 +377,63 @@ def test_the_metrics_of_three_prompts_and_two_pairs(tokenizer: Any) -> None:
         "attempts_total": 6,
         "failures": {"emotion": 1, "ending": 1, "range": 3},
         "yield": {"neutral": 1.0, "sadness": 0.5},
+        "yield_total": pytest.approx(2 / 3),
+        "pairs_per_emotion": {"neutral": 1, "sadness": 1, "fear": 0},
         "gap": {"median": pytest.approx(3.75), "mean": pytest.approx(3.75), "sd": pytest.approx(2.75)},
         "chosen_characters": 9.5,
         "rejected_characters": 11.0,
         "chosen_is_longer": 0.5,
+        "duplicate_prompts": 0.0,
+        "duplicate_chosen": 0.0,
+        "prompts_in_test": 0.5,
     }
+
+
+def test_equal_prompts_and_equal_chosen_replies_are_counted() -> None:
+    pairs = preferences.rows(ASKED, OUTCOMES)
+    twice = [pairs[0], pairs[0] | {"chosen": "that is a PITY"}, pairs[1]]
+    measured = preferences.measure(ASKED, OUTCOMES, twice, ("sadness",), [], 5)
+    assert measured["duplicate_prompts"] == measured["duplicate_chosen"] == pytest.approx(2 / 3)
+
+
+# --- the audit
+
+MEASURED = {
+    "pairs": 2,
+    "yield_total": 0.4,
+    "pairs_per_emotion": {"neutral": 9, "fear": 3},
+    "chosen_is_longer": 0.6,
+    "duplicate_prompts": 0.1,
+    "duplicate_chosen": 0.2,
+    "prompts_in_test": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "broken", "says"),
+    [
+        ("min_yield", 0.4, 0.41, "0.4 pairs per prompt, wanted at least 0.41; train sft for longer"),
+        ("min_pairs_per_emotion", 3, 4, "3 pairs for fear, wanted at least 4; raise prefs.prompts, train sft"),
+        ("max_chosen_longer", 0.6, 0.59, "0.600 is the share of pairs whose chosen reply is the longer one, wanted at"),
+        (
+            "max_duplicate_prompts",
+            0.1,
+            0.09,
+            "0.100 is the share of pairs whose prompt another pair has too, wanted at",
+        ),
+        ("max_duplicate_chosen", 0.2, 0.19, "at most 0.19; raise prefs.sampling.temperature or prefs.sampling.top_k"),
+        ("max_prompts_in_test", 0.05, 0.04, "0.050 is the share of pairs whose history is one of the test split"),
+    ],
+)
+def test_the_audit_names_the_number_and_the_bound_that_is_broken(
+    bound: str, value: float, broken: float, says: str
+) -> None:
+    assert preferences.audit(MEASURED, PREFS.audit.model_copy(update={bound: value})) == []
+    [reason] = preferences.audit(MEASURED, PREFS.audit.model_copy(update={bound: broken}))
+    assert reason.startswith(f"prefs.audit.{bound}: ")
+    assert says in reason
+
+
+def test_no_pair_at_all_is_never_enough() -> None:
+    reasons = preferences.audit(MEASURED | {"pairs": 0, "yield_total": 0.0}, PREFS.audit)
+    assert reasons[0].startswith("prefs.audit.min_yield: 0.0 pairs per prompt, wanted at least 0.0;")

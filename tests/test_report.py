@@ -40,13 +40,13 @@ def prefs() -> dict[str, object]:
     """Two prompts: one made a pair at the second attempt, one was given up after 30."""
     chosen = Candidate("Oh, how lovely!", "happiness", 0.9, "clean", 1.0, 9.0, 2.0, 10.0, 9.5)
     rejected = Candidate("No.", "neutral", 0.9, "clean", 1.0, 0.0, 2.0, 10.0, 2.25)
-    asked = [preferences.Prompt(f"d{n}", f"d{n}", (Turn("user", "Hi!", "neutral"),), "happiness", (1,)) for n in (0, 1)]
+    hello = (Turn("user", "Hi!", "neutral"),)
+    asked = [preferences.Prompt(f"d{n}", f"d{n}", hello, "happiness", "Hi!", (1,)) for n in (0, 1)]
     outcomes = [
         preferences.Outcome(Pair(chosen, rejected), 2, ("emotion",)),
         preferences.Outcome(None, 30, ("emotion",) * 30),
     ]
-    pair = {"chosen": chosen.text, "rejected": rejected.text, "chosen_score": 9.5, "rejected_score": 2.25}
-    return preferences.measure(asked, outcomes, [pair], LABELS)
+    return preferences.measure(asked, outcomes, preferences.rows(asked, outcomes), LABELS, [], 5)
 
 
 @pytest.fixture
@@ -157,7 +157,9 @@ def test_a_run_on_real_data_has_its_own_blocks(metrics):
     real.mkdir(parents=True)
     (real / "evaluate.json").write_bytes((metrics / "evaluate.json").read_bytes())
     block = "<!-- begin:{0} -->\n<!-- end:{0} -->\n"
-    own, embedded = (report.filled(block.format(name), metrics) for name in ("daily-dialog-cpu", "embedded"))
+    own, embedded = (
+        report.filled(block.format(name), metrics, Path("benchmarks")) for name in ("daily-dialog-cpu", "embedded")
+    )
     assert own == embedded.replace("embedded", "daily-dialog-cpu")
 
 
@@ -171,7 +173,22 @@ def test_a_run_on_real_data_has_its_own_blocks(metrics):
 )
 def test_a_readme_that_cannot_be_filled_is_refused(metrics, readme, message):
     with pytest.raises(InputError, match=message):
-        report.filled(readme, metrics)
+        report.filled(readme, metrics, Path("benchmarks"))
+
+
+def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
+    records.write_json(tmp_path / "sft_throughput.json", {"benchmark": "sft_throughput", "ratio": 1.834})
+    run = {"weights": [0.6, 0.0, 0.4], "new_attempts": 0.125, "seconds": 9.04}
+    swept = {"benchmark": "reward_sweep", "ratio": 21.0, "first_seconds": 161.4, "again_seconds": 7.68}
+    records.write_json(tmp_path / "reward_sweep.json", swept | {"weightings": [run]})
+    shape = {"pairs": 9, "chosen_median": 37.5, "chosen_30_to_39": 0.8, "chosen_40_or_more": 0, "rejected_median": 51}
+    records.write_json(tmp_path / "length_shapes.json", {"ratio": 2.0, "shapes": {"published": shape}})
+    names = ("benchmarks", "benchmarks-sweep", "benchmarks-shapes")
+    blocks = "".join(f"<!-- begin:{name} -->\n<!-- end:{name} -->\n" for name in names)
+    text = report.filled(blocks, metrics, tmp_path)
+    assert "\n| `sft_throughput.py` | 1.8 | trained tokens per second, over `trl sft` |\n" in text
+    assert "\n| first run | 100% | 161 |\n| the same again | 0% | 7.7 |\n| [0.6, 0.0, 0.4] | 12.5% | 9.0 |\n" in text
+    assert "\n| published | 9 | 38 | 80% | 0% | 51 |\n" in text
 
 
 def test_check_without_a_readme_is_refused(metrics, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from emotune.reward import emotion_score, gibberish_score, length_score, reward
+from emotune.reward import emotion_score, gibberish_score, length_score, plateau_score, reward
 
 
 def test_emotion_scores_ten_times_the_confidence_or_nothing() -> None:
@@ -41,6 +41,13 @@ def test_gibberish_scores_by_how_bad_it_is() -> None:
 )
 def test_length_score_at_each_boundary(length: int, score: float) -> None:
     assert length_score(length, low=5, high=20) == pytest.approx(score, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("length", "score"), [(0, 0.0), (1, 2.0), (5, 10.0), (20, 10.0), (30, 5.0), (39, 0.5), (40, 0.0), (100, 0.0)]
+)
+def test_the_plateau_has_no_cliff(length: int, score: float) -> None:
+    assert plateau_score(length, low=5, high=20) == pytest.approx(score)
 
 
 def test_reward_is_the_weighted_sum_and_the_bias() -> None:

@@ -4,8 +4,10 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import (
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from emotune import models, params
+from emotune import sampling as sampler
 from emotune.sampling import Reply, Request, _gumbel, end_tokens, replies
 from emotune.seeds import key
 
@@ -286,3 +289,47 @@ def test_progress_adds_up_to_all_replies(model: Any, tokenizer: Any, requests: l
 
 def test_no_requests_have_no_replies(model: Any, tokenizer: Any) -> None:
     assert replies(model, tokenizer, [], GREEDY) == []
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(
+    model: Any, tokenizer: Any, requests: list[Request], error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = replies(model, tokenizer, requests, NUCLEUS)
+
+    def small(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if len(given["input_ids"]) > 6:
+            raise error
+
+    hook = model.register_forward_pre_hook(small, with_kwargs=True)
+    try:
+        assert replies(model, tokenizer, requests, NUCLEUS, rows=30) == expected
+    finally:
+        hook.remove()
+    assert capsys.readouterr().out.startswith("out of memory: 15 replies at once from here on\n")
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    hook = model.register_forward_pre_hook(broken, with_kwargs=True)
+    try:
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            replies(model, tokenizer, requests, NUCLEUS)
+    finally:
+        hook.remove()
+
+
+def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model.config
+    # Two layers of 2 heads x 16, keys and values of 50 positions in float32; four floats for each word.
+    row = 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * config.vocab_size
+    for free, rows in ((20 * row, 10), (0, 1), (10**12, sampler.CPU_ROWS)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert sampler.fitting_rows(model, 50) == rows

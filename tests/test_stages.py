@@ -184,7 +184,7 @@ def test_preferences_do_not_depend_on_how_many_are_sampled_at_once(
 ) -> None:
     from emotune import sampling
 
-    monkeypatch.setattr(sampling, "ROWS", 26)
+    monkeypatch.setattr(sampling, "CPU_ROWS", 26)
     folder = without("generate_prefs", pipeline, tmp_path)
     run_stage("generate_prefs", folder)
     assert contents(folder / "data/prefs") == contents(pipeline.folder / "data/prefs")

@@ -1,4 +1,4 @@
-"""emotune profile | report: what a user calls beside `make` and `dvc`."""
+"""emotune profile | report | journal: what a user calls beside `make` and `dvc`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from emotune import launch, params, records, report
+from emotune import journal, launch, params, records, report
 from emotune.errors import InputError
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 METRICS = Path("metrics")
+RESULTS = Path("benchmarks/results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="with --readme: write nothing, exit 1 where a table is stale"
     )
     shown.set_defaults(run=_report)
+
+    memo = commands.add_parser("journal", help="the attempts that generate_prefs has sampled and scored")
+    memo.add_argument("--clear", action="store_true", help="delete it, and damaged ones set aside beside it")
+    memo.add_argument("--yes", action="store_true", help="with --clear: do not ask")
+    memo.set_defaults(run=_journal)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -80,7 +87,7 @@ def _report(chosen: argparse.Namespace) -> int:
     if not chosen.readme.is_file():
         raise InputError(f"report: --readme {chosen.readme}: no such file")
     before = chosen.readme.read_text(encoding="utf-8")
-    after = report.filled(before, METRICS, str(chosen.readme))
+    after = report.filled(before, METRICS, RESULTS, str(chosen.readme))
     if chosen.check:
         diff = difflib.unified_diff(before.splitlines(), after.splitlines(), "shown", "measured", n=0, lineterm="")
         if before != after:
@@ -89,6 +96,37 @@ def _report(chosen: argparse.Namespace) -> int:
         with records.replacing(chosen.readme) as file:
             file.write(after)
     return int(chosen.check and before != after)
+
+
+def _journal(chosen: argparse.Namespace) -> int:
+    path = launch.work("journal.sqlite")
+    if chosen.yes and not chosen.clear:
+        raise InputError("journal: --yes answers what --clear asks, so it needs --clear")
+    if not chosen.clear:
+        print(_held(path))
+        return 0
+    if not chosen.yes:
+        if not sys.stdin.isatty():
+            raise InputError("journal: --clear asks on a terminal, and this is none: --clear --yes does not ask")
+        if input(f"Delete {path}? What it holds has to be sampled again. [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing deleted")
+            return 1
+    print(f"{path}: {journal.clear(path)} attempts deleted")
+    return 0
+
+
+def _held(path: Path) -> str:
+    """A row for each way in which attempts were made, by their base model and sft adapter, the newest first."""
+    contents = journal.contents(path)
+    if not contents.held:
+        return f"{path}: no attempts"
+    table = [["base", "sft", "attempts", "prompts", "first", "last"]]
+    for held in contents.held:
+        models = [str(held.made_of.get(name, report.ABSENT))[:12] for name in ("base", "sft")]
+        times = [datetime.fromtimestamp(at).isoformat(" ", "minutes") for at in (held.first, held.last)]
+        table.append([*models, str(held.attempts), str(held.prompts), *times])
+    total = sum(held.attempts for held in contents.held)
+    return f"{path}: {total} attempts, {contents.size / 1e6:.1f} MB\n\n{report.aligned(table)}"
 
 
 def profiles(folder: Path) -> dict[str, str]:

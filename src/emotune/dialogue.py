@@ -93,7 +93,12 @@ def deduplicate(splits: Mapping[str, Sequence[Dialogue]]) -> tuple[dict[str, lis
 
 def _normal_form(dialogue: Dialogue) -> str:
     even = dialogue.turns[: max(1, len(dialogue.turns) // 2 * 2)]
-    return "".join(re.sub(r"[\W_]+", "", turn.content.casefold()) or turn.content for turn in even)
+    return "".join(normal_form(turn.content) for turn in even)
+
+
+def normal_form(text: str) -> str:
+    """Its letters and digits in lower case: what two texts share that differ in case, spaces and punctuation alone."""
+    return re.sub(r"[\W_]+", "", text.casefold()) or text
 
 
 def usable(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], Counter[str]]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from emotune import models, params, prompts, sampling, scores, seeds
+from emotune import launch, models, params, prompts, sampling, scores, seeds
 from emotune.dialogue import ASSISTANT, Dialogue, Turn, history
 from emotune.judges import Judge
 from emotune.reward import CLEAN
 
 Rows = list[dict[str, Any]]
+# The likelihoods of so many token positions are computed at once.
+POSITIONS = 4096
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
 DISTINCT_WORDS = 5000
 
@@ -109,7 +111,8 @@ def _ask(
 ) -> Rows:
     """One row a question, in order: the reply, what both judges say of it, and the reference's likelihood.
 
-    A history that leaves no room for the reply loses its oldest turns, whole; `trimmed` says so.
+    Several processes share the work, and each returns the rows of all. A history that leaves no room for the
+    reply loses its oldest turns, whole; `trimmed` says so.
     """
     room = context - how.max_new_tokens
     kept = [prompts.fitting_history(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
@@ -121,8 +124,13 @@ def _ask(
         )
         for q, turns in zip(questions, kept, strict=True)
     ]
-    with tqdm(total=len(requests), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True) as bar:
-        replies = [found[0] for found in sampling.replies(model, tokenizer, requests, how, done=bar.update)]
+    own = launch.share(requests)
+    with tqdm(
+        total=len(own), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True, disable=not launch.first()
+    ) as bar:
+        replies = [found[0] for found in sampling.replies(model, tokenizer, own, how, done=bar.update)]
+    # A judge rounds differently in another batch, so each process asks about all.
+    replies = launch.gather(replies)
     texts = [reply.text for reply in replies]
     rows: Rows = [
         {
@@ -151,10 +159,27 @@ def _ask(
         for i in with_reference
     ]
     fitting = [(i, row) for i, row in zip(with_reference, references, strict=True) if len(row[0]) <= context]
-    found = models.negative_log_likelihoods(model, tokenizer.pad_token_id, [row for _, row in fitting])
+    found = _likelihoods(model, tokenizer.pad_token_id, [row for _, row in fitting])
     for (i, _), (nats, tokens) in zip(fitting, found, strict=True):
         rows[i] |= {"reference": questions[i].reference, "reference_nats": nats, "reference_tokens": tokens}
     return rows
+
+
+def _likelihoods(model: Any, pad: int, rows: Sequence[prompts.Row]) -> list[tuple[float, int]]:
+    """models.negative_log_likelihoods of rows that several processes share by whole batches.
+
+    A sum rounds differently in another batch, so the batches must not depend on how many processes there are.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    batches = []
+    while order:
+        count = max(1, POSITIONS // len(rows[order[-1]][0]))
+        batches.append(order[-count:])
+        del order[-count:]
+    own = launch.share(batches)
+    sums = launch.gather([models.negative_log_likelihoods(model, pad, [rows[i] for i in b], POSITIONS) for b in own])
+    found = dict(pair for numbers in zip(batches, sums, strict=True) for pair in zip(*numbers, strict=True))
+    return [found[i] for i in range(len(rows))]
 
 
 def measure(answers: Answers, labels: Sequence[str], neutral: str, p: params.Evaluate) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -19,8 +20,11 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from filelock import FileLock, Timeout
 from peft import LoraConfig
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from emotune import launch, params, prompts
 from emotune.dialogue import ASSISTANT, Dialogue, Turn
@@ -93,20 +97,20 @@ def sft(
             task_type="CAUSAL_LM",
         ),
     )
+    score_labelled(trainer.model)
+    _share_rows(trainer, p.batch_size, {"input_ids": [tokenizer.pad_token_id], "labels": [-100]})
+    _mean_over_all_tokens(trainer)
     curve = _train(trainer, log)
-    return (
-        trainer.model,
-        curve,
-        {
-            "rows": len(rows),
-            "steps": trainer.state.global_step,
-            "trained_tokens": sum(label != -100 for row in rows for label in row["labels"]),
-            "turns_left_out_too_long": left_out,
-            "trainable_parameters": sum(q.numel() for q in trainer.model.parameters() if q.requires_grad),
-            "train_loss": _last(curve, "loss"),
-            "validation_loss": trainer.evaluate()["eval_loss"],
-        },
-    )
+    measured = {
+        "rows": len(rows),
+        "steps": trainer.state.global_step,
+        "trained_tokens": sum(label != -100 for row in rows for label in row["labels"]),
+        "turns_left_out_too_long": left_out,
+        "trainable_parameters": sum(q.numel() for q in trainer.model.parameters() if q.requires_grad),
+        "train_loss": _last(curve, "loss"),
+        "validation_loss": trainer.evaluate()["eval_loss"],
+    }
+    return _whole(trainer.model), curve, measured
 
 
 def dpo(
@@ -142,6 +146,10 @@ def dpo(
         else None,
         processing_class=tokenizer,
     )
+    score_labelled(trainer.model)
+    nothing = {"prompt_ids": [tokenizer.pad_token_id], "chosen_ids": [], "rejected_ids": []}
+    _share_rows(trainer, p.batch_size, nothing)
+    _mean_over_all_pairs(trainer)
     assert_reference_is_policy(trainer.model)
     trainer.add_callback(_FirstStep(None if p.sft_weight else math.log(2)))
     curve = _train(trainer, log)
@@ -161,7 +169,149 @@ def dpo(
             "validation_margin": found["eval_rewards/margins"],
             "validation_accuracy": found["eval_rewards/accuracies"],
         }
-    return trainer.model, curve, measured
+    return _whole(trainer.model), curve, measured
+
+
+def _share_rows(trainer: Any, batch: int, nothing: Mapping[str, list[int]]) -> None:
+    """Let several processes share the rows of each batch, so that a step sees the rows that it sees in one process.
+
+    Each process must have as many as any other: a batch that does not divide is filled up with `nothing`, a row that
+    no token is learned from.
+    """
+    if launch.processes() == 1:
+        return
+
+    def loader(dataset: Any, size: int) -> DataLoader[Any]:
+        rows = [*dataset, *[nothing] * (-len(dataset) % launch.processes())]
+        batches = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        return DataLoader(rows, batch_sampler=[launch.share(own) for own in batches], collate_fn=trainer.data_collator)
+
+    train = loader(trainer.train_dataset, batch)
+    held_out = loader(trainer.eval_dataset, 2 * batch) if trainer.eval_dataset is not None else None
+    trainer.get_train_dataloader = lambda: train
+    trainer.get_eval_dataloader = lambda dataset=None: held_out
+
+
+def _mean_over_all_tokens(trainer: Any) -> None:
+    """Make the validation loss of SFT the mean over the tokens of all processes, as TRL makes that of training."""
+    if launch.processes() == 1:
+        return
+    of_trl = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, **more: Any) -> Any:
+        if model.training:
+            return of_trl(model, inputs, **more)
+        learned = inputs["labels"][:, 1:] != -100
+        rows, tokens = _sums(trainer, learned)
+        return of_trl(model, inputs, num_items_in_batch=tokens) * _validation_weight(trainer, rows)
+
+    trainer.compute_loss = compute_loss
+
+
+# What TRL logs of a batch as a mean over its pairs.
+OF_PAIRS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+def _mean_over_all_pairs(trainer: Any) -> None:
+    """Make the losses of DPO means over the pairs, and over the chosen replies' tokens, of all processes.
+
+    TRL takes each process's own means. A token would weigh more where a process has few, and a row that only fills a
+    batch up would count: its sigmoid loss is ln 2, and what is logged of it is 0.
+    """
+    if launch.processes() == 1:
+        return
+    of_trl, weights = trainer.compute_loss, dict(zip(trainer.loss_types, trainer.loss_weights, strict=True))
+
+    def compute_loss(model: Any, inputs: Any, **more: Any) -> Any:
+        learned = inputs["completion_mask"].chunk(2)[0][:, 1:] != 0
+        pairs, tokens = _sums(trainer, learned)
+        own_pairs, own_tokens = int(learned.any(1).sum()), int(learned.sum())
+        # TRL divides by the rows of this process, DDP by the processes: back to one part in all pairs.
+        stretch = launch.processes() * len(learned) / pairs
+        own = {"sigmoid": weights["sigmoid"] * stretch}
+        if "sft" in weights and own_tokens:
+            own["sft"] = weights["sft"] * launch.processes() * own_tokens / tokens
+        trainer.loss_types, trainer.loss_weights = list(own), list(own.values())
+        loss = of_trl(model, inputs, **more) - own["sigmoid"] * (1 - own_pairs / len(learned)) * math.log(2)
+        logged = trainer._metrics["train" if model.training else "eval"]
+        for name in OF_PAIRS:
+            logged[name][-1] *= stretch
+        return loss if model.training else loss * _validation_weight(trainer, pairs)
+
+    trainer.compute_loss = compute_loss
+
+
+def _sums(trainer: Any, learned: torch.Tensor) -> tuple[int, int]:
+    """How many rows and tokens of a batch all processes learn from; `learned` [rows, positions] marks this one's."""
+    own = torch.stack([learned.any(1).sum(), learned.sum()])
+    rows, tokens = trainer.accelerator.reduce(own, reduction="sum").tolist()
+    return rows, tokens
+
+
+def _validation_weight(trainer: Any, rows: int) -> float:
+    """What a batch of so many rows weighs where the trainer takes the plain mean over batches."""
+    return rows * len(trainer.get_eval_dataloader()) / len(trainer.eval_dataset)
+
+
+def _whole(model: Any) -> Any:
+    """The model with the adapter that FSDP spread over the processes put together again, in every process."""
+    for name, weight in list(model.named_parameters()):
+        if weight.requires_grad and isinstance(weight, DTensor):
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, torch.nn.Parameter(weight.full_tensor()))
+    return model
+
+
+# Causal models whose logits are the head's product with the last hidden state, and nothing more.
+PLAIN_HEADS = ("llama", "mistral", "gemma", "qwen2", "qwen3")
+
+
+def score_labelled(model: Any) -> None:
+    """On a CPU, let the head of a TRL trainer's model score the labelled positions alone; the loss is the same.
+
+    TRL's own does that on a GPU, and elsewhere scores every position twice, forward and backward: with the vocabulary
+    of a small model that is half of a step, where few tokens are trained on.
+    """
+    base = model.get_base_model()
+    if base.device.type != "cpu" or base.config.model_type not in PLAIN_HEADS:
+        return
+    of_trl = base.forward
+
+    # The signature stays: generate() looks at it.
+    @functools.wraps(of_trl)
+    def forward(*args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return of_trl(*args, labels=labels, **kwargs) if labels is not None else of_trl(*args, **kwargs)
+        hidden = base.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
+        mask = labels[:, 1:] != -100
+        targets = labels[:, 1:][mask]
+        logits = base.get_output_embeddings()(hidden[mask]).float()
+        shares = logits.log_softmax(-1)
+        picked = shares.gather(-1, targets[:, None])[:, 0]
+        with torch.no_grad():
+            entropy = -(shares.exp() * shares).sum(-1)
+            best = picked >= shares.max(-1).values
+
+        def placed(values: torch.Tensor) -> torch.Tensor:
+            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+        return FusedCausalLMOutput(
+            loss=-picked.sum() / mask.sum().clamp(min=1),
+            log_probs=placed(picked),
+            entropy=placed(entropy),
+            mean_logits=placed(logits.detach().mean(-1)),
+            is_top1=placed(best),
+            label_mask=mask,
+        )
+
+    base.forward = forward
 
 
 def assert_reference_is_policy(model: Any) -> None:
@@ -222,7 +372,9 @@ def _sft_rows(
                 inside = on
                 labels.append(token if (learned[number] if on else p.loss_on == "all") else -100)
             if any(learned):
-                rows.append({"input_ids": ids, "labels": labels})
+                # No token behind the last trained one can change the loss: each sees only what stands before it.
+                end = max(at for at, label in enumerate(labels) if label != -100) + 1
+                rows.append({"input_ids": ids[:end], "labels": labels[:end]})
     if not rows:
         raise InputError(f"model.context: no exchange of two turns fits in {context} tokens")
     return rows, left_out
@@ -246,6 +398,11 @@ def _last(curve: Sequence[Mapping[str, Any]], name: str) -> float:
 
 def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[str, Any]:
     """What SFTConfig and DPOConfig share, for rows that already stand in the order of training."""
+    if p.batch_size % launch.processes():
+        raise InputError(
+            f"{type(p).__name__.lower()}.batch_size must be a multiple of the number of processes, "
+            f"{launch.processes()}; got {p.batch_size}"
+        )
     steps = max(1, math.ceil(rows / (p.batch_size * p.accumulation)))
     on_gpu = torch.cuda.is_available()
     every = max(1, steps // POINTS)
@@ -253,8 +410,8 @@ def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[s
         "output_dir": str(folder),
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "per_device_train_batch_size": p.batch_size,
-        "per_device_eval_batch_size": 2 * p.batch_size,
+        "per_device_train_batch_size": p.batch_size // launch.processes(),
+        "per_device_eval_batch_size": 2 * p.batch_size // launch.processes(),
         "gradient_accumulation_steps": p.accumulation,
         "gradient_checkpointing": p.gradient_checkpointing,
         "learning_rate": p.learning_rate,
@@ -277,6 +434,8 @@ def arguments(p: params.Training, dtype: str, folder: Path, rows: int) -> dict[s
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": on_gpu,
+        # Each step uses the whole adapter, and DPO's frozen copy is no parameter to look for.
+        "ddp_find_unused_parameters": False,
     }
 
 
@@ -291,12 +450,14 @@ class _Listener(TrainerCallback):
         self._began = (state.global_step, time.monotonic())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
+        launch.wait()
+        if launch.first():
+            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
         self._log(numbers, state.global_step)
-        if "loss" in numbers:
+        if "loss" in numbers and launch.first():
             step, began = self._began
             left = (time.monotonic() - began) / max(1, state.global_step - step) * (state.max_steps - state.global_step)
             place = f"step {state.global_step} of {state.max_steps}"
@@ -305,7 +466,7 @@ class _Listener(TrainerCallback):
 
 @contextmanager
 def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Path]:
-    """The folder for a stage's checkpoints, held by this process alone; it stays after a failure, goes after success.
+    """The folder for a stage's checkpoints, held by this run alone; it stays after a failure, goes after success.
 
     Its name is made of all that the result depends on (params, inputs, versions), so nothing else can go on from it.
     """
@@ -314,13 +475,17 @@ def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) 
     folder = launch.work(stage, hashlib.sha256(made_of.encode()).hexdigest()[:16])
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another run of {stage} is training in {folder}: wait for it, or stop it") from None
+    if launch.first():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"another run of {stage} is training in {folder}: wait for it, or stop it") from None
+    launch.wait()
     try:
         yield folder
-        shutil.rmtree(folder)
+        launch.wait()
+        if launch.first():
+            shutil.rmtree(folder)
     finally:
         lock.release()
 
@@ -331,10 +496,14 @@ def _train(trainer: Any, log: Log) -> list[dict[str, Any]]:
     trainer.add_callback(_Listener(log))
     folder = Path(trainer.args.output_dir)
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for torn in [path for path in checkpoints if not (path / COMPLETE).exists()]:
-        shutil.rmtree(torn)
-        checkpoints.remove(torn)
-    if checkpoints:
+    torn = [path for path in checkpoints if not (path / COMPLETE).exists()]
+    checkpoints = [path for path in checkpoints if path not in torn]
+    launch.wait()
+    if launch.first():
+        for path in torn:
+            shutil.rmtree(path)
+    launch.wait()
+    if checkpoints and launch.first():
         print(f"going on from {checkpoints[-1].name} in {folder}", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     rows: dict[int, dict[str, Any]] = {}

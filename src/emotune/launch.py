@@ -1,17 +1,37 @@
-"""How a stage starts: flags from its main's signature, threads bound, errors in one screen, seconds noted."""
+"""How a stage starts: flags from its main's signature, the user's launcher, threads bound, errors in one screen.
+
+Under EMOTUNE_LAUNCH (torchrun or accelerate launch, behind srun where there are several machines) a stage that was
+started plainly starts itself again as several processes. They share rows by `share` and put results together by
+`gather`; in one process both are trivial, and nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 from emotune.errors import InputError
+
+T = TypeVar("T")
+
+# Processes that share rows may end hours apart, and one that waits is not one that failed.
+PATIENCE = timedelta(days=7)
+COUNTS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-processes")
 
 
 def root() -> Path:
@@ -30,27 +50,182 @@ def cores() -> int:
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def stage(main: Callable[..., None]) -> None:
-    """Run a stage's `main` with a flag for each of its Path parameters; InputError is one message and exit code 2."""
+def stage(main: Callable[..., None], parallel: bool = False) -> None:
+    """Run a stage's `main` with a flag for each of its Path parameters; InputError is one message and exit code 2.
+
+    A `parallel` stage obeys EMOTUNE_LAUNCH; any other runs as one process whatever it says.
+    """
     name = Path(inspect.getfile(main)).stem
     parser = argparse.ArgumentParser(prog=f"python -m emotune.stages.{name}", description=inspect.getdoc(main))
     for parameter in inspect.signature(main).parameters:
         parser.add_argument(f"--{parameter.replace('_', '-')}", type=Path, required=True)
     paths = vars(parser.parse_args())
-    # Set before torch is imported. More threads than cores can cost a factor of twenty.
+    try:
+        if parallel and os.environ.get("EMOTUNE_LAUNCH") and not os.environ.keys() & {"RANK", "EMOTUNE_LAUNCHED"}:
+            sys.exit(_launch(name))
+        _prepare(name, parallel)
+        began = time.monotonic()
+        main(**paths)
+        wait()
+    except InputError as error:
+        _tell(f"emotune {name}: {error}")
+        sys.exit(2)
+    if first():
+        seconds = time.monotonic() - began
+        note = work("seconds", name)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{seconds:.1f}\n", encoding="utf-8")
+        print(f"{name} took {seconds:.1f} s", flush=True)
+    if processes() > 1:
+        _torch().destroy_process_group()
+
+
+def processes() -> int:
+    """How many processes run this stage."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    """Whether this is the process that writes: rank zero, or the only one."""
+    return _rank() == 0
+
+
+def share(rows: Sequence[T]) -> list[T]:
+    """This process's part of the rows: every n-th of them, n processes."""
+    return list(rows[_rank() :: processes()])
+
+
+def gather(rows: Sequence[T]) -> list[T]:
+    """The parts that `share` made, one from each process, as one list in the order before it, in every process."""
+    if processes() == 1:
+        return list(rows)
+    parts: list[Any] = [None] * processes()
+    _torch().all_gather_object(parts, list(rows))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if processes() > 1:
+        _torch().barrier()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _torch() -> Any:
+    from torch import distributed
+
+    return distributed
+
+
+def _prepare(name: str, parallel: bool) -> None:
+    """Threads, what the libraries say, and the group of processes, before anything imports torch."""
+    # More threads than cores can cost a factor of twenty; one thread, torchrun's choice, leaves the others idle.
+    if "EMOTUNE_SHARE_CORES" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(cores())
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # What the libraries will change some day is no news to whoever runs a stage.
     warnings.simplefilter("ignore", FutureWarning)
-    began = time.monotonic()
+    if processes() > 1 and not parallel:
+        raise InputError(f"{name} runs as one process: start it plainly, not as {processes()}")
+    if "EMOTUNE_LAUNCHED" in os.environ and processes() == 1 and (asked := _asked(os.environ["EMOTUNE_LAUNCH"])) > 1:
+        raise InputError(
+            f"EMOTUNE_LAUNCH asked for {asked} processes and one came (accelerate launch does that on a CPU; there "
+            f"torchrun --nproc_per_node {asked} starts them): {os.environ['EMOTUNE_LAUNCH']}"
+        )
+    if processes() > 1:
+        _join()
+
+
+def _join() -> None:
+    """The group of processes, as accelerate's, so that the trainers find it: NCCL on GPUs, gloo on CPUs."""
+    import torch
+    from accelerate import PartialState
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    PartialState(cpu=on_cpu, timeout=PATIENCE)
+
+
+def _launch(name: str) -> int:
+    """This stage once more, under the user's launcher; returns the exit code, 2 where a process met an InputError."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    words = _words(os.environ["EMOTUNE_LAUNCH"], path)
+    told = work("launch", f"{name}.{os.getpid()}")
+    told.parent.mkdir(parents=True, exist_ok=True)
+    told.unlink(missing_ok=True)
+    environment = os.environ | {"PATH": path, "EMOTUNE_LAUNCHED": str(told)}
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment |= {"OMP_NUM_THREADS": str(cores()), "EMOTUNE_SHARE_CORES": "1"}
+    module = sys.modules["__main__"].__spec__
+    command = [*words, *(["-m", module.name] if module else [sys.argv[0]]), *sys.argv[1:]]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    signals: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        signals.append(number)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    assert process.stderr is not None
+    while chunk := os.read(process.stderr.fileno(), 1 << 16):
+        # What the launcher and the other processes say of a stage that was stopped is pages, and no news.
+        if not signals and not told.exists():
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.flush()
+    code = process.wait()
+    if signals:
+        return 128 + signals[0]
+    if told.exists():
+        print(told.read_text(encoding="utf-8"), file=sys.stderr)
+        told.unlink()
+        return 2
+    return code if code >= 0 else 128 - code
+
+
+def _words(line: str, path: str) -> list[str]:
+    """The words of EMOTUNE_LAUNCH; InputError where they start no launcher that is here."""
     try:
-        main(**paths)
-    except InputError as error:
-        print(f"emotune {name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    seconds = time.monotonic() - began
-    note = work("seconds", name)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{seconds:.1f}\n", encoding="utf-8")
-    print(f"{name} took {seconds:.1f} s", flush=True)
+        words = shlex.split(line)
+    except ValueError:
+        words = []
+    names = [Path(word).name for word in words]
+    if "torchrun" not in names and ("accelerate", "launch") not in pairwise(names):
+        raise InputError(
+            f"EMOTUNE_LAUNCH must be a line with torchrun or accelerate launch in it, such as "
+            f"'torchrun --nproc_per_node 4'; got {line!r}"
+        )
+    launcher = words[names.index("torchrun" if "torchrun" in names else "accelerate")]
+    for program in dict.fromkeys((words[0], launcher)):
+        if shutil.which(program, path=path) is None:
+            raise InputError(f"EMOTUNE_LAUNCH: {program} is installed neither beside {sys.executable} nor on PATH")
+    return words
+
+
+def _asked(line: str) -> int:
+    """How many processes EMOTUNE_LAUNCH asks for, by a flag or in accelerate's configuration; 1 where it says none."""
+    words = [part for word in shlex.split(line) for part in word.split("=", 1)]
+    values = dict(pairwise(words))
+    counts = [values[flag] for flag in COUNTS if flag in values]
+    if not counts and "--config_file" in values:
+        text = Path(values["--config_file"]).read_text(encoding="utf-8")
+        counts = re.findall(r"^num_processes: *(\d+)", text, flags=re.MULTILINE)
+    return int(counts[0]) if counts and counts[0].isdigit() else 1
+
+
+def _tell(message: str) -> None:
+    """Say it once: to the process that started the launcher where there is one and nobody told it before."""
+    try:
+        with Path(os.environ["EMOTUNE_LAUNCHED"]).open("x", encoding="utf-8") as file:
+            file.write(message)
+    except FileExistsError:
+        pass
+    except (KeyError, OSError):
+        print(message, file=sys.stderr)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from emotune import params, prompts, records
@@ -123,6 +122,9 @@ def load_base(base: Path, choice: params.Model) -> Any:
         )
     if choice.attention == "flash_attention_2" and not torch.cuda.is_available():
         raise InputError("model.attention: flash_attention_2 needs a CUDA GPU; accepted here: sdpa, eager")
+    # These and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
     dtype = getattr(torch, choice.dtype)
     quantization = None
     if choice.quantization == "nf4":
@@ -149,6 +151,8 @@ def load_base(base: Path, choice: params.Model) -> Any:
 
 def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
     """The base model under a saved LoRA adapter; InputError where the adapter is of another shape of model."""
+    from peft import PeftModel
+
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
     except RuntimeError as error:

@@ -103,6 +103,7 @@ class Sampling(Section):
 
 
 class Evaluate(Section):
+    split: Literal["test", "validation"]
     prompts: Count | None
     control_contexts: Count
     resamples: Annotated[int, Field(ge=100)]
@@ -152,6 +153,26 @@ class Sft(Training):
     lora: Lora
 
 
+class Generation(Section):
+    engine: Literal["local", "server"]
+    model: str | None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.engine == "server" and not self.model:
+            raise ValueError("model must name what the server serves where engine is server, got null")
+        return self
+
+
+class Audit(Section):
+    min_yield: Share
+    min_pairs_per_emotion: Annotated[int, Field(ge=0)]
+    max_chosen_longer: Share
+    max_duplicate_prompts: Share
+    max_duplicate_chosen: Share
+    max_prompts_in_test: Share
+
+
 class Prefs(Section):
     prompts: Count
     emotions: Literal["dataset", "balanced"]
@@ -163,6 +184,7 @@ class Prefs(Section):
     validation: Annotated[float, Field(ge=0, lt=1)]
     seed: int
     sampling: Sampling
+    audit: Audit
 
 
 class Dpo(Training):
@@ -171,6 +193,7 @@ class Dpo(Training):
 
 
 class Length(Section):
+    shape: Literal["published", "plateau"]
     unit: Literal["characters", "words", "tokens"]
     low: Positive
     high: Positive
@@ -208,6 +231,7 @@ class Params(Section):
     evaluate: Evaluate
     template: Template
     sft: Sft
+    generation: Generation
     prefs: Prefs
     dpo: Dpo
     reward: Reward

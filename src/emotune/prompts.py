@@ -35,9 +35,15 @@ def prompt_text(tokenizer: Any, history: Sequence[Turn], emotion: str, system_pr
     )
 
 
+def prompt(tokenizer: Any, history: Sequence[Turn], emotion: str, system_prompt: str | None) -> tuple[str, list[int]]:
+    """`prompt_text` and its token ids: a prefix of every training row that goes on from there."""
+    text = prompt_text(tokenizer, history, emotion, system_prompt)
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def prompt_ids(tokenizer: Any, history: Sequence[Turn], emotion: str, system_prompt: str | None) -> list[int]:
-    """The token ids of `prompt_text`: a prefix of every training row that goes on from there."""
-    return tokenizer(prompt_text(tokenizer, history, emotion, system_prompt), add_special_tokens=False)["input_ids"]
+    """The token ids of `prompt_text`."""
+    return prompt(tokenizer, history, emotion, system_prompt)[1]
 
 
 def training_row(tokenizer: Any, turns: Sequence[Turn], system_prompt: str | None) -> Row:
@@ -57,12 +63,12 @@ def training_row(tokenizer: Any, turns: Sequence[Turn], system_prompt: str | Non
 
 def reply_row(tokenizer: Any, history: Sequence[Turn], reply: Turn, system_prompt: str | None) -> Row:
     """Prompt and reply as ids, with True for the reply's tokens and its end: works for any chat template."""
-    prompt = prompt_ids(tokenizer, history, reply.emotion, system_prompt)
+    asked = prompt_ids(tokenizer, history, reply.emotion, system_prompt)
     text = tokenizer.apply_chat_template(messages([*history, reply], system_prompt), tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if ids[: len(prompt)] != prompt:
+    if ids[: len(asked)] != asked:
         raise ValueError(f"the chat template does not continue its own generation prompt: {text!r}")
-    return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    return ids, [False] * len(asked) + [True] * (len(ids) - len(asked))
 
 
 def fitting_history(

@@ -26,6 +26,14 @@ MODELS = ("majority", "baseline", "sft", "dpo")
 STEPS = {"baseline → sft": "baseline_to_sft", "sft → dpo": "sft_to_dpo"}
 TESTED = {"macro F1": ("replies", "macro_f1"), "control": ("control", "macro_accuracy")}
 JUDGED = {"accuracy": "accuracy", "weighted F1": "weighted_f1", "macro F1": "macro_f1"}
+# What each benchmark's ratio is of: the file in benchmarks/results -> the claim.
+CLAIMS = {
+    "prefs_throughput": "accepted pairs per second, over the published procedure",
+    "prefs_throughput-110m": "attempts per second, over the published procedure, 110 M random weights",
+    "reward_sweep": "wall time of generate_prefs' first run, over that after a change of weights",
+    "sft_throughput": "trained tokens per second, over `trl sft`",
+    "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
+}
 ABSENT = "–"
 NEXT = """Where to look next
   data/replies/dpo.control.jsonl   the same contexts, answered in every emotion
@@ -106,12 +114,54 @@ def judges(metrics: Path) -> Table:
     return table
 
 
-def filled(readme: str, metrics: Path, name: str = "README.md") -> str:
-    """The text with a table of the metrics between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
+def ratios(results: Path) -> Table:
+    """A row a benchmark: its ratio, and of what to what."""
+    table = [["benchmark", "ratio", "of"]]
+    for name, claim in CLAIMS.items():
+        if (results / f"{name}.json").is_file():
+            found = records.read_json(results / f"{name}.json")
+            table.append([f"`{found['benchmark']}.py`", f"{found['ratio']:.1f}", claim])
+    return table
 
-    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs or RUN-judges. The run
-    `embedded` lies in metrics/ itself, any other in metrics/real/RUN. InputError names a block that is not closed or
-    that no metrics belong to.
+
+def sweep(results: Path) -> Table:
+    """A row a weighting, in the order of the sweep: the share of attempts nobody had made, and the stage's time."""
+    found = records.read_json(results / "reward_sweep.json")
+    first = f"{found['first_seconds']:.0f}"
+    return [
+        ["weights", "new attempts", "seconds"],
+        ["first run", "100%", first],
+        ["the same again", "0%", f"{found['again_seconds']:.1f}"],
+        *([str(run["weights"]), f"{run['new_attempts']:.1%}", f"{run['seconds']:.1f}"] for run in found["weightings"]),
+    ]
+
+
+def shapes(results: Path) -> Table:
+    """A row a shape of the length term: how long the replies are that it chooses, in characters."""
+    table = [
+        ["length term", "pairs", "chosen, median", "chosen of 30 to 39", "chosen of 40 or more", "rejected, median"]
+    ]
+    for shape, found in records.read_json(results / "length_shapes.json")["shapes"].items():
+        table.append(
+            [
+                shape,
+                str(found["pairs"]),
+                f"{found['chosen_median']:.0f}",
+                f"{found['chosen_30_to_39']:.0%}",
+                f"{found['chosen_40_or_more']:.0%}",
+                f"{found['rejected_median']:.0f}",
+            ]
+        )
+    return table
+
+
+def filled(readme: str, metrics: Path, results: Path, name: str = "README.md") -> str:
+    """The text with a table between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
+
+    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs or RUN-judges; the run
+    `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or
+    benchmarks-shapes, from the JSON files in `results`. InputError names a block that is not closed or that no metrics
+    belong to.
     """
     begun = re.findall(r"<!-- begin:(.*?) -->", readme)
     if not begun:
@@ -119,7 +169,9 @@ def filled(readme: str, metrics: Path, name: str = "README.md") -> str:
 
     def fill(block: re.Match[str]) -> str:
         begun.remove(block[1])
-        return f"<!-- begin:{block[1]} -->\n{markdown(_block(block[1], metrics, name))}\n<!-- end:{block[1]} -->"
+        return (
+            f"<!-- begin:{block[1]} -->\n{markdown(_block(block[1], metrics, results, name))}\n<!-- end:{block[1]} -->"
+        )
 
     result = re.sub(r"<!-- begin:(.*?) -->\n.*?<!-- end:\1 -->", fill, readme, flags=re.DOTALL)
     if begun:
@@ -127,7 +179,10 @@ def filled(readme: str, metrics: Path, name: str = "README.md") -> str:
     return result
 
 
-def _block(block: str, metrics: Path, name: str) -> Table:
+def _block(block: str, metrics: Path, results: Path, name: str) -> Table:
+    of_benchmarks = {"benchmarks": ratios, "benchmarks-sweep": sweep, "benchmarks-shapes": shapes}
+    if block in of_benchmarks:
+        return of_benchmarks[block](results)
     tables: dict[str, Callable[[Path], Table]] = {
         "-pairs": lambda run: differences(records.read_json(run / "evaluate.json")),
         "-prefs": preferences,

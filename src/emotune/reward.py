@@ -32,6 +32,11 @@ def length_score(length: int, low: float, high: float) -> float:
     return b * 0.9
 
 
+def plateau_score(length: int, low: float, high: float) -> float:
+    """A length term without a cliff, 0 to 10 like the others: rising to `low`, 10 up to `high`, 0 again at 2 x high."""
+    return 10.0 * max(0.0, min(1.0, length / low, 2 - length / high))
+
+
 def reward(components: Sequence[float], weights: Sequence[float], bias: float) -> float:
     """weights . (emotion, length, gibberish) + bias."""
     return sum(weight * score for weight, score in zip(weights, components, strict=True)) + bias

@@ -11,11 +11,12 @@ where two tokens are closer than TOLERANCE, the row's logits are computed once m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
+import psutil
 import torch
 
 from emotune import params
@@ -23,8 +24,9 @@ from emotune import params
 # Far above what another batch shape does to the logits of a float32 model (measured: below 1e-4), and far below what
 # would make the second look frequent: about one token in a thousand.
 TOLERANCE = 1e-3
-# Rows sampled at once. It changes speed and memory, never a reply.
-ROWS = 192
+# At most so many rows are sampled at once, fewer where memory is short. It changes speed, never a reply: a CPU's caches
+# hold no more, a GPU goes on gaining for longer.
+CPU_ROWS, GPU_ROWS = 192, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +57,49 @@ def replies(
     """One reply for each key of each request, in the order of the requests.
 
     Temperature 0 is greedy. Filters apply in the order of transformers: repetition penalty (over prompt and reply),
-    no end token before `min_new_tokens`, temperature, top-k, top-p. At most `rows` replies (ROWS where None) are
-    sampled at once; `done` hears how many each batch ended.
+    no end token before `min_new_tokens`, temperature, top-k, top-p. At most `rows` replies (what memory holds where
+    None) are sampled at once, half as many each time that memory runs out; `done` hears how many each batch ended.
     """
     results: list[list[Reply]] = [[] for _ in requests]
-    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-    for batch in _batches(order, [len(request.keys) for request in requests], rows or ROWS):
-        sampled = _sample(model, tokenizer, [requests[i] for i in batch], sampling)
+    waiting = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+    while waiting:
+        longest = len(requests[waiting[-1]].prompt) + sampling.max_new_tokens
+        rows = rows or fitting_rows(model, longest)
+        # The longest go first: what memory holds of them, it holds of all others.
+        held = accumulate(len(requests[i].keys) for i in reversed(waiting))
+        count = max(1, sum(total <= rows for total in held))
+        batch = waiting[-count:]
+        try:
+            sampled = _sample(model, tokenizer, [requests[i] for i in batch], sampling)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or count == 1:
+                raise
+            rows = max(1, sum(len(requests[i].keys) for i in batch) // 2)
+            torch.cuda.empty_cache()
+            print(f"out of memory: {rows} replies at once from here on", flush=True)
+            continue
+        del waiting[-count:]
         for i, found in zip(batch, sampled, strict=True):
             results[i] = found
         done(sum(len(found) for found in sampled))
     return results
 
 
-def _batches(order: Sequence[int], sizes: Sequence[int], rows: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    held = 0
-    for i in order:
-        if batch and held + sizes[i] > rows:
-            yield batch
-            batch, held = [], 0
-        batch.append(i)
-        held += sizes[i]
-    if batch:
-        yield batch
+def fitting_rows(model: Any, positions: int) -> int:
+    """How many rows of `positions` tokens half of the free memory holds, by their cache and their logits."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Keys and values; the logits in float32, with their noise, and what is sorted of them.
+    row = 2 * config.num_hidden_layers * heads * size * positions * model.dtype.itemsize + 4 * 4 * config.vocab_size
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    return max(1, min(GPU_ROWS if on_gpu else CPU_ROWS, free // 2 // row))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On a CPU torch says so in words alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @torch.inference_mode()

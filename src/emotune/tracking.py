@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from emotune import launch
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -92,7 +94,7 @@ def run(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Ite
 
 def _open(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
     off = os.environ.get("EMOTUNE_TRACKING") == "off"
-    if off or _failed or os.environ.get("RANK", "0") != "0":  # one run a stage, not one a process of torchrun
+    if off or _failed or not launch.first():  # one run a stage, not one a process of torchrun
         return Run()
     root = _root()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"

@@ -18,7 +18,7 @@ def main(
     inputs = records.digests(dialogues=dialogues, base=base, judges=judges)
     with tracking.run("baseline", p.model_dump(), inputs) as run:
         names = records.read_json(dialogues / "labels.json")
-        test = records.read_dialogues(dialogues / "test.jsonl")
+        held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
         tokenizer = models.load_tokenizer(base, None)
         model = models.load_base(base, p.model)
         evaluating = open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
@@ -27,7 +27,7 @@ def main(
         answers = evaluation.answer(
             model,
             tokenizer,
-            test,
+            held_out,
             names["labels"],
             p.evaluate,
             p.history_turns,
@@ -36,6 +36,9 @@ def main(
             evaluating,
             gibberish,
         )
+        if not launch.first():
+            return
+
         measured = evaluation.measure(answers, names["labels"], names["neutral"], p.evaluate)
         records.write_jsonl(replies, answers.replies)
         records.write_jsonl(control, answers.control)
@@ -45,4 +48,4 @@ def main(
 
 
 if __name__ == "__main__":
-    launch.stage(main)
+    launch.stage(main, parallel=True)

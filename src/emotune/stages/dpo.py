@@ -24,11 +24,12 @@ def main(base: Path, sft: Path, prefs: Path, out: Path, metrics: Path, history: 
             model, curve, measured = finetuning.dpo(
                 model, tokenizer, train, validation, p.dpo, p.system_prompt, p.model, folder, run.log
             )
-            models.save_adapter(model, tokenizer, base, out)
-            records.write_csv(history, list(finetuning.DPO_CURVE), curve)
-            records.write_json(metrics, measured)
+            if launch.first():
+                models.save_adapter(model, tokenizer, base, out)
+                records.write_csv(history, list(finetuning.DPO_CURVE), curve)
+                records.write_json(metrics, measured)
         run.metrics(measured)
 
 
 if __name__ == "__main__":
-    launch.stage(main)
+    launch.stage(main, parallel=True)

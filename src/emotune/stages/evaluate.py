@@ -41,7 +41,7 @@ def main(
     with tracking.run("evaluate", p.model_dump(), inputs) as run:
         names = records.read_json(dialogues / "labels.json")
         labels, neutral = names["labels"], names["neutral"]
-        test = records.read_dialogues(dialogues / "test.jsonl")
+        held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
         evaluating = open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
         gibberish = open_judge(judges / "gibberish.skops", p.gibberish_judge)
 
@@ -54,7 +54,7 @@ def main(
             answers[name] = evaluation.answer(
                 models.load_adapter(models.load_base(base, p.model), adapter),
                 models.load_tokenizer(adapter, None),
-                test,
+                held_out,
                 labels,
                 p.evaluate,
                 p.history_turns,
@@ -63,6 +63,9 @@ def main(
                 evaluating,
                 gibberish,
             )
+        if not launch.first():
+            return
+
         measured = {name: evaluation.measure(found, labels, neutral, p.evaluate) for name, found in answers.items()}
         measured["majority"] = evaluation.majority(answers["sft"], labels, neutral)
         measured["paired"] = {
@@ -82,4 +85,4 @@ def main(
 
 
 if __name__ == "__main__":
-    launch.stage(main)
+    launch.stage(main, parallel=True)

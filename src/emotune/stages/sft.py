@@ -23,11 +23,12 @@ def main(dialogues: Path, base: Path, out: Path, metrics: Path, history: Path) -
             model, curve, measured = finetuning.sft(
                 model, tokenizer, train, validation, neutral, p.sft, p.system_prompt, p.model, folder, run.log
             )
-            models.save_adapter(model, tokenizer, base, out)
-            records.write_csv(history, list(finetuning.SFT_CURVE), curve)
-            records.write_json(metrics, measured)
+            if launch.first():
+                models.save_adapter(model, tokenizer, base, out)
+                records.write_csv(history, list(finetuning.SFT_CURVE), curve)
+                records.write_json(metrics, measured)
         run.metrics(measured)
 
 
 if __name__ == "__main__":
-    launch.stage(main)
+    launch.stage(main, parallel=True)
