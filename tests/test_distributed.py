@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from conftest import ROOT, TINY, contents, declared, flags, run_stage, write_params
+from conftest import ROOT, TINY, Pipeline, contents, declared, flags, run_stage, write_params
 from emotune.errors import InputError
 
 pytestmark = pytest.mark.pipeline
@@ -153,6 +154,19 @@ def test_two_processes_answer_with_the_bytes_of_one(stage: str, alone: Path, tmp
     assert out.count(f"{stage} took ") == 1
     shutil.rmtree(folder / ".work/seconds")
     assert contents(folder) == contents(alone)
+
+
+def test_two_processes_make_the_pairs_of_one(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Each samples and judges its own half of the prompts, and both write to one journal."""
+    folder = without("generate_prefs", pipeline.folder, tmp_path)
+    shutil.rmtree(folder / ".work")
+    out = run_as_two("generate_prefs", folder)
+    made = [int(count) for count in re.findall(r"(\d+) attempts sampled, 0 taken from the journal", out)]
+    measured = json.loads((folder / "metrics/prefs.json").read_text("utf-8"))
+    assert len(made) == 2
+    assert sum(made) == measured["attempts_total"]
+    for path in ("data/prefs", "metrics"):
+        assert contents(folder / path) == contents(pipeline.folder / path)
 
 
 @pytest.fixture(scope="module", params=["sft", "dpo"])

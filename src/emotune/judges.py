@@ -297,8 +297,8 @@ class Fluency(TransformerMixin, BaseEstimator):
         return copy
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
-        """The signs of each text, [texts, 23], float32."""
-        return np.array([self._signs(text) for text in texts], dtype=np.float32)
+        """The signs of each text, [texts, 23], float64: in float32 a verdict's sixth decimal depends on its batch."""
+        return np.array([self._signs(text) for text in texts], dtype=np.float64)
 
     def _words(self, text: str) -> list[str]:
         return [self.START, *self.TOKEN.findall(text.lower()), self.END]

@@ -8,6 +8,7 @@ started plainly starts itself again as several processes. They share rows by `sh
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import os
 import re
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 # Processes that share rows may end hours apart, and one that waits is not one that failed.
 PATIENCE = timedelta(days=7)
+# No space left, a file above its limit, a quota.
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 COUNTS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-processes")
 
 
@@ -69,6 +72,12 @@ def stage(main: Callable[..., None], parallel: bool = False) -> None:
         wait()
     except InputError as error:
         _tell(f"emotune {name}: {error}")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" in {error.filename}" if error.filename else ""
+        _tell(f"emotune {name}: {error.strerror}{where}: make room and start it again; nothing is half-written")
         sys.exit(2)
     if first():
         seconds = time.monotonic() - began
