@@ -2,8 +2,8 @@
 
 `prompts`: the whole stage in one process of one thread, for 100, 1,000 and 10,000 prompts; cost per row should be flat.
 `processes`: the same prompts under `EMOTUNE_LAUNCH="torchrun --nproc_per_node N"`, one thread each, so that N processes
-use N cores. `journal`: microseconds a look-up, found or not, with 10^4, 10^5 and 10^6 rows. `ratio` is the rate of 10,000
-prompts over that of 1,000. Needs the outs of `make repro`. Prints one JSON object last.
+use N cores. `journal`: microseconds a look-up, found or not, with 10^4, 10^5 and 10^6 rows. `ratio` is the rate of the
+most prompts over that of a tenth of them. Needs the outs of `make repro`. Prints one JSON object last.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from emotune.evaluation import Answers, Question
 
 LABELS = ("neutral", "happiness", "sadness")
 EVALUATE = params.Evaluate(
+    split="test",
     prompts=None,
     control_contexts=2,
     resamples=200,

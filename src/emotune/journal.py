@@ -119,8 +119,8 @@ class Journal:
                     self._transact("BEGIN IMMEDIATE", lambda db: self._drop_torn(db, torn))
         return {key: json.loads(row[0]) for key, row in there.items() if key not in torn}
 
-    def keep(self, rows: Iterable[tuple[str, int, Any]]) -> None:
-        """Write attempts (prompt, attempt, value) in one transaction, on disk when this returns.
+    def keep(self, rows: Iterable[tuple[str, int, Any]]) -> int:
+        """Write attempts (prompt, attempt, value) in one transaction, on disk when this returns how many were new.
 
         One that is there already stays as it is. InputError where the disk is full: what was kept before stays.
         """
@@ -131,13 +131,13 @@ class Journal:
             for prompt, attempt, text in texts
         ]
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Connection) -> int:
             db.execute(NAME, (self._context, self._made_of))
-            db.executemany(KEEP, kept)
+            return db.executemany(KEEP, kept).rowcount
 
         with _told(self._path), self._lock:
             self._follow()
-            self._transact("BEGIN IMMEDIATE", write)
+            return self._transact("BEGIN IMMEDIATE", write)
 
     def _drop_torn(self, db: sqlite3.Connection, keys: Iterable[Key]) -> None:
         """Drop attempts, except those that another process has replaced by good ones meanwhile."""

@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 # Processes that share rows may end hours apart, and one that waits is not one that failed.
 PATIENCE = timedelta(days=7)
-# No space left, a file above its limit, a quota.
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# No space left, a file above its limit, a quota, by their words: safetensors, tokenizers and torch raise errors of
+# kinds of their own, and torch speaks of a position in the file alone.
+FULL = (*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "unexpected pos")
 COUNTS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-processes")
 
 
@@ -73,11 +74,11 @@ def stage(main: Callable[..., None], parallel: bool = False) -> None:
     except InputError as error:
         _tell(f"emotune {name}: {error}")
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if not any(words in str(error) for words in FULL):
             raise
-        where = f" in {error.filename}" if error.filename else ""
-        _tell(f"emotune {name}: {error.strerror}{where}: make room and start it again; nothing is half-written")
+        reason = " ".join(str(error).split())
+        _tell(f"emotune {name}: no room to write ({reason}): make room and start it again; nothing is half-written")
         sys.exit(2)
     if first():
         seconds = time.monotonic() - began

@@ -163,16 +163,17 @@ def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
 
 def save_adapter(model: Any, tokenizer: Any, base: Path, out: Path) -> None:
     """Adapter and tokenizer, and nothing else: no optimizer, no reference copy, no card, no path of this machine."""
-    model.save_pretrained(out, selected_adapters=["default"])
-    tokenizer.save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)
-    # PEFT writes this set in the order of Python's hashes, which differs from run to run.
-    config = records.read_json(out / "adapter_config.json")
-    pinned = records.read_json(base / BASE_FILE)
-    config["base_model_name_or_path"] = Path(pinned["name"]).name if pinned.get("files") else pinned["name"]
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
-    records.write_json(out / "adapter_config.json", config)
+    with records.replacing_folder(out) as part:
+        model.save_pretrained(part, selected_adapters=["default"])
+        tokenizer.save_pretrained(part)
+        (part / "README.md").unlink(missing_ok=True)
+        # PEFT writes this set in the order of Python's hashes, which differs from run to run.
+        config = records.read_json(part / "adapter_config.json")
+        pinned = records.read_json(base / BASE_FILE)
+        config["base_model_name_or_path"] = Path(pinned["name"]).name if pinned.get("files") else pinned["name"]
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()
+        records.write_json(part / "adapter_config.json", config)
 
 
 @torch.inference_mode()

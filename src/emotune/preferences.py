@@ -6,7 +6,7 @@ import functools
 import hashlib
 import random
 import statistics
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +70,8 @@ Wanted = tuple[Prompt, int]
 Sample = Callable[[Sequence[Wanted]], list[list[sampling.Reply]]]
 JudgeReplies = Callable[[Sequence[Sequence[sampling.Reply]]], list[list[Judged]]]
 
+# So many attempts are looked for at once, before any of them is sampled.
+AT_ONCE = 512
 # With the libraries, what decides an attempt's replies and verdicts, beside what the journal's key names one by one.
 CODE = ("judges", "models", "sampling", "seeds", "server")
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
@@ -117,7 +119,8 @@ def generate(
     """One outcome a prompt, in order: its attempts are looked at until one makes a pair, at most `p.attempts`.
 
     An attempt that `memo` holds is not made again. Whatever else is wanted is sampled shortest prompts first, and a
-    prompt that fails joins the next batch at once. What a prompt's n-th attempt samples depends on the seed, the prompt
+    prompt that fails joins the next batch at once; where another run that shares `memo` is at the same prompts, this
+    one goes on at a place of its own. What a prompt's n-th attempt samples depends on the seed, the prompt
     and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead` batches
     are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
     """
@@ -125,6 +128,7 @@ def generate(
     failures: list[list[str]] = [[] for _ in asked]
     queue: list[tuple[int, int, int]] = []
     made = known = 0
+    place = (0, 0, 0)
 
     def conclude(number: int, attempt: int, judged: Sequence[Judged]) -> None:
         prompt = asked[number]
@@ -149,6 +153,20 @@ def generate(
             conclude(number, attempt, [Judged(*values) for values in kept])
             attempt += 1
 
+    def wanted() -> list[tuple[int, int, int]]:
+        """What follows this run's place in the queue, taken out of it, less what other runs have made meanwhile."""
+        while queue:
+            start = bisect_left(queue, place) % len(queue)
+            following = queue[start : start + AT_ONCE]
+            del queue[start : start + AT_ONCE]
+            kept = memo.find_many([(asked[number].digest, attempt) for _, number, attempt in following])
+            for _, number, attempt in following:
+                if (asked[number].digest, attempt) in kept:
+                    go_on(number, attempt)
+            if missing := [entry for entry in following if (asked[entry[1]].digest, entry[2]) not in kept]:
+                return missing
+        return []
+
     for number in range(len(asked)):
         go_on(number, 1)
     under_way: deque[tuple[list[tuple[int, int, int]], Future[list[list[Judged]]]]] = deque()
@@ -164,18 +182,23 @@ def generate(
         ) as bar,
     ):
         while queue or under_way:
-            if queue:
-                sampled = sample([(asked[number], attempt) for _, number, attempt in queue])
-                batch, queue[: len(sampled)] = queue[: len(sampled)], []
+            if missing := wanted():
+                sampled = sample([(asked[number], attempt) for _, number, attempt in missing])
+                batch = missing[: len(sampled)]
+                for entry in missing[len(sampled) :]:
+                    insort(queue, entry)
                 under_way.append((batch, judges.submit(judge, sampled)))
-            if len(under_way) > ahead or not queue:
+            if under_way and (len(under_way) > ahead or not queue):
                 batch, verdicts = under_way.popleft()
                 judged = verdicts.result()
-                memo.keep(
+                new = memo.keep(
                     (asked[number].digest, attempt, [astuple(reply) for reply in replies])
                     for (_, number, attempt), replies in zip(batch, judged, strict=True)
                 )
                 made += len(batch)
+                if new < len(batch) and queue:
+                    # Any will do: no reply depends on it.
+                    place = random.choice(queue)
                 for (_, number, attempt), replies in zip(batch, judged, strict=True):
                     conclude(number, attempt, replies)
                     go_on(number, attempt + 1)
