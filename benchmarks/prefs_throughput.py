@@ -3,7 +3,8 @@
 `published`: one prompt at a time, six copies of it through `model.generate`, the judges called reply by reply, all six
 again where they make no pair. `generate`: sixteen prompts at a time through `model.generate(num_return_sequences=6)`,
 the judges called on batches, what failed again in the next round. `emotune`: the stage's own code, its journal empty.
-All sample as params.yaml says and accept by the same rules. They draw other noise, so they accept other replies: each
+The first two have base and adapter as PEFT loads them; the stage adds their weights up. All sample as params.yaml says
+and accept by the same rules. They draw other noise, so they accept other replies: each
 rate is that of its own attempts.
 
 By default the models of `make repro`; with `--random` a Llama of 110 M random weights, whose replies no judge likes:
@@ -62,8 +63,11 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         update={"prompts": chosen.prompts, "candidates": CANDIDATES} | (every if chosen.random else {})
     )
     tokenizer = models.load_tokenizer(ROOT / "models/sft", None)
-    base = models.load_base(ROOT / "models/base", whole.model)
-    model = random_llama(base.config) if chosen.random else models.load_adapter(base, ROOT / "models/sft")
+    # As the stage loads it, and as PEFT does: the same weights.
+    model = models.load_tuned(ROOT / "models/base", whole.model, ROOT / "models/sft")
+    adapted = models.load_adapter(models.load_base(ROOT / "models/base", whole.model), ROOT / "models/sft")
+    if chosen.random:
+        model = adapted = random_llama(model.config)
     judges = (
         open_judge(ROOT / "models/judges/reward.skops", whole.reward.emotion_judge),
         open_judge(ROOT / "models/judges/gibberish.skops", whole.gibberish_judge),
@@ -77,20 +81,21 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         whole.system_prompt,
         whole.model.context,
     )
-    work = (model, tokenizer, judges, p, whole.reward)
+    ours = (model, tokenizer, judges, p, whole.reward)
+    theirs = (adapted, *ours[1:])
     few = asked[: chosen.slow_prompts]
-    contenders: dict[str, Callable[[], Done]] = {
-        "published": lambda: by_rounds(few, 1, one_by_one=True, work=work),
-        "generate": lambda: by_rounds(few, AT_ONCE, one_by_one=False, work=work),
-        "emotune": lambda: emotune(asked, work),
+    contenders: dict[str, Callable[[int], Done]] = {
+        "published": lambda seed: by_rounds(few, 1, True, seed, theirs),
+        "generate": lambda seed: by_rounds(few, AT_ONCE, False, seed, theirs),
+        "emotune": lambda seed: emotune(asked, seed, ours),
     }
     bandwidth = memory_bandwidth()
     rounds: dict[str, list[Done]] = {name: [] for name in contenders}
     shares: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(chosen.rounds):
+    for seed in range(chosen.rounds):
         for name, contender in contenders.items():
-            with reading(model) as read:
-                done = contender()
+            with reading(model if name == "emotune" else adapted) as read:
+                done = contender(seed)
             rounds[name].append(done)
             shares[name].append(sum(read) / bandwidth / done.seconds)
             print(name, done)
@@ -123,7 +128,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, work: tuple[Any, ...]) -> Done:
+def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, work: tuple[Any, ...]) -> Done:
     """Prompts in fixed batches through transformers' own generate(); what fails goes through once more, all six."""
     import torch
     from transformers import set_seed
@@ -134,7 +139,7 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, work: tuple[
 
     model, tokenizer, judges, p, r = work
     s = p.sampling
-    set_seed(p.seed)
+    set_seed(seed)
     accepted = attempts = tokens = 0
     began = time.perf_counter()
     waiting = list(asked)
@@ -178,11 +183,12 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, work: tuple[
     return Done(accepted, attempts, tokens, time.perf_counter() - began)
 
 
-def emotune(asked: Sequence[Any], work: tuple[Any, ...]) -> Done:
+def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
     """The stage's own loop, journal and all."""
     from emotune import journal, preferences
 
     model, tokenizer, judges, p, r = work
+    p = p.model_copy(update={"seed": seed})
     tokens = 0
     sample = preferences.local(lambda: model, tokenizer, p)
 
@@ -226,6 +232,7 @@ def random_llama(config: Any) -> Any:
 @contextmanager
 def reading(model: Any) -> Iterator[list[int]]:
     """The bytes that each pass of the model has to read at least: its weights, and the cache that it is given."""
+    inner = getattr(model, "get_base_model", lambda: model)()
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     read: list[int] = []
 
@@ -234,7 +241,7 @@ def reading(model: Any) -> Iterator[list[int]]:
         held = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
         read.append(weights + sum(tensor.numel() * tensor.element_size() for tensor in held))
 
-    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    hook = inner.register_forward_pre_hook(count, with_kwargs=True)
     yield read
     hook.remove()
 

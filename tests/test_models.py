@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from emotune import models, params, prompts, records
 from emotune.dialogue import Dialogue
@@ -199,6 +199,18 @@ def test_an_adapter_comes_back_as_it_was_saved(adapted: Any, base: Path, tokeniz
     assert torch.equal(logits(loaded), logits(adapted))
     assert not torch.allclose(logits(loaded), before, atol=1e-3)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_tuned_model_says_what_base_and_adapter_say(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    models.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    tuned = models.load_tuned(base, CHOICE, tmp_path / "adapter")
+    assert not isinstance(tuned, PeftModel)
+    torch.testing.assert_close(logits(tuned), logits(adapted), rtol=1e-5, atol=1e-5)
+
+
+def test_in_16_bits_the_adapter_stays_on_top(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    models.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    assert isinstance(models.load_tuned(base, choice(dtype="bfloat16"), tmp_path / "adapter"), PeftModel)
 
 
 def test_an_adapter_that_goes_on_training_trains_its_own_weights_alone(

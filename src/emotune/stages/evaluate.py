@@ -52,7 +52,7 @@ def main(
         }
         for name, adapter in (("sft", sft), ("dpo", dpo)):
             answers[name] = evaluation.answer(
-                models.load_adapter(models.load_base(base, p.model), adapter),
+                models.load_tuned(base, p.model, adapter),
                 models.load_tokenizer(adapter, None),
                 held_out,
                 labels,

@@ -18,7 +18,7 @@ def main(dialogues: Path, base: Path, sft: Path, judges: Path, out: Path, metric
     from emotune import journal, models, preferences
 
     def open_model() -> object:
-        return models.load_adapter(models.load_base(base, p.model), sft)
+        return models.load_tuned(base, p.model, sft)
 
     def open_judges() -> tuple[Judge, Judge]:
         from emotune.judges import open_judge
