@@ -19,8 +19,8 @@ endif
 	.venv/bin/dvc repro
 	.venv/bin/emotune report
 
-test: $(installed) ## run the tests
-	.venv/bin/pytest
+test: $(installed) ## run the tests, side by side on up to four cores
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(installed) ## lint, format, types, and the README's figures
 	.venv/bin/ruff check

@@ -30,6 +30,20 @@ def copy(folder: Path, changes: Mapping[str, Any]) -> Path:
     return folder
 
 
+def random_models(folder: Path) -> None:
+    """Put a base model of 110 M random weights and an adapter of it in the place of a scratch copy's links."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/sft")
+    for path in ("models/base", "models/sft"):
+        (folder / path).unlink()
+        tokenizer.save_pretrained(folder / path)
+    model = random_llama(AutoConfig.from_pretrained(ROOT / "models/base"))
+    model.save_pretrained(folder / "models/base")
+    get_peft_model(model, LoraConfig(target_modules="all-linear")).save_pretrained(folder / "models/sft")
+
+
 def turn(folder: Path, changes: Mapping[str, Any]) -> None:
     """Change some dotted keys of a scratch copy's params.yaml."""
     yaml = YAML()
@@ -67,3 +81,25 @@ UNAUDITED = {
     "prefs.audit.max_duplicate_chosen": 1.0,
     "prefs.audit.max_prompts_in_test": 1.0,
 }
+
+
+def random_llama(config: Any) -> Any:
+    """12 layers of 768, a vocabulary of 32,000, tied: 110 M parameters that know the embedded tokenizer's ids."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    shape = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    return LlamaForCausalLM(shape).eval()

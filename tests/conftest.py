@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-# Before any test imports torch: few threads on a shared machine, and nothing that could reach the network.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before any test imports torch: one thread for each of several workers, and nothing that could reach the network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

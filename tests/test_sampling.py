@@ -1,5 +1,6 @@
 """Laws of the sampler: a reply depends on its key and its prompt alone, and is an exact sample of the model."""
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -108,6 +109,16 @@ def test_a_reply_does_not_depend_on_order_and_company(
     for request, together in zip(requests, found, strict=True):
         alone = [replies(model, tokenizer, [Request(request.prompt, (one,))], sampling)[0][0] for one in request.keys]
         assert alone == together
+
+
+def test_in_bfloat16_a_batch_changes_few_replies(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    """There is no second look: its rounding, 2^-8 of a logit, decides more often than anyone would look twice."""
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    many = [Request(request.prompt, tuple(key("few", i, n) for n in range(8))) for i, request in enumerate(requests)]
+    found = [reply for texts in replies(rounded, tokenizer, many, NUCLEUS) for reply in texts]
+    for rows in (8, 24):
+        others = [reply for texts in replies(rounded, tokenizer, many, NUCLEUS, rows=rows) for reply in texts]
+        assert sum(one == other for one, other in zip(found, others, strict=True)) >= 0.9 * len(found)
 
 
 def test_candidates_differ_and_so_do_seeds(model: Any, tokenizer: Any, requests: list[Request]) -> None:
