@@ -2,12 +2,14 @@
 
 import importlib
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from ruamel.yaml import YAML
@@ -205,3 +207,53 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     write_params(done.folder, TINY)
     done.run()
     return done
+
+
+# What Chromium asks the network for by itself is turned off; what a page asks for, `page` notices.
+CHROMIUM = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium with a profile of its own, for one module: its event loop is in nobody else's way."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium on the PATH")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=program, args=list(CHROMIUM))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """An empty Playwright page, 1280 x 900. The test fails where it asks for anything that is neither a file nor on
+    loopback (it gets none of that), and where its own script fails.
+    """
+    faults: list[str] = []
+
+    def answer(route: Any) -> None:
+        where = urlsplit(route.request.url)
+        if where.scheme in ("file", "data", "blob") or where.hostname in ("127.0.0.1", "localhost"):
+            route.continue_()
+        else:
+            faults.append(f"asked for {route.request.url}")
+            route.abort()
+
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, service_workers="block")
+    context.route("**/*", answer)
+    opened = context.new_page()
+    opened.on("pageerror", lambda error: faults.append(f"script failed: {error}"))
+    yield opened
+    context.close()
+    assert not faults, faults
