@@ -49,9 +49,8 @@ def prefs() -> dict[str, object]:
     return preferences.measure(asked, outcomes, preferences.rows(asked, outcomes), LABELS, [], 5)
 
 
-@pytest.fixture
-def metrics(tmp_path, monkeypatch):
-    """A metrics folder with the files that a report reads."""
+def write_metrics(folder: Path) -> None:
+    """The files that a report reads, of models that meet an emotion more and more often."""
     p = params.parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
     rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
     measured = {name: evaluation.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
@@ -60,10 +59,16 @@ def metrics(tmp_path, monkeypatch):
         f"{a}_to_{b}": evaluation.compare(rows[a], rows[b], LABELS, "neutral", p)
         for a, b in (("baseline", "sft"), ("sft", "dpo"))
     }
-    records.write_json(tmp_path / "metrics/evaluate.json", measured)
-    records.write_json(tmp_path / "metrics/prefs.json", prefs())
+    records.write_json(folder / "evaluate.json", measured)
+    records.write_json(folder / "prefs.json", prefs())
     found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
-    records.write_json(tmp_path / "metrics/judges.json", {"evaluate_emotion": found})
+    records.write_json(folder / "judges.json", {"evaluate_emotion": found})
+
+
+@pytest.fixture
+def metrics(tmp_path, monkeypatch):
+    """A metrics folder in a folder that looks like the repository to the command line."""
+    write_metrics(tmp_path / "metrics")
     (tmp_path / "dvc.yaml").write_bytes((PROJECT / "dvc.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)

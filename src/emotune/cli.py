@@ -21,6 +21,7 @@ from emotune.errors import InputError
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+LOCK = Path("dvc.lock")
 METRICS = Path("metrics")
 RESULTS = Path("benchmarks/results")
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.add_argument(
         "--check", action="store_true", help="with --readme: write nothing, exit 1 where a table is stale"
     )
+    shown.add_argument("--html", type=Path, metavar="FILE", help="write one page, with charts and replies, instead")
+    shown.add_argument("--run", metavar="NAME", dest="kept", help="with --html: the run of metrics/real/NAME")
     shown.set_defaults(run=_report)
 
     memo = commands.add_parser("journal", help="the attempts that generate_prefs has sampled and scored")
@@ -79,6 +82,8 @@ def _profile(chosen: argparse.Namespace) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    if chosen.html or chosen.kept:
+        return _page(chosen)
     if chosen.readme is None:
         if chosen.check:
             raise InputError("report: --check says whether a file is stale, so it needs --readme FILE")
@@ -96,6 +101,25 @@ def _report(chosen: argparse.Namespace) -> int:
         with records.replacing(chosen.readme) as file:
             file.write(after)
     return int(chosen.check and before != after)
+
+
+def _page(chosen: argparse.Namespace) -> int:
+    """The page of the workspace's run, or of one that was kept; written over an older page, and over nothing else."""
+    if chosen.html is None:
+        raise InputError("report: --run says whose page is written, so it needs --html FILE")
+    if chosen.readme or chosen.check:
+        raise InputError("report: --html writes a page, and --readme and --check are for tables: one of them at a time")
+    if chosen.html.suffix.lower() != ".html" or chosen.html.is_dir():
+        raise InputError(f"report: --html {chosen.html}: a page is a file whose name ends in .html")
+    from emotune import page  # with jinja2
+
+    workspace = page.Run(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), launch.work("seconds"))
+    run = page.kept(METRICS, chosen.kept) if chosen.kept else workspace
+    text = page.html(run, report.stages(Path("dvc.yaml")))
+    with records.replacing(chosen.html) as file:
+        file.write(text)
+    print(f"{chosen.html}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    return 0
 
 
 def _journal(chosen: argparse.Namespace) -> int:

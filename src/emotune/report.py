@@ -37,6 +37,8 @@ CLAIMS = {
 }
 ABSENT = "–"
 NEXT = """Where to look next
+  emotune report --html report.html
+                                   all of this and more as one page: charts, replies, costs, provenance
   data/replies/dpo.control.jsonl   the same contexts, answered in every emotion
   dvc metrics diff                 what changed since the last commit
   dvc plots show                   confusion, losses, margins
@@ -50,7 +52,7 @@ def text(metrics: Path, seconds: Path, stages: Sequence[str]) -> str:
     columns.
     """
     evaluated = records.read_json(metrics / "evaluate.json")
-    took = {name: float((seconds / name).read_text()) for name in stages if (seconds / name).is_file()}
+    took = times(seconds, stages)
     paragraphs = [
         aligned(comparison(evaluated, "\n{}–{}")),
         "Difference [95 % interval], paired over the same questions\n" + aligned(differences(evaluated)),
@@ -60,6 +62,11 @@ def text(metrics: Path, seconds: Path, stages: Sequence[str]) -> str:
         stages_took = [[name, f"{took[name]:.1f} s"] for name in took]
         paragraphs.append(f"Last run of each stage\n{aligned([*stages_took, ['all', f'{sum(took.values()):.1f} s']])}")
     return "\n\n".join([*paragraphs, NEXT])
+
+
+def times(seconds: Path, stages: Sequence[str]) -> dict[str, float]:
+    """How long the last run of each stage took, for those that ever ran here."""
+    return {name: float((seconds / name).read_text()) for name in stages if (seconds / name).is_file()}
 
 
 def stages(dvc_yaml: Path) -> list[str]:
