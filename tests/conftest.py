@@ -95,6 +95,38 @@ def tokenizer(base: Path) -> Any:
     return models.load_tokenizer(base, "out_inst_uni")
 
 
+@pytest.fixture(scope="session")
+def model_choice() -> Any:
+    """The `model` section for `base`."""
+    from emotune import params
+
+    return params.Model(
+        base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
+    )
+
+
+@pytest.fixture(scope="session")
+def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/ with all that answers and evaluates: base, random adapters for sft and dpo, a judge of few words."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from emotune import judges, models
+
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(base, folder / "base")
+    for seed, name in enumerate(("sft", "dpo")):
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        adapted = get_peft_model(models.load_base(base, model_choice), lora)
+        models.save_adapter(adapted, models.load_tokenizer(base, "out_inst_uni"), base, folder / name)
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+    judge = judges.train_emotion([turn.content for turn in turns], [turn.emotion for turn in turns], "characters", 7)
+    (folder / "judges").mkdir()
+    judges.save(judge, folder / "judges" / "evaluate.skops")
+    return folder
+
+
 # What makes the whole pipeline of params.yaml take a minute. Some 48 steps of sft and of dpo are enough for a row of
 # history to sum up two of them: where a checkpoint stood between these, a killed run would not end with the same curve.
 TINY: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""emotune profile | report | journal: what a user calls beside `make` and `dvc`."""
+"""emotune profile | report | journal | chat | compare: what a user calls beside `make` and `dvc`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ PROFILES = Path("profiles")
 LOCK = Path("dvc.lock")
 METRICS = Path("metrics")
 RESULTS = Path("benchmarks/results")
+MODELS = Path("models")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memo.add_argument("--clear", action="store_true", help="delete it, and damaged ones set aside beside it")
     memo.add_argument("--yes", action="store_true", help="with --clear: do not ask")
     memo.set_defaults(run=_journal)
+
+    talk = commands.add_parser("chat", help="talk to a model, the emotion chosen message by message (/help in it)")
+    talk.add_argument("--model", choices=("dpo", "sft", "baseline"), default="dpo", help="dpo where not given")
+    talk.set_defaults(run=_chat)
+
+    beside = commands.add_parser("compare", help="a web page: baseline, sft and dpo side by side")
+    beside.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given")
+    beside.add_argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one")
+    beside.set_defaults(run=_compare)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -136,6 +146,22 @@ def _journal(chosen: argparse.Namespace) -> int:
             print("nothing deleted")
             return 1
     print(f"{path}: {journal.clear(path)} attempts deleted")
+    return 0
+
+
+def _chat(chosen: argparse.Namespace) -> int:
+    p = params.parse(PARAMS)
+    from emotune import chat  # with torch: seconds
+
+    chat.run(MODELS, chosen.model, p)
+    return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    p = params.parse(PARAMS)
+    from emotune import compare  # with torch: seconds
+
+    compare.run(MODELS, p, chosen.host, chosen.port)
     return 0
 
 
