@@ -201,7 +201,7 @@ def test_the_page_asks_all_three_in_every_emotion_and_shows_what_came(page: Any,
     page.get_by_text("all 7").click()
     page.get_by_label("Your message").fill("We won the match!")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('.card:not(.waiting)').length === 21")
+    page.locator(".card:not(.waiting)").nth(20).wait_for()
     assert page.locator(".model h3").all_text_contents() == list(compare.NAMES)
     assert page.locator(".round .asked").all_text_contents() == list(LABELS)
     # Row by row: an emotion, and the three models' replies to it.
@@ -210,13 +210,14 @@ def test_the_page_asks_all_three_in_every_emotion_and_shows_what_came(page: Any,
         replies = ask(url, model=model, emotions=LABELS, draw=0)["replies"]
         assert shown[place::3] == [reply["reply"] for reply in replies]
         hits = sum(reply["judged"] == reply["emotion"] for reply in replies)
-        speed = page.locator(".model p").nth(place).text_content()
+        speed = page.locator(".model p:last-child").nth(place).text_content()
         assert re.fullmatch(rf"{hits} of 7 as asked · [\d.]+ tokens/s", speed)
     first = ask(url, model="baseline", emotions=LABELS, draw=0)["replies"][0]
     sign = "✓" if first["judged"] == "neutral" else "✗"
-    assert page.locator(
-        ".verdict"
-    ).first.text_content() == f"{sign} {first['judged']} {first['confidence']:.0%}".replace("%", " %")
+    verdict = page.locator(".verdict").first
+    assert verdict.text_content() == f"{sign} {first['judged']} {round(100 * first['confidence'])} %"
+    share = "e => e.querySelector('i').offsetWidth / e.querySelector('.bar').offsetWidth"
+    assert verdict.evaluate(share) == pytest.approx(first["confidence"], abs=0.02)
 
 
 def test_the_next_message_follows_the_reply_that_was_chosen(page: Any, url: str) -> None:
@@ -268,6 +269,6 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Any, url: str) -> Non
     page.goto(url)
     page.get_by_label("Your message").fill("Donaudampfschifffahrtsgesellschaft" * 4)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('.card:not(.waiting)').length === 21")
+    page.locator(".card:not(.waiting)").nth(20).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.locator(".card .name").first.is_visible()

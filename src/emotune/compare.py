@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.resources import files
@@ -123,13 +124,9 @@ def checked(body: bytes, emotions: tuple[str, ...]) -> Question:
         raise InputError("; ".join(wrong)) from None
     if question.model not in NAMES:
         raise InputError(f"model must be one of {', '.join(NAMES)}, got {question.model!r}")
-    unknown = [
-        name for name in (*question.emotions, *(turn.emotion for turn in question.history)) if name not in emotions
-    ]
-    if unknown or len(set(question.emotions)) < len(question.emotions):
-        raise InputError(
-            f"emotions must be some of {', '.join(emotions)}, each once; got {(unknown or question.emotions)}"
-        )
+    named = [*question.emotions, *(turn.emotion for turn in question.history)]
+    if not set(named) <= set(emotions) or len(set(question.emotions)) < len(question.emotions):
+        raise InputError(f"emotions must be some of {', '.join(emotions)}, each once; got {', '.join(named)}")
     roles = [turn.role for turn in question.history]
     if roles != [USER, ASSISTANT] * (len(roles) // 2):
         raise InputError(f"history must alternate from the user to a reply, got {roles}")
@@ -178,14 +175,16 @@ def app(lend: Lend, judge: Judge, p: params.Params, hosts: Sequence[str]) -> Sta
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there and nowhere else; InputError where it cannot."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
+        family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((str(address[0]), port), family=family)
     except (OSError, OverflowError) as error:
         raise InputError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def run(folder: Path, p: params.Params, host: str, port: int) -> None:
     """Serve the page for the models of `folder` until Ctrl-C."""
+    # What the libraries will change some day is no news to whoever compares.
+    warnings.simplefilter("ignore", FutureWarning)
     with listen(host, port) as listening:
         address, number = listening.getsockname()[:2]
         alone = ip_address(address).is_loopback
