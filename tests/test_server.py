@@ -430,8 +430,17 @@ def test_a_server_that_begins_prompts_by_itself_is_refused(served: Server) -> No
 
 
 @pytest.fixture(scope="module")
-def transformers_serve(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a `transformers serve` that serves the base model."""
+def merged(tuned: Path, model_choice: params.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dpo model with its adapter merged into the base, and its tokenizer with the template."""
+    folder = tmp_path_factory.mktemp("merged")
+    models.load_tuned(tuned / "base", model_choice, tuned / "dpo").save_pretrained(folder)
+    models.load_tokenizer(tuned / "dpo", None).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a `transformers serve` that serves the merged model."""
     pytest.importorskip("openai", reason="transformers serve needs openai, fastapi and uvicorn")
     program = shutil.which("transformers", path=str(Path(sys.executable).parent))
     if program is None:
@@ -442,7 +451,7 @@ def transformers_serve(base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     log = tmp_path_factory.mktemp("serve") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, "serve", str(base), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            [program, "serve", str(merged), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(log.parent), "HF_HUB_OFFLINE": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -465,11 +474,11 @@ def transformers_serve(base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_transformers_serve_heeds_seed_and_settings(
-    transformers_serve: str, base: Path, monkeypatch: pytest.MonkeyPatch
+    transformers_serve: str, merged: Path, model_choice: params.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
-    endpoint = server.connect(str(base))
+    endpoint = server.connect(str(merged))
     assert (endpoint.dialect, endpoint.concurrency, endpoint.unheeded) == ("transformers", 1, frozenset())
     prompt = "<s>I lost my keys again."
 
@@ -485,35 +494,31 @@ def test_transformers_serve_heeds_seed_and_settings(
     # Of one token there is no choice, whatever the seed.
     assert sample((1,), top_k=1) == sample((2,), top_k=1)
     # Where nothing is drawn both engines give the same reply. A heavy penalty makes it another.
-    tokenizer = models.load_tokenizer(base, None)
-    choice = params.Model(
-        base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
-    )
+    tokenizer = models.load_tokenizer(merged, None)
     request = sampling.Request(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), (1,))
     greedy = {
         penalty: SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": penalty})
         for penalty in (1.1, 5.0)
     }
-    here = [
-        sampling.replies(models.load_base(base, choice), tokenizer, [request], settings) for settings in greedy.values()
-    ]
+    model = models.load_base(merged, model_choice)
+    here = [sampling.replies(model, tokenizer, [request], settings) for settings in greedy.values()]
     assert [server.replies(endpoint, [(prompt, (1,))], settings) for settings in greedy.values()] == here
     assert here[0] != here[1]
 
 
 def test_preferences_are_sampled_by_a_server_as_they_are_here(
-    transformers_serve: str, base: Path, tmp_path: Path, dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch
+    transformers_serve: str, merged: Path, tmp_path: Path, dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what the journal holds is not asked for again, by whichever name."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
     whole = params.parse(Path(__file__).parents[1] / "params.yaml")
     p = whole.prefs.model_copy(update={"sampling": SAMPLING, "candidates": 2, "attempts": 2, "prompts": 3})
-    tokenizer = models.load_tokenizer(base, "out_inst_uni")
+    tokenizer = models.load_tokenizer(merged, "out_inst_uni")
     asked = preferences.choose_prompts(dialogues, tokenizer, whole.data.labels, p, 5, None, 256)
     judge = preferences.judging(lambda: (unsure, unsure))
     with journal.opened(tmp_path / "journal.sqlite", {}) as memo:
-        sample = preferences.remote(str(base), p)
+        sample = preferences.remote(str(merged), p)
         first = preferences.generate(asked, p, whole.reward, sample, judge, memo, ahead=1)
         again = preferences.generate(asked, p, whole.reward, preferences.remote("absent", p), judge, memo, ahead=1)
         kept = [memo.find(prompt.digest, attempt) for prompt in asked for attempt in (1, 2)]
@@ -527,9 +532,44 @@ def unsure(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def test_transformers_serve_names_the_model_it_is_pinned_to(
-    transformers_serve: str, base: Path, monkeypatch: pytest.MonkeyPatch
+    transformers_serve: str, merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
-    with pytest.raises(InputError, match=f"400 .*Server is pinned to '{base}'; requested 'dpo'"):
+    with pytest.raises(InputError, match=f"400 .*Server is pinned to '{merged}'; requested 'dpo'"):
         server.connect("dpo")
+
+
+def test_transformers_serve_replies_in_the_emotion_that_an_openai_client_asks_for(
+    transformers_serve: str, merged: Path, model_choice: params.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the template that the tokenizer carries. Of a message it hands role and content alone to the template, so the
+    emotion of what the user said is empty there.
+    """
+    openai = pytest.importorskip("openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    client = openai.OpenAI(base_url=transformers_serve, api_key="none", max_retries=0)
+    model, tokenizer = models.load_base(merged, model_choice), models.load_tokenizer(merged, None)
+    greedy = SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0})
+    said = {"role": "user", "content": "I lost my keys again.", "emotion": "sadness"}
+    texts = []
+    for emotion in ("happiness", "anger"):
+        asked = {
+            "model": str(merged),
+            "messages": [said],
+            "max_tokens": greedy.max_new_tokens,
+            "temperature": 0,
+            "extra_body": {"chat_template_kwargs": {"emotion": emotion}},
+        }
+        prompt = f"<s>[INST] [EMOTION]  [/EMOTION] I lost my keys again. [/INST] [EMOTION] {emotion} [/EMOTION]"
+        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        [[reply]] = sampling.replies(model, tokenizer, [sampling.Request(ids, (1,))], greedy)
+        whole = client.chat.completions.create(**asked)
+        assert whole.usage.prompt_tokens == len(ids)
+        assert " ".join(whole.choices[0].message.content.split()) == reply.text
+        pieces = [
+            chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)
+        ]
+        assert " ".join("".join(pieces).split()) == reply.text
+        texts.append(reply.text)
+    assert texts[0] != texts[1]
