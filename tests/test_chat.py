@@ -172,12 +172,12 @@ def test_where_nothing_is_drawn_the_reply_is_the_one_of_the_pipeline_piece_by_pi
     for how in (SAMPLING, SAMPLING.model_copy(update={"temperature": 1.5, "top_k": 1})):
         [[reply]] = sampling.replies(voice.model, voice.tokenizer, [sampling.Request(tuple(prompt), (1,))], how)
         pieces: list[str] = []
-        text = chat.stream(voice, prompt, how, 7, pieces.append)
-        assert text == reply.text
+        text, whole = chat.stream(voice, prompt, how, 7, pieces.append)
+        assert (text, whole) == (reply.text, True)
         assert "".join(pieces) == text
         assert len(pieces) > 1
         texts.append(text)
-    assert texts[0] != chat.stream(voice, prompt, SAMPLING.model_copy(update={"repetition_penalty": 1.0}), 7, print)
+    assert texts[0] != chat.stream(voice, prompt, SAMPLING.model_copy(update={"repetition_penalty": 1.0}), 7, print)[0]
 
 
 def test_a_setting_of_the_model_s_own_does_not_count(voice: chat.Voice) -> None:
@@ -187,16 +187,48 @@ def test_a_setting_of_the_model_s_own_does_not_count(voice: chat.Voice) -> None:
     assert chat.stream(voice, prompt, SAMPLING, 7, lambda piece: None) == before
 
 
-def test_ctrl_c_cuts_a_reply_short(voice: chat.Voice) -> None:
-    prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
-    whole = chat.stream(voice, prompt, SAMPLING, 7, lambda piece: None)
+class Interrupted(io.StringIO):
+    """A stdout at whose third piece, within the first reply, Ctrl-C is pressed."""
 
-    def interrupt(piece: str) -> None:
-        raise KeyboardInterrupt
+    writes = 0
 
-    cut = chat.stream(voice, prompt, SAMPLING, 7, interrupt)
-    assert whole.startswith(cut)
-    assert 0 < len(cut) < len(whole)
+    def write(self, text: str) -> int:
+        self.writes += bool(text)
+        if self.writes == 3:
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_ctrl_c_cuts_a_reply_short_and_ends_what_reads_a_pipe(
+    voice: chat.Voice, repository: Path, monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    p = params.parse(Path("params.yaml"))
+    judge = chat.open_listener(Path("models"), p)
+    whole, cut = io.StringIO(), Interrupted()
+    monkeypatch.setattr(sys, "stdout", whole)
+    chat.converse(voice, judge, p, ["Hello.", "Hello."], patient)
+    monkeypatch.setattr(sys, "stdout", cut)
+    if patient:
+        chat.converse(voice, judge, p, ["Hello.", "Hello."], patient)
+    else:
+        with pytest.raises(SystemExit, match="130"):
+            chat.converse(voice, judge, p, ["Hello.", "Hello."], patient)
+    lines = cut.getvalue().splitlines()
+    assert whole.getvalue().startswith(lines[0])
+    assert len("neutral> ") < len(lines[0]) < whole.getvalue().index("\n")
+    assert len(lines) == (2 if patient else 1)
+
+
+def test_what_is_piped_is_utf_8_and_need_not_be_text(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = []
+    for line in ("café ☕".encode(), "café ☕ \ufffd".encode(), b"caf\xc3\xa9 \xe2\x98\x95 \xff"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line), encoding="ascii"))
+        assert cli.main(["chat"]) == 0
+        outs.append(capsys.readouterr().out)
+    assert outs[0] != outs[1] == outs[2]
 
 
 def test_a_reply_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,13 @@ def prompt_ids(tokenizer: Any, turns: Sequence[Turn], emotion: str, p: params.Pa
     return prompts.prompt_ids(tokenizer, kept, emotion, p.system_prompt)[-room:]
 
 
-def stream(voice: Voice, prompt: Sequence[int], how: params.Sampling, seed: int, say: Callable[[str], None]) -> str:
-    """One reply, by the settings of the pipeline; `say` hears it piece by piece as it comes. Ctrl-C cuts it short."""
+def stream(
+    voice: Voice, prompt: Sequence[int], how: params.Sampling, seed: int, say: Callable[[str], None]
+) -> tuple[str, bool]:
+    """One reply by the settings of the pipeline, and whether it is whole: Ctrl-C cuts it short.
+
+    `say` hears it piece by piece as it comes.
+    """
     model, tokenizer = voice.model, voice.tokenizer
     # In the place of the model's own, whose every setting that is not named here would count.
     model.generation_config = GenerationConfig(
@@ -89,9 +96,11 @@ def stream(voice: Voice, prompt: Sequence[int], how: params.Sampling, seed: int,
     streamer = _Streamer(tokenizer, say)
     ids = torch.tensor([list(prompt)], device=model.device)
     torch.manual_seed(seed)
-    with suppress(KeyboardInterrupt):
+    try:
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
-    return streamer.text
+    except KeyboardInterrupt:
+        return streamer.text, False
+    return streamer.text, True
 
 
 class _Streamer(TextStreamer):
@@ -152,6 +161,9 @@ def run(folder: Path, name: str, p: params.Params) -> None:
     # What the libraries will change some day is no news to whoever talks.
     warnings.simplefilter("ignore", FutureWarning)
     voice, judge = open_voice(folder, name, p.model), open_listener(folder, p)
+    if isinstance(sys.stdin, TextIOWrapper):
+        # Whatever the locale is, and even if it is no text at all.
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if not sys.stdin.isatty():
         converse(voice, judge, p, sys.stdin, patient=False)
         return
@@ -196,8 +208,10 @@ def converse(voice: Voice, judge: Judge, p: params.Params, lines: Iterable[str],
             asked = name if name in p.data.labels else emotion
             print(f"{asked}> ", end="", flush=True)
             ids = prompt_ids(voice.tokenizer, turns, asked, p)
-            reply = stream(voice, ids, p.evaluate.sampling, seeds.key(p.evaluate.seed, "chat", replies), show)
+            reply, whole = stream(voice, ids, p.evaluate.sampling, seeds.key(p.evaluate.seed, "chat", replies), show)
             print(flush=True)
+            if not whole and not patient:
+                raise SystemExit(128 + signal.SIGINT)
             turns.append(Turn(ASSISTANT, reply, asked))
             replies += 1
         elif name:
