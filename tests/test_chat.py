@@ -187,6 +187,19 @@ def test_a_setting_of_the_model_s_own_does_not_count(voice: chat.Voice) -> None:
     assert chat.stream(voice, prompt, SAMPLING, 7, lambda piece: None) == before
 
 
+def test_the_settings_count_where_the_adapter_stays_on_top_too(tuned: Path, model_choice: params.Model) -> None:
+    voice = chat.open_voice(tuned, "dpo", model_choice.model_copy(update={"dtype": "bfloat16"}))
+    prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
+
+    def said(**changed: float) -> str:
+        return chat.stream(voice, prompt, SAMPLING.model_copy(update=changed), 7, lambda piece: None)[0]
+
+    # Of one token there is no choice.
+    assert said() == said(temperature=1.5, top_k=1) != said(temperature=1.5)
+    assert said() != said(repetition_penalty=1.0)
+    assert said().startswith(said(max_new_tokens=4))
+
+
 class Interrupted(io.StringIO):
     """A stdout at whose third piece, within the first reply, Ctrl-C is pressed."""
 
