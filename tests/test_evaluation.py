@@ -255,6 +255,7 @@ def test_the_table_has_a_row_for_each_model_and_metric() -> None:
         *((model, "micro F1 without neutral") for model in ("majority", "baseline", "sft", "dpo")),
         *((model, "control") for model in ("baseline", "sft", "dpo")),
         *((model, "perplexity") for model in ("baseline", "sft", "dpo")),
+        *((model, "bits per character") for model in ("baseline", "sft", "dpo")),
     ]
     assert table[0] == {"model": "majority", "metric": "accuracy", "value": 0.5}
     assert set(table[1]) == {"model", "metric", "value", "low", "high"}

@@ -83,8 +83,16 @@ def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, c
     sft = records.read_json(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
     assert f"{sft['value']:.3f}" in lines[4]
     assert f"{sft['low']:.3f}–{sft['high']:.3f}" in lines[5]
-    # The majority's answer is a label without a text: no interval, no control, no perplexity, no words.
-    assert lines[1].split()[-4:] == ["–", "–", "–", "–"]
+    # The majority's answer is a label without a text: no interval, no control, no likelihood, no words.
+    assert lines[1].split()[-5:] == ["–", "–", "–", "–", "–"]
+
+
+def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metrics):
+    evaluated = records.read_json(metrics / "evaluate.json")
+    del evaluated["sft"]["reference"]["bits_per_character"]
+    head, *rows = report.comparison(evaluated, " [{}, {}]")
+    # 6 nats over the 10 characters of "I am fine.", the same in every row.
+    assert [row[head.index("bits/char")] for row in rows] == ["–", "0.87 [0.87, 0.87]", "–", "0.87 [0.87, 0.87]"]
 
 
 def test_the_report_fits_in_120_columns(metrics, capsys):

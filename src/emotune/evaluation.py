@@ -217,7 +217,12 @@ def _columns(rows: Rows) -> tuple[list[str], list[str], list[str]]:
 
 
 def _reference(rows: Rows, resamples: int, seed: int) -> dict[str, Any]:
-    """Perplexity of the human replies (reply tokens only) and bits per character, 95 % intervals over dialogues."""
+    """What the human replies cost the model: perplexity and bits per character, 95 % intervals over dialogues.
+
+    Perplexity is a token's, so it compares under one tokenizer alone. Bits per character spread the same negative
+    log-likelihood, that of the reply's tokens and its end, over the characters of the replies' text, which no tokenizer
+    changes: models of different families compare.
+    """
     sums: dict[str, list[float]] = {}
     for row in rows:
         if "reference" in row:
@@ -272,6 +277,7 @@ def table(measured: Mapping[str, Any]) -> Rows:
         "micro F1 without neutral": ("replies", "micro_f1_without_neutral"),
         "control": ("control", "macro_accuracy"),
         "perplexity": ("reference", "perplexity"),
+        "bits per character": ("reference", "bits_per_character"),
     }
     return [
         {"model": model, "metric": metric, **measured[model][part][name]}

@@ -16,9 +16,10 @@ COLUMNS = {
     "accuracy": ("replies", "accuracy", 3),
     "weighted F1": ("replies", "weighted_f1", 3),
     "macro F1": ("replies", "macro_f1", 3),
-    "micro F1 w/o neutral": ("replies", "micro_f1_without_neutral", 3),
+    "F1 w/o neutral": ("replies", "micro_f1_without_neutral", 3),
     "control": ("control", "macro_accuracy", 3),
     "perplexity": ("reference", "perplexity", 1),
+    "bits/char": ("reference", "bits_per_character", 2),
     "distinct-2": ("text", "distinct_2", 3),
     "words": ("text", "words_mean", 1),
 }
