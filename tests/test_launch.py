@@ -1,5 +1,6 @@
 """Laws of a stage's start: flags from its signature, one message for bad input, and a place that outlives it."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,19 @@ def main(dialogues: Path, base_model: Path) -> None:
         raise InputError(f"{dialogues}:3: expected a dialogue, found nothing")
     base_model.write_text(dialogues.read_text())
     if base_model.name == "bug":
-        raise ValueError("a bug of ours")
+        raise ValueError("a bug\\nof ours")
+    if base_model.name == "python":
+        raise MemoryError
+    if base_model.name == "numpy":
+        import numpy
+        numpy.ones(1 << 60, "int8")
+    if base_model.name == "torch":
+        import torch
+        torch.empty(1 << 60, dtype=torch.int8)
+    if base_model.name == "sampled":
+        held = b"x" * (300 << 20)
+        launch.sampled(300, 1.5)
+        launch.sampled(100, 0.5)
 
 launch.stage(main)
 '''
@@ -64,6 +78,73 @@ def test_a_missing_flag_is_named_with_the_usage(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert "python -m emotune.stages.copy_one" in run.stderr
     assert "--base-model" in run.stderr
+
+
+# --- what a stage costs
+
+
+def costs(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / ".work/costs.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_stage_notes_what_it_cost(tmp_path: Path) -> None:
+    plain = ("--dialogues", "in.txt", "--base-model")
+    start(tmp_path, *plain, "out.txt")
+    start(tmp_path / "elsewhere", *plain, "sampled", DVC_EXP_NAME="wide", DVC_ROOT=str(tmp_path))
+    first, second = costs(tmp_path)
+    for line in (first, second):
+        assert 0 <= line.pop("seconds") < 60
+    little, much = (line.pop("peak_memory_bytes") / (1 << 20) for line in (first, second))
+    nothing = {"stage": "copy_one", "device": "cpu", "failed": None}
+    assert first == nothing | {"experiment": None, "tokens_per_second": None}
+    assert second == nothing | {"experiment": "wide", "tokens_per_second": 200.0}
+    assert 1 < little < 300 < much < 600
+
+
+def test_the_memory_of_a_stage_is_not_that_of_what_started_it(tmp_path: Path) -> None:
+    held = bytearray(os.urandom(1 << 20) * 400)
+    start(tmp_path, "--dialogues", "in.txt", "--base-model", "out.txt")
+    assert costs(tmp_path)[0]["peak_memory_bytes"] < len(held)
+
+
+def test_a_stage_that_fails_notes_the_reason_in_one_line(tmp_path: Path) -> None:
+    start(tmp_path, "--dialogues", "gone.txt", "--base-model", "out.txt")
+    start(tmp_path, "--dialogues", "in.txt", "--base-model", "bug")
+    assert [line["failed"] for line in costs(tmp_path)] == [
+        "gone.txt:3: expected a dialogue, found nothing",
+        "ValueError: a bug of ours",
+    ]
+    assert [line["stage"] for line in costs(tmp_path)] == ["copy_one", "copy_one"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("python", "no more to be had"),
+        ("numpy", "Unable to allocate 1.00 EiB for an array .*"),
+        ("torch", ".*DefaultCPUAllocator: can't allocate memory.*"),
+    ],
+)
+def test_too_little_memory_is_one_message_and_noted(kind: str, reason: str, tmp_path: Path) -> None:
+    run = start(tmp_path, "--dialogues", "in.txt", "--base-model", kind)
+    assert run.returncode == 2
+    expected = f"out of memory: {reason}; a smaller base model, batch or context takes less"
+    assert re.fullmatch(f"emotune copy_one: {expected}\n", run.stderr), run.stderr
+    [line] = costs(tmp_path)
+    assert re.fullmatch(expected, line["failed"])
+
+
+def test_lines_of_many_stages_at_once_do_not_mix(tmp_path: Path) -> None:
+    processes = []
+    for number in range(8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "copy_one.py").write_text(STAGE)
+        environment = os.environ | {"DVC_EXP_NAME": f"e{number}" * 100, "DVC_ROOT": str(tmp_path)}
+        command = [sys.executable, "copy_one.py", "--dialogues", "gone.txt" * 20, "--base-model", "out.txt"]
+        processes.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL))
+    assert {process.wait() for process in processes} == {2}
+    assert sorted(line["experiment"] for line in costs(tmp_path)) == [f"e{number}" * 100 for number in range(8)]
 
 
 def test_in_an_experiments_workspace_the_work_lies_in_the_repository(tmp_path: Path) -> None:
@@ -166,6 +247,8 @@ def test_a_stage_starts_itself_under_the_users_launcher(tmp_path: Path) -> None:
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     assert (tmp_path / "out.txt").read_text() == f"{SQUARES} 2 {share}"
     assert said.count("square took ") == 1
+    [line] = costs(tmp_path)
+    assert (line["failed"], line["device"]) == (None, "cpu")
     assert [path.name for path in tmp_path.glob(".work/*/*")] == ["square"]
 
 
@@ -188,6 +271,8 @@ def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["refused", "refused_by_one"])
 def test_bad_input_in_any_process_is_one_message_and_exit_code_2(out: str, tmp_path: Path) -> None:
     assert run_shared(tmp_path, out, TWO) == (2, "", "emotune square: numbers.txt:3: no number\n")
+    [line] = costs(tmp_path)
+    assert (line["failed"], line["peak_memory_bytes"], line["device"]) == ("numbers.txt:3: no number", None, None)
     assert list(tmp_path.glob(".work/launch/*")) == []
 
 
@@ -196,6 +281,7 @@ def test_a_bug_in_a_process_keeps_its_traceback_and_the_launchers_exit_code(tmp_
     code, _, complained = run_shared(tmp_path, "bug", TWO)
     assert code == 1
     assert "ValueError: a bug of ours" in complained
+    assert [line["failed"] for line in costs(tmp_path)] == ["exit code 1 of the launcher"]
 
 
 @pytest.mark.pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,12 +126,14 @@ def _ask(
         for q, turns in zip(questions, kept, strict=True)
     ]
     own = launch.share(requests)
+    began = time.monotonic()
     with tqdm(
         total=len(own), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True, disable=not launch.first()
     ) as bar:
         replies = [found[0] for found in sampling.replies(model, tokenizer, own, how, done=bar.update)]
     # A judge rounds differently in another batch, so each process asks about all.
     replies = launch.gather(replies)
+    launch.sampled(sum(reply.tokens + reply.ended for reply in replies), time.monotonic() - began)
     texts = [reply.text for reply in replies]
     rows: Rows = [
         {

@@ -1,4 +1,4 @@
-"""How a stage starts: flags from its main's signature, the user's launcher, threads bound, errors in one screen.
+"""How a stage starts and ends: flags from its main's signature, the user's launcher, errors in one screen, its cost.
 
 Under EMOTUNE_LAUNCH (torchrun or accelerate launch, behind srun where there are several machines) a stage that was
 started plainly starts itself again as several processes. They share rows by `share` and put results together by
@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import errno
 import inspect
+import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -35,6 +37,8 @@ PATIENCE = timedelta(days=7)
 # No space left, a file above its limit, a quota, by their words: safetensors, tokenizers and torch raise errors of
 # kinds of their own, and torch speaks of a position in the file alone.
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "unexpected pos")
+# The allocators of CPU and GPU; in what Python and NumPy lack, their error's kind says it.
+NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 COUNTS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-processes")
 
 
@@ -55,39 +59,96 @@ def cores() -> int:
 
 
 def stage(main: Callable[..., None], parallel: bool = False) -> None:
-    """Run a stage's `main` with a flag for each of its Path parameters; InputError is one message and exit code 2.
+    """Run a stage's `main` with a flag for each of its Path parameters, and note what it cost or on what it failed.
 
-    A `parallel` stage obeys EMOTUNE_LAUNCH; any other runs as one process whatever it says.
+    InputError, a full disk and too little memory are one message and exit code 2. A `parallel` stage obeys
+    EMOTUNE_LAUNCH; any other runs as one process whatever it says.
     """
     name = Path(inspect.getfile(main)).stem
     parser = argparse.ArgumentParser(prog=f"python -m emotune.stages.{name}", description=inspect.getdoc(main))
     for parameter in inspect.signature(main).parameters:
         parser.add_argument(f"--{parameter.replace('_', '-')}", type=Path, required=True)
     paths = vars(parser.parse_args())
+    began = time.monotonic()
     try:
         if parallel and os.environ.get("EMOTUNE_LAUNCH") and not os.environ.keys() & {"RANK", "EMOTUNE_LAUNCHED"}:
-            sys.exit(_launch(name))
+            sys.exit(_launch(name, began))
         _prepare(name, parallel)
-        began = time.monotonic()
         main(**paths)
         wait()
-    except InputError as error:
-        _tell(f"emotune {name}: {error}")
-        sys.exit(2)
     except Exception as error:
-        if not any(words in str(error) for words in FULL):
+        message = _explained(error)
+        # What the process that started the launcher hears of, it notes itself.
+        if first() and "EMOTUNE_LAUNCHED" not in os.environ:
+            _note(name, began, message or f"{type(error).__name__}: {error}", *_memory())
+        if message is None:
             raise
-        reason = " ".join(str(error).split())
-        _tell(f"emotune {name}: no room to write ({reason}): make room and start it again; nothing is half-written")
+        _tell(f"emotune {name}: {message}")
         sys.exit(2)
     if first():
         seconds = time.monotonic() - began
         note = work("seconds", name)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(f"{seconds:.1f}\n", encoding="utf-8")
+        _note(name, began, None, *_memory())
         print(f"{name} took {seconds:.1f} s", flush=True)
     if processes() > 1:
         _torch().destroy_process_group()
+
+
+_sampling = (0, 0.0)  # the tokens that this process's stage sampled, and the seconds it took
+
+
+def sampled(tokens: int, seconds: float) -> None:
+    """Count tokens that were sampled, and how long that took, towards the stage's line in costs.jsonl."""
+    global _sampling
+    _sampling = (_sampling[0] + tokens, _sampling[1] + seconds)
+
+
+def _note(name: str, began: float, failed: str | None, memory: int | None, device: str | None) -> None:
+    """Append what a stage cost, or on what it failed, to .work/costs.jsonl, which all experiments share.
+
+    It is one write at the file's end, so that lines of runs side by side do not mix. Times are no bytes of an out.
+    """
+    tokens, seconds = _sampling
+    line = {
+        "experiment": os.environ.get("DVC_EXP_NAME"),
+        "stage": name,
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_bytes": memory,
+        "device": device,
+        "tokens_per_second": round(tokens / seconds, 1) if tokens else None,
+        "failed": None if failed is None else " ".join(failed.split()),
+    }
+    # A disk that is full was told of already.
+    with suppress(OSError):
+        work().mkdir(parents=True, exist_ok=True)
+        with work("costs.jsonl").open("ab", buffering=0) as file:
+            file.write(f"{json.dumps(line)}\n".encode())
+
+
+def _memory() -> tuple[int, str]:
+    """The most memory, in bytes, that this process ever held at once, and of what device: its GPU, or "cpu"."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+    # A process starts with the ru_maxrss of the one that started it, dvc's or a launcher's: Linux has a better one.
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("utf-8"), re.MULTILINE) if status.exists() else None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit, "cpu"
+
+
+def _explained(error: Exception) -> str | None:
+    """What to tell the user of an error that is not ours: input, a full disk, or too little memory; else None."""
+    if isinstance(error, InputError):
+        return str(error)
+    reason = " ".join(str(error).split())
+    if any(words in str(error) for words in FULL):
+        return f"no room to write ({reason}): make room and start it again; nothing is half-written"
+    if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
+        return f"out of memory: {reason or 'no more to be had'}; a smaller base model, batch or context takes less"
+    return None
 
 
 def processes() -> int:
@@ -162,7 +223,7 @@ def _join() -> None:
     PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def _launch(name: str) -> int:
+def _launch(name: str, began: float) -> int:
     """This stage once more, under the user's launcher; returns the exit code, 2 where a process met an InputError."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     words = _words(os.environ["EMOTUNE_LAUNCH"], path)
@@ -194,9 +255,13 @@ def _launch(name: str) -> int:
     if signals:
         return 128 + signals[0]
     if told.exists():
-        print(told.read_text(encoding="utf-8"), file=sys.stderr)
+        message = told.read_text(encoding="utf-8")
+        print(message, file=sys.stderr)
         told.unlink()
+        _note(name, began, message.removeprefix(f"emotune {name}: "), None, None)
         return 2
+    if code:
+        _note(name, began, f"exit code {code} of the launcher", None, None)
     return code if code >= 0 else 128 - code
 
 
