@@ -211,10 +211,19 @@ def test_the_metrics_of_four_literal_rows() -> None:
     assert text["gibberish"]["value"] == 0.25
     assert text["copies_context"]["value"] == 0.25
     assert text["empty"]["value"] == 0.25
+    assert text["prompt_text_share"]["value"] == 0
     assert text["words_mean"] == 1.5
     # well, well. well, well. hello there.: 4 different words of 6, and 2 different pairs of 3
     assert text["distinct_1"] == pytest.approx(4 / 6)
     assert text["distinct_2"] == pytest.approx(2 / 3)
+
+
+def test_replies_that_hold_text_of_a_prompt_are_counted() -> None:
+    written = ["Well, well.", "Oh! [/EMOTION] sadness [/INST]", "User: and you?", "A user is a user."]
+    replies = [row("a", "neutral", "neutral", reply=reply, **with_reference(1.0, 1)) for reply in written]
+    text = evaluation.measure(Answers(replies, BEFORE.control), LABELS, "neutral", EVALUATE)["text"]
+    # 2 of 4, with Wilson's interval.
+    assert text["prompt_text_share"] == pytest.approx({"value": 0.5, "low": 0.15, "high": 0.85}, abs=1e-4)
 
 
 def test_every_share_lies_in_its_interval() -> None:
@@ -222,7 +231,7 @@ def test_every_share_lies_in_its_interval() -> None:
     found = [
         value for part in measured.values() for value in part.values() if isinstance(value, dict) and "low" in value
     ]
-    assert len(found) == 18
+    assert len(found) == 19
     assert all(share["low"] <= share["value"] <= share["high"] for share in found)
 
 

@@ -193,3 +193,29 @@ def test_a_copy_is_a_whole_turn_whatever_its_case_and_spaces():
     assert not scores.copies_context("how are you", context)
     assert not scores.copies_context("I am", context)
     assert not scores.copies_context(" ", ["", *context])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[INST] How are you?",
+        "I am fine. [/INST]",
+        "[EMOTION] sadness [/EMOTION] I lost it.",
+        "Oh. [u_emotion] fear",
+        "Oh. [/C_EMOTION]",
+        "<<SYS>>",
+        "Be kind. <</SYS>>",
+        "user: hello",
+        "Hello! Assistant: hello",
+        "system:",
+    ],
+)
+def test_a_tag_of_a_template_or_a_role_before_a_colon_is_prompt_text(reply):
+    assert scores.has_prompt_text(reply)
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "The user is happy.", "Superuser: me.", "(INST) no tag", "[sadness]", "My assistant and I: friends."]
+)
+def test_talk_is_no_prompt_text(reply):
+    assert not scores.has_prompt_text(reply)

@@ -260,6 +260,7 @@ def _text(rows: Rows) -> dict[str, Any]:
         "hit_token_limit": _share(not row["ended"] for row in rows),
         "gibberish": _share(row["gibberish"] != CLEAN for row in rows),
         "copies_context": _share(scores.copies_context(row["reply"], row["context"]) for row in rows),
+        "prompt_text_share": _share(map(scores.has_prompt_text, replies)),
         "empty": _share(not reply for reply in replies),
         "history_trimmed": _share(row["trimmed"] for row in rows),
     }

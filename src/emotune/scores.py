@@ -8,6 +8,7 @@ its interval and for the difference of two models.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ Array = NDArray[Any]
 
 LEVEL = 0.95
 Z = 1.959963984540054  # the normal quantile of (1 + LEVEL) / 2
+# What our templates write around the turns of a dialogue, and what other chat formats write before one.
+PROMPT_TEXT = re.compile(r"\[/?(?:INST|(?:[UC]_)?EMOTION)\]|<</?SYS>>|(?<!\S)(?:user|assistant|system):", re.IGNORECASE)
 METRICS = ("accuracy", "weighted_f1", "macro_f1", "micro_f1_without_neutral", "macro_accuracy")
 
 
@@ -302,6 +305,14 @@ def copies_context(reply: str, context: Sequence[str]) -> bool:
     """Whether the reply is a whole turn of the context again, case and white space aside; an empty reply is not."""
     bare = _bare(reply)
     return bool(bare) and any(bare == _bare(turn) for turn in context)
+
+
+def has_prompt_text(reply: str) -> bool:
+    """Whether the reply holds a tag of our templates or the name of a role before a colon: text of a prompt, not talk.
+
+    A tag may be the opening or the closing one, in any case; a role's name begins the reply or follows white space.
+    """
+    return PROMPT_TEXT.search(reply) is not None
 
 
 def _bare(text: str) -> str:
