@@ -168,6 +168,7 @@ TINY: dict[str, Any] = {
     "dpo.checkpoints": 4,
     "dpo.batch_size": 2,
     "dpo.sft_weight": 0.0,
+    "dpo.control_contexts": 3,
 }
 
 

@@ -147,6 +147,32 @@ def test_what_leaves_no_room_for_a_reply_is_trimmed_by_whole_turns_and_counted(b
     assert share == pytest.approx(sum(row["trimmed"] for row in trimmed.replies) / 15)
 
 
+def test_control_is_the_share_that_each_judge_finds_in_the_emotion_asked_for(base: Path) -> None:
+    choice = params.Model(
+        base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
+    )
+    model, tokenizer = models.load_base(base, choice), models.load_tokenizer(base, "out_inst_uni")
+    asked = evaluation.control(TALK, 5, 2, LABELS, 7)
+    heard: dict[str, list[str]] = {}
+
+    def finds(name: str, verdicts: Sequence[str]) -> Any:
+        def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+            heard.setdefault(name, []).extend(texts)
+            return [(verdict, 0.5) for verdict in verdicts]
+
+        return judge
+
+    happy, right = ["happiness"] * 6, ["neutral", "happiness", "sadness", "neutral", "neutral", "sadness"]
+    judges = {"one": finds("one", happy), "other": finds("other", right)}
+    found = evaluation.control_by(judges, model, tokenizer, asked, None, 256)
+    # Two contexts, each asked for in three emotions.
+    assert found == {"one": 2 / 6, "other": 5 / 6}
+    assert heard["one"] == heard["other"]
+    # The most likely reply of a model, without any draw.
+    assert evaluation.control_by(judges, model, tokenizer, asked, None, 256) == found
+    assert heard["one"] == heard["other"][:6] * 2
+
+
 # --- what is made of the answers
 
 

@@ -46,6 +46,7 @@ JOURNAL = ".work/journal.sqlite"
 IMPORTED = [
     "sklearn.pipeline",
     "transformers.models.llama.modeling_llama",
+    "emotune.evaluation",
     "emotune.finetuning",
     "emotune.journal",
     "emotune.judges",

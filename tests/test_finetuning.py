@@ -1,7 +1,8 @@
 """Laws of finetuning.py: what is trained on, in which steps, and against which reference."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from emotune import finetuning, models, params, prompts
+from emotune import evaluation, finetuning, models, params, prompts
 from emotune.dialogue import Dialogue, Turn
 from emotune.errors import InputError
 
@@ -34,7 +35,12 @@ SFT = params.Sft(
     neutral_replies=None,
     lora=params.Lora(rank=2, alpha=4, dropout=0.0, rslora=True, target_modules="all-linear"),
 )
-DPO = params.Dpo(**{name: getattr(SFT, name) for name in params.Training.model_fields}, beta=0.1, sft_weight=0.0)
+DPO = params.Dpo(
+    **{name: getattr(SFT, name) for name in params.Training.model_fields},
+    beta=0.1,
+    sft_weight=0.0,
+    control_contexts=0,
+)
 
 
 def changed(p: Any, **changes: Any) -> Any:
@@ -238,6 +244,68 @@ def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     assert measured["validation_margin"] > 0.1
     assert measured["validation_accuracy"] == 1.0
     assert measured["pairs"] == 6
+
+
+def dpo_of_12_steps(base: Path, adapter: Path, folder: Path, control: finetuning.Control | None) -> finetuning.Trained:
+    tokenizer = models.load_tokenizer(adapter, None)
+    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    pairs = [pair(number) for number in range(6)]
+    p = changed(DPO, epochs=4.0, checkpoints=0)
+    return finetuning.dpo(model, tokenizer, pairs, [], p, None, CHOICE, folder, ignore, control)
+
+
+def test_control_by_both_judges_is_asked_for_at_five_steps_and_their_gap_is_measured(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    found = iter([(0.25, 0.25), (0.5, 0.25), (0.5, 0.5), (1.0, 0.5), (1.0, 0.375)])
+
+    def control(model: Any) -> dict[str, float]:
+        assert not model.training
+        return dict(zip(("control_reward_judge", "control_evaluate_judge"), next(found), strict=True))
+
+    _, curve, measured = dpo_of_12_steps(base, adapter, tmp_path / "work", control)
+    rows = [row for row in curve if "control_reward_judge" in row]
+    assert [(row["step"], row["control_reward_judge"], row["control_evaluate_judge"]) for row in rows] == [
+        (0, 0.25, 0.25),
+        (3, 0.5, 0.25),
+        (6, 0.5, 0.5),
+        (9, 1.0, 0.5),
+        (12, 1.0, 0.375),
+    ]
+    assert [row["step"] for row in curve] == list(range(13))
+    assert measured["control_reward_judge"] == {"first": 0.25, "last": 1.0}
+    assert measured["control_evaluate_judge"] == {"first": 0.25, "last": 0.375}
+    assert measured["judge_gap"] == 0.625
+
+
+def test_asking_for_control_changes_no_weight(
+    base: Path, adapter: Path, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    tokenizer = models.load_tokenizer(adapter, None)
+    asked = evaluation.control(dialogues, 3, 2, ("sadness", "neutral"), 7)
+    heard: list[str] = []
+
+    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+        heard.extend(texts)
+        return [("sadness", 1.0)] * len(texts)
+
+    control = partial(
+        evaluation.control_by,
+        {"control_reward_judge": judge, "control_evaluate_judge": judge},
+        tokenizer=tokenizer,
+        questions=asked,
+        system_prompt=None,
+        context=128,
+    )
+    (with_it, curve, measured), (without, plain, _) = (
+        dpo_of_12_steps(base, adapter, tmp_path / name, found) for name, found in (("a", control), ("b", None))
+    )
+    assert len(heard) == 2 * 5 * len(asked)
+    # Half of the questions ask for sadness, and both judges find nothing else.
+    assert measured["control_reward_judge"] == {"first": 0.5, "last": 0.5}
+    assert [row["loss"] for row in curve if "loss" in row] == [row["loss"] for row in plain]
+    pairs = zip(with_it.parameters(), without.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 # --- the head

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "emotune"
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
+STAGES = PIPELINE["stages"]
+PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()]
 
 
 def imported(module: Path) -> set[Path]:
@@ -120,9 +124,46 @@ def test_a_stage_depends_on_the_templates_it_renders(stage: str) -> None:
 
 
 def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
-    kept = [entry for kind in ("metrics", "plots") for entry in STAGES[stage].get(kind, [])]
-    assert all(isinstance(entry, dict) and next(iter(entry.values())) == {"cache": False} for entry in kept)
-    assert all(isinstance(entry, str) for entry in STAGES[stage].get("outs", []))
+    for entry in [*STAGES[stage].get("outs", []), *STAGES[stage]["metrics"]]:
+        [path] = names_of([entry])
+        assert (entry == {path: {"cache": False}}) == path.startswith("metrics/")
+    # A stage's own plots would be drawn once more, by a template that knows nothing of them.
+    assert "plots" not in STAGES[stage]
+
+
+def test_what_is_plotted_is_a_column_of_what_a_stage_writes() -> None:
+    from emotune import finetuning
+
+    columns = {
+        "metrics/sft_history.csv": finetuning.SFT_CURVE,
+        "metrics/dpo_history.csv": finetuning.DPO_CURVE,
+        "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
+    } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
+    shown = set()
+    for plot in PLOTS:
+        for path, names in plot["y"].items():
+            assert {plot["x"], *([names] if isinstance(names, str) else names)} <= set(columns[path]), path
+            shown.add(path)
+    assert shown == set(columns)
+    assert shown <= {path for stage in STAGES.values() for path in outs_of(stage)}
+
+
+def test_a_plot_s_template_is_dvcs_or_lies_beside_its_configuration() -> None:
+    for plot in PLOTS:
+        if plot["template"] != "confusion_normalized":
+            content = json.loads((ROOT / f".dvc/plots/{plot['template']}.json").read_text("utf-8"))
+            assert content["data"] == {"values": "<DVC_METRIC_DATA>"}
+
+
+def test_the_page_of_plots_loads_nothing() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    page = (ROOT / ".dvc" / config["plots"]["html_template"]).read_text("utf-8")
+    assert page.count("{plot_divs}") == 1
+    # Where DVC would put the addresses of a CDN.
+    assert "{scripts}" not in page
+    assert re.findall(r"<(?:script|link)\b[^>]*>", page) == ["<script>"] * 3
+    assert "@import" not in page
 
 
 def test_the_readme_s_tree_names_every_module_and_no_other() -> None:

@@ -208,8 +208,15 @@ def test_plots_show_and_diff_have_every_plot_of_dvc_yaml(experiments: tuple[str,
         plots = json.loads(clone("dvc", "plots", *command, "--json"))
         shown = plots.get("data", plots)
         assert plots.get("errors", []) == []
-        titles = {"confusion", "comparison", "sft loss", "dpo loss", "dpo margins", "dpo chosen log-probability"}
-        assert titles <= {name.split("::")[-1] for name in shown}
+        of_dpo = {f"dpo {what}" for what in ("loss", "margins", "reward accuracy", "log-probability", "control")}
+        assert {name.split("::")[-1] for name in shown} == {"confusion", "comparison", "sft loss"} | of_dpo
+
+
+def test_the_page_of_plots_draws_without_a_network(clone: Clone, tmp_path: Path) -> None:
+    clone("dvc", "plots", "show", "--out", str(tmp_path))
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert page.count("vegaEmbed('#") == 8
+    assert "<script src" not in page
 
 
 # --- MLflow
@@ -250,7 +257,7 @@ def test_repro_is_one_mlflow_run_with_a_child_for_each_stage(clone: Clone) -> No
         assert run.data.tags["git.commit"] == commit
     deps = {stage: {tag for tag in run.data.tags if tag.startswith("dvc.dep.")} for stage, run in by_stage.items()}
     assert deps["prepare"] == set()
-    assert deps["dpo"] == {"dvc.dep.base", "dvc.dep.sft", "dvc.dep.prefs"}
+    assert deps["dpo"] == {f"dvc.dep.{name}" for name in ("dialogues", "base", "sft", "prefs", "judges")}
     # What one stage read is what another's tag says it read: the hashes join the runs.
     assert by_stage["dpo"].data.tags["dvc.dep.sft"] == by_stage["evaluate"].data.tags["dvc.dep.sft"]
     assert by_stage["sft"].data.params["sft.lora.rank"] == "4"

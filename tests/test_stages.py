@@ -156,8 +156,8 @@ def test_all_models_are_asked_the_same_questions(pipeline: Pipeline) -> None:
 
 
 def test_at_the_first_step_of_dpo_the_policy_is_the_reference(pipeline: Pipeline) -> None:
-    first = next(csv.DictReader((pipeline.folder / "metrics/dpo_history.csv").open()))
-    assert first["step"] == "1"
+    before, first, *_ = csv.DictReader((pipeline.folder / "metrics/dpo_history.csv").open())
+    assert (before["step"], first["step"]) == ("0", "1")
     assert float(first["loss"]) == pytest.approx(math.log(2), abs=1e-6)
     assert float(first["rewards/margins"]) == 0.0
 

@@ -19,6 +19,10 @@ from emotune.reward import CLEAN
 Rows = list[dict[str, Any]]
 # The likelihoods of so many token positions are computed at once.
 POSITIONS = 4096
+# A reply that a curve is made of is the most likely one: what it changes is the model, never a draw.
+GREEDY = params.Sampling(
+    temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=32
+)
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
 DISTINCT_WORDS = 5000
 
@@ -115,16 +119,7 @@ def _ask(
     Several processes share the work, and each returns the rows of all. A history that leaves no room for the
     reply loses its oldest turns, whole; `trimmed` says so.
     """
-    room = context - how.max_new_tokens
-    kept = [prompts.fitting_history(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
-    requests = [
-        sampling.Request(
-            # What is still too long, a single endless turn, loses its beginning.
-            tuple(prompts.prompt_ids(tokenizer, turns, q.emotion, system_prompt)[-room:]),
-            (seeds.key(seed, q.id),),
-        )
-        for q, turns in zip(questions, kept, strict=True)
-    ]
+    kept, requests = _requests(tokenizer, questions, system_prompt, context - how.max_new_tokens, seed)
     own = launch.share(requests)
     began = time.monotonic()
     with tqdm(
@@ -166,6 +161,40 @@ def _ask(
     for (i, _), (nats, tokens) in zip(fitting, found, strict=True):
         rows[i] |= {"reference": questions[i].reference, "reference_nats": nats, "reference_tokens": tokens}
     return rows
+
+
+def _requests(
+    tokenizer: Any, questions: Sequence[Question], system_prompt: str | None, room: int, seed: int
+) -> tuple[list[tuple[Turn, ...]], list[sampling.Request]]:
+    """What each question keeps of its history in a prompt of at most `room` tokens, and that prompt with its key."""
+    kept = [prompts.fitting_history(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
+    # What is still too long, a single endless turn, loses its beginning.
+    ids = [
+        tuple(prompts.prompt_ids(tokenizer, turns, q.emotion, system_prompt)[-room:])
+        for q, turns in zip(questions, kept, strict=True)
+    ]
+    return kept, [sampling.Request(prompt, (seeds.key(seed, q.id),)) for q, prompt in zip(questions, ids, strict=True)]
+
+
+def control_by(
+    judges: Mapping[str, Judge],
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    system_prompt: str | None,
+    context: int,
+) -> dict[str, float]:
+    """For each judge the share of the model's most likely replies that it finds in the emotion asked for.
+
+    Every process answers every question: a model that is spread over them answers only where all of them ask.
+    """
+    _, requests = _requests(tokenizer, questions, system_prompt, context - GREEDY.max_new_tokens, 0)
+    found = sampling.replies(model, tokenizer, requests, GREEDY, rows=len(requests))
+    texts = [reply.text for [reply] in found]
+    return {
+        name: sum(verdict == q.emotion for (verdict, _), q in zip(judge(texts), questions, strict=True)) / len(texts)
+        for name, judge in judges.items()
+    }
 
 
 def _likelihoods(model: Any, pad: int, rows: Sequence[prompts.Row]) -> list[tuple[float, int]]:

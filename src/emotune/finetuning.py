@@ -32,6 +32,7 @@ from emotune.errors import InputError
 from emotune.seeds import key, order
 
 Log = Callable[[Mapping[str, float], int], None]
+Control = Callable[[Any], Mapping[str, float]]
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]
 
 disable_progress_bars()
@@ -49,10 +50,15 @@ DPO_CURVE = (
     "logps/chosen",
     "logps/rejected",
     "eval_logps/chosen",
+    "eval_logps/rejected",
+    "control_reward_judge",
+    "control_evaluate_judge",
     "learning_rate",
 )
 COMPLETE = "complete"
 POINTS = 20
+# Control is asked for before the first step and at so many more points, the last step among them.
+CONTROL_POINTS = 4
 # The validation loss is that of so many rows: enough for a curve, and little beside the training.
 VALIDATION_ROWS = 200
 
@@ -123,11 +129,14 @@ def dpo(
     choice: params.Model,
     folder: Path,
     log: Log,
+    control: Control | None = None,
 ) -> Trained:
     """The given trainable adapter after DPO (Rafailov et al. 2023) against a frozen copy of itself.
 
     Loss: -ln sigmoid(beta (margin of the policy - margin of the reference)) + sft_weight x the chosen reply's own
     negative log-likelihood. Before the first step policy and reference are equal, and the stage asserts it.
+    `control` says of the model what two judges find, at some steps; how much more that rose by the one that rewards
+    than by the other is `judge_gap`.
     """
     lengths = [len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"]) for row in train]
     rows = [_dpo_row(train[i], system_prompt) for i in order(lengths, p.epochs, p.batch_size, p.seed)]
@@ -152,6 +161,8 @@ def dpo(
     _mean_over_all_pairs(trainer)
     assert_reference_is_policy(trainer.model)
     trainer.add_callback(_FirstStep(None if p.sft_weight else math.log(2)))
+    if control is not None:
+        trainer.add_callback(_Control(control, log))
     curve = _train(trainer, log)
     measured = {
         "pairs": len(train),
@@ -159,9 +170,11 @@ def dpo(
         "train_loss": _last(curve, "loss"),
         "train_margin": _last(curve, "rewards/margins"),
         "train_accuracy": _last(curve, "rewards/accuracies"),
-        "chosen_logps_first": curve[0]["logps/chosen"],
+        "chosen_logps_first": _first(curve, "logps/chosen"),
         "chosen_logps_last": _last(curve, "logps/chosen"),
     }
+    if control is not None:
+        measured |= _judge_gap(curve)
     if validation:
         found = trainer.evaluate()
         measured |= {
@@ -326,6 +339,54 @@ def assert_reference_is_policy(model: Any) -> None:
             raise AssertionError(f"the reference lacks what the policy learned in sft: {name} differs from {twin}")
 
 
+class _Control(TrainerCallback):
+    """Adds what `control` says of the model to the trainer's history: at step 0, and at CONTROL_POINTS more steps.
+
+    There it is part of every later checkpoint. Answering draws nothing and changes no weight, so that training is the
+    same with it and without it.
+    """
+
+    def __init__(self, control: Control, log: Log) -> None:
+        self._control, self._log = control, log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 0:
+            # FSDP keeps the buffers of its first pass; made under inference mode, no later pass could be trained.
+            with torch.no_grad():
+                model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+            self._measure(model, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        points = range(1, CONTROL_POINTS + 1)
+        if state.global_step in {round(state.max_steps * point / CONTROL_POINTS) for point in points}:
+            self._measure(model, state)
+
+    def _measure(self, model: Any, state: Any) -> None:
+        base = model.get_base_model()
+        attention = base.config._attn_implementation
+        model.eval()
+        found = dict(self._control(model))
+        model.train()
+        # Sampling cannot use every kind that training can.
+        if base.config._attn_implementation != attention:
+            base.set_attn_implementation(attention)
+        state.log_history.append({"step": state.global_step, **found})
+        self._log(found, state.global_step)
+
+
+def _judge_gap(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Control by each judge before and after, and how much more it rose by the one that rewards than by the other."""
+    judges = ("reward_judge", "evaluate_judge")
+    first, last = ([at(curve, f"control_{judge}") for judge in judges] for at in (_first, _last))
+    return {
+        **{
+            f"control_{judge}": {"first": before, "last": after}
+            for judge, before, after in zip(judges, first, last, strict=True)
+        },
+        "judge_gap": (last[0] - first[0]) - (last[1] - first[1]),
+    }
+
+
 class _FirstStep(TrainerCallback):
     """At the first step the policy is the reference: rewards 0, and loss ln 2 where nothing is added to it."""
 
@@ -390,6 +451,10 @@ def _dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, An
         **replies,
         "chat_template_kwargs": {"emotion": pair["emotion"]},
     }
+
+
+def _first(curve: Sequence[Mapping[str, Any]], name: str) -> float:
+    return next(row[name] for row in curve if name in row)
 
 
 def _last(curve: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -509,4 +574,4 @@ def _train(trainer: Any, log: Log) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for logged in trainer.state.log_history:
         rows.setdefault(logged["step"], {}).update(logged)
-    return [row for row in rows.values() if "loss" in row or "eval_loss" in row]
+    return [row for row in rows.values() if row.keys() & {"loss", "eval_loss", "control_reward_judge"}]

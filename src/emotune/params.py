@@ -190,6 +190,7 @@ class Prefs(Section):
 class Dpo(Training):
     beta: Positive
     sft_weight: NotNegative
+    control_contexts: Annotated[int, Field(ge=0)]
 
 
 class Length(Section):
