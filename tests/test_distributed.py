@@ -39,6 +39,7 @@ SMALL = TINY | {
     "dpo.accumulation": 2,
     "dpo.checkpoints": 1,
     "dpo.sft_weight": 0.5,
+    "dpo.control_contexts": 1,
 }
 DIALOGUES, PAIRS = 77, 29
 

@@ -164,13 +164,15 @@ def test_control_is_the_share_that_each_judge_finds_in_the_emotion_asked_for(bas
 
     happy, right = ["happiness"] * 6, ["neutral", "happiness", "sadness", "neutral", "neutral", "sadness"]
     judges = {"one": finds("one", happy), "other": finds("other", right)}
-    found = evaluation.control_by(judges, model, tokenizer, asked, None, 256)
+    found = evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7)
     # Two contexts, each asked for in three emotions.
     assert found == {"one": 2 / 6, "other": 5 / 6}
     assert heard["one"] == heard["other"]
-    # The most likely reply of a model, without any draw.
-    assert evaluation.control_by(judges, model, tokenizer, asked, None, 256) == found
+    # The seed says what is drawn, so that only a change of the model changes the replies.
+    assert evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7) == found
     assert heard["one"] == heard["other"][:6] * 2
+    evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 8)
+    assert heard["one"][12:] != heard["one"][:6]
 
 
 # --- what is made of the answers

@@ -296,6 +296,10 @@ def test_asking_for_control_changes_no_weight(
         questions=asked,
         system_prompt=None,
         context=128,
+        how=params.Sampling(
+            temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8
+        ),
+        seed=7,
     )
     (with_it, curve, measured), (without, plain, _) = (
         dpo_of_12_steps(base, adapter, tmp_path / name, found) for name, found in (("a", control), ("b", None))

@@ -19,10 +19,6 @@ from emotune.reward import CLEAN
 Rows = list[dict[str, Any]]
 # The likelihoods of so many token positions are computed at once.
 POSITIONS = 4096
-# A reply that a curve is made of is the most likely one: what it changes is the model, never a draw.
-GREEDY = params.Sampling(
-    temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=32
-)
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
 DISTINCT_WORDS = 5000
 
@@ -183,13 +179,16 @@ def control_by(
     questions: Sequence[Question],
     system_prompt: str | None,
     context: int,
+    how: params.Sampling,
+    seed: int,
 ) -> dict[str, float]:
-    """For each judge the share of the model's most likely replies that it finds in the emotion asked for.
+    """For each judge the share of the model's replies that it finds in the emotion asked for.
 
-    Every process answers every question: a model that is spread over them answers only where all of them ask.
+    Every process answers every question, in the same batches: a model that is spread over them answers only where all
+    of them ask.
     """
-    _, requests = _requests(tokenizer, questions, system_prompt, context - GREEDY.max_new_tokens, 0)
-    found = sampling.replies(model, tokenizer, requests, GREEDY, rows=len(requests))
+    _, requests = _requests(tokenizer, questions, system_prompt, context - how.max_new_tokens, seed)
+    found = sampling.replies(model, tokenizer, requests, how, rows=sampling.CPU_ROWS)
     texts = [reply.text for [reply] in found]
     return {
         name: sum(verdict == q.emotion for (verdict, _), q in zip(judge(texts), questions, strict=True)) / len(texts)

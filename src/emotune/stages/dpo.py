@@ -12,7 +12,15 @@ def main(
     dialogues: Path, base: Path, sft: Path, prefs: Path, judges: Path, out: Path, metrics: Path, history: Path
 ) -> None:
     """Align the sft adapter on the pairs; write adapter and tokenizer, metrics and the curves."""
-    p = params.load("history_turns", "system_prompt", "model", "reward.emotion_judge", "evaluate.emotion_judge", "dpo")
+    p = params.load(
+        "history_turns",
+        "system_prompt",
+        "model",
+        "reward.emotion_judge",
+        "evaluate.emotion_judge",
+        "prefs.sampling",
+        "dpo",
+    )
     from emotune import evaluation, finetuning, models
     from emotune.judges import open_judge
 
@@ -42,6 +50,8 @@ def main(
             questions=questions,
             system_prompt=p.system_prompt,
             context=p.model.context,
+            how=p.prefs.sampling,
+            seed=p.dpo.seed,
         )
         with finetuning.workspace("dpo", p.model_dump(), inputs) as folder:
             model, curve, measured = finetuning.dpo(
