@@ -273,8 +273,8 @@ def test_control_by_both_judges_is_asked_for_at_five_steps_and_their_gap_is_meas
         (12, 1.0, 0.375),
     ]
     assert [row["step"] for row in curve] == list(range(13))
-    assert measured["control_reward_judge"] == {"first": 0.25, "last": 1.0}
-    assert measured["control_evaluate_judge"] == {"first": 0.25, "last": 0.375}
+    assert (measured["control_reward_judge_first"], measured["control_reward_judge_last"]) == (0.25, 1.0)
+    assert (measured["control_evaluate_judge_first"], measured["control_evaluate_judge_last"]) == (0.25, 0.375)
     assert measured["judge_gap"] == 0.625
 
 
@@ -306,7 +306,7 @@ def test_asking_for_control_changes_no_weight(
     )
     assert len(heard) == 2 * 5 * len(asked)
     # Half of the questions ask for sadness, and both judges find nothing else.
-    assert measured["control_reward_judge"] == {"first": 0.5, "last": 0.5}
+    assert (measured["control_reward_judge_first"], measured["control_reward_judge_last"]) == (0.5, 0.5)
     assert [row["loss"] for row in curve if "loss" in row] == [row["loss"] for row in plain]
     pairs = zip(with_it.parameters(), without.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

@@ -374,16 +374,15 @@ class _Control(TrainerCallback):
         self._log(found, state.global_step)
 
 
-def _judge_gap(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _judge_gap(curve: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Control by each judge before and after, and how much more it rose by the one that rewards than by the other."""
-    judges = ("reward_judge", "evaluate_judge")
-    first, last = ([at(curve, f"control_{judge}") for judge in judges] for at in (_first, _last))
+    judges = ("control_reward_judge", "control_evaluate_judge")
+    first, last = ({judge: at(curve, judge) for judge in judges} for at in (_first, _last))
+    by_reward, by_other = (last[judge] - first[judge] for judge in judges)
     return {
-        **{
-            f"control_{judge}": {"first": before, "last": after}
-            for judge, before, after in zip(judges, first, last, strict=True)
-        },
-        "judge_gap": (last[0] - first[0]) - (last[1] - first[1]),
+        **{f"{judge}_first": value for judge, value in first.items()},
+        **{f"{judge}_last": value for judge, value in last.items()},
+        "judge_gap": by_reward - by_other,
     }
 
 
