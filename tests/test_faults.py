@@ -227,9 +227,12 @@ def test_a_stage_killed_at_twenty_random_moments_ends_with_the_same_bytes(
     while len(there) < KILLS:
         found = progress(stage, folder)
         run = start(stage, folder)
-        # Each run begins with half a run's time of reading and loading, whatever is left of the work.
-        left = alone[stage].seconds * (1 - found / alone[stage].work / 2)
-        run.process.join(draw.uniform(0, left))
+        # The first before anything is kept, the others a while after some part of the work is: not by the clock alone,
+        # or a machine that is busier than it was decides what is tested.
+        aim = draw.randint(found, alone[stage].work) if there else 0
+        while run.process.is_alive() and progress(stage, folder) < aim:
+            time.sleep(0.01)
+        run.process.join(draw.uniform(0, alone[stage].seconds / 4 if there else 0.3))
         if run.killed():
             there.append(progress(stage, folder))
         else:
@@ -238,8 +241,7 @@ def test_a_stage_killed_at_twenty_random_moments_ends_with_the_same_bytes(
             folder = before(stage, ready, tmp_path / str(ends))
     found = progress(stage, folder)
     assert_goes_on_to_the_same_bytes(start(stage, folder), found, alone[stage])
-    # They came before anything was kept, and in several parts of the work.
-    assert 0 in there
+    assert there[0] == 0
     assert len(set(there)) >= 3
 
 
