@@ -237,7 +237,7 @@ def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
 def test_a_clock_that_is_set_meanwhile_changes_no_key(dvc):
     # On Linux psutil takes the time of day of each process's start from the time of boot, which moves with the clock.
     show = (
-        "import itertools, psutil; from emotune import tracking; later = itertools.count(2e9, -3600); "
+        "import itertools, psutil; from emotune import tracking; later = itertools.count(1e9, 3600); "
         "psutil._psplatform.boot_time = lambda: next(later); print(*tracking._pipeline(), *tracking._pipeline())"
     )
     done = subprocess.run([dvc, f'{sys.executable} -c "{show}"'], capture_output=True, text=True, check=True)
