@@ -215,6 +215,36 @@ def test_a_second_mirror_writes_nothing(here: Repository, capsys: pytest.Capture
     assert capsys.readouterr().out == ""
 
 
+def test_results_of_another_machine_are_mirrored_without_a_link(here: Repository, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "empty")
+    with tracking.store() as (client, experiment):
+        assert len(list(mirror.mirror(client, experiment))) == 3  # the working tree is where `no-stage` is
+        for family in mirror.families(client, experiment):
+            # What was mirrored is not the original of what else is mirrored.
+            assert [run.data.tags.get("dvc.cached.run") for run in family.children] == [None, None]
+            assert "is not in this store" in family.stages["sft"].data.tags["mlflow.note.content"]
+
+
+def test_a_metrics_file_that_dvc_lock_does_not_name_is_not_taken_for_it(here: Repository, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "edited")
+    monkeypatch.setattr(mirror, "experiments", list)
+    metrics = here.folder / "metrics" / "sft.json"
+    before = metrics.read_bytes()
+    metrics.write_text("{}")
+    name = f"dvc repro {here.first[:7]}"
+    try:
+        with tracking.store() as (client, experiment):
+            assert list(mirror.mirror(client, experiment)) == [
+                f"{name}: prepare",
+                f"{name}: sft is left out: its metrics file is not the one that dvc.lock names",
+            ]
+            metrics.write_bytes(before)
+            assert list(mirror.mirror(client, experiment)) == [f"{name}: sft"]
+            assert list(mirror.mirror(client, experiment)) == []
+    finally:
+        metrics.write_bytes(before)
+
+
 def test_a_tracker_turned_off_mirrors_nothing(here: Repository, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("EMOTUNE_TRACKING", "off")
     assert cli.main(["mirror"]) == 0
