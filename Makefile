@@ -17,6 +17,7 @@ ifneq ($(PROFILE)$(DATA)$(MODEL),)
 	.venv/bin/emotune profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 endif
 	.venv/bin/dvc repro
+	.venv/bin/emotune mirror || true
 	.venv/bin/emotune report
 
 test: $(installed) ## run the tests, side by side on up to four cores

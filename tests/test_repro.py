@@ -255,10 +255,9 @@ def test_repro_is_one_mlflow_run_with_a_child_for_each_stage(clone: Clone) -> No
         assert run.data.metrics
         assert run.data.tags["git.commit"] == commit
     deps = {stage: {tag for tag in run.data.tags if tag.startswith("dvc.dep.")} for stage, run in by_stage.items()}
-    assert deps["prepare"] == set()
-    assert deps["dpo"] == {f"dvc.dep.{name}" for name in ("dialogues", "base", "sft", "prefs", "judges")}
-    # What one stage read is what another's tag says it read: the hashes join the runs.
-    assert by_stage["dpo"].data.tags["dvc.dep.sft"] == by_stage["evaluate"].data.tags["dvc.dep.sft"]
+    assert deps["dpo"] == {f"dvc.dep.{dep}" for dep in STAGES["dpo"]["deps"]}
+    # What one stage read is what another wrote: the hashes join the runs.
+    assert by_stage["dpo"].data.tags["dvc.dep.models/sft"] == by_stage["sft"].data.tags["dvc.out.models/sft"]
     assert by_stage["sft"].data.params["sft.lora.rank"] == "4"
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from emotune import tracking
+from conftest import ROOT
+from emotune import records, tracking
 
 PARAMS = {"sft": {"lora": {"rank": 16}, "learning_rate": 2e-5}, "reward": {"weights": [0.4, 0.25, 0.35]}, "note": "x"}
 
@@ -136,7 +137,7 @@ def test_tags_join_the_run_to_git_dvc_and_its_inputs(pipeline, runs):
     }
     own = {
         "dvc.stage": "sft",
-        "dvc.dep.data/dialogues": "md5:abc",
+        "input.data/dialogues": "md5:abc",
         "params.sha256": hashlib.sha256(json.dumps(PARAMS, sort_keys=True).encode()).hexdigest(),
     }
     assert shared.items() <= parent.data.tags.items()
@@ -165,8 +166,8 @@ def test_a_run_by_hand_has_a_parent_of_its_own(pipeline, runs, monkeypatch, tmp_
     assert (stored.info.status, parent.info.status) == ("FAILED", "FAILED")
     assert parent.info.run_name == "by hand"
     assert "git.commit" not in stored.data.tags
-    assert stored.data.params == {"prompt": "a" * 6000, "we like _odd_ keys": "null"}
-    assert stored.data.metrics == {"f1.l_amour": 0.5}
+    assert stored.data.params == {"prompt": "a" * 6000, "we like _odd_ keys-2cc49d56": "null"}
+    assert stored.data.metrics == {"f1.l_amour-d5deb253": 0.5}
     assert not list(tmp_path.iterdir())
 
 
@@ -231,6 +232,75 @@ def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
     assert first[0] != second[0]
     assert first[0].endswith(" dvc repro")
     assert tracking._pipeline()[1] == "by hand"
+
+
+def test_a_clock_that_is_set_meanwhile_changes_no_key(dvc):
+    # On Linux psutil takes the time of day of each process's start from the time of boot, which moves with the clock.
+    show = (
+        "import itertools, psutil; from emotune import tracking; later = itertools.count(1e9, 3600); "
+        "psutil._psplatform.boot_time = lambda: next(later); print(*tracking._pipeline(), *tracking._pipeline())"
+    )
+    done = subprocess.run([dvc, f'{sys.executable} -c "{show}"'], capture_output=True, text=True, check=True)
+    first, by, second, by_too = done.stdout.replace("dvc repro", "dvc").split()
+    assert first == second
+    assert by == by_too == "dvc"
+
+
+def test_every_number_that_dvc_shows_is_in_mlflow_under_its_name(pipeline, runs, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
+    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "metrics").rglob("*.json"))]
+    assert len(files) >= 24
+    shown = subprocess.run(["dvc", "metrics", "show", "--json", *files], cwd=ROOT, capture_output=True, check=True)
+    found = {file: dotted(metrics["data"]) for file, metrics in json.loads(shown.stdout)[""]["data"].items()}
+    assert set(found) == set(files)
+    assert "sft.control.per_emotion.anger" in found["metrics/evaluate.json"]
+    for file in files:
+        measured = json.loads((ROOT / file).read_text())
+        with tracking.run("evaluate", {}, {}) as run:
+            for name in measured:
+                run.log({name: 17.0}, step=1000)  # a curve may have the name of a metric
+            run.metrics(measured)
+        stored = runs[3].get_run(run._id).data.metrics
+        assert {name: stored[name] for name in found[file]} == found[file]
+        assert set(stored) == set(found[file]) | set(measured)
+
+
+def dotted(metrics):
+    """The names that DVC itself gives to numbers in a file of nested metrics."""
+    from dvc.utils.flatten import flatten
+
+    return {name: value for name, value in flatten(metrics).items() if not isinstance(value, str)}
+
+
+def test_a_metric_has_the_digits_of_its_file(pipeline, runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
+    measured = {"f1": 2 / 3, "gain": -1e-9}
+    records.write_json(tmp_path / "metrics.json", measured)
+    with tracking.run("evaluate", {}, {}) as run:
+        run.metrics(measured)
+    assert runs[3].get_run(run._id).data.metrics == records.read_json(tmp_path / "metrics.json")
+    assert runs[3].get_run(run._id).data.metrics == {"f1": 0.666667, "gain": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "known_as"),
+    [
+        ("dpo.control.per_emotion.joy/sad", "dpo.control.per_emotion.joy/sad"),
+        ("3-grams", "3-grams"),
+        ("f1.l'amour", "f1.l_amour-d5deb253"),
+        ('f1.l"amour', "f1.l_amour-26f24160"),
+        ("a//b", "a/b-7a9acf33"),
+        ("..", "-5ec1f7e7"),
+        ("/abs", "abs-e802dcc0"),
+    ],
+)
+def test_a_name_that_mlflow_refuses_becomes_one_that_no_other_name_becomes(name, known_as, runs):
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert tracking._key(name) == known_as
+    _validate_metric_name(known_as)
+    _validate_metric_name(tracking._key(300 * name))
+    assert len(tracking._key(300 * name)) <= 250
 
 
 def test_the_root_is_dvcs_then_gits_then_here(monkeypatch, tmp_path):

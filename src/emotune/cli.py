@@ -1,4 +1,4 @@
-"""emotune profile | report | journal | chat | compare: what a user calls beside `make` and `dvc`."""
+"""emotune profile | report | journal | chat | compare | mirror | link: what a user calls beside `make` and `dvc`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     beside.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given")
     beside.add_argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one")
     beside.set_defaults(run=_compare)
+
+    mirrored = commands.add_parser("mirror", help="MLflow runs for the stages that DVC restored or skipped")
+    mirrored.set_defaults(run=_mirror)
+
+    linked = commands.add_parser("link", help="experiment, MLflow run, commit or published revision: the other three")
+    linked.add_argument("name", help="of a DVC experiment; id of an MLflow run; a commit; revision on the Hub")
+    linked.set_defaults(run=_link)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -162,6 +169,28 @@ def _compare(chosen: argparse.Namespace) -> int:
     from emotune import compare  # with torch: seconds
 
     compare.run(MODELS, p, chosen.host, chosen.port)
+    return 0
+
+
+def _mirror(_: argparse.Namespace) -> int:
+    from emotune import mirror, tracking
+
+    if tracking.off():
+        print("EMOTUNE_TRACKING=off: nothing is mirrored")
+        return 0
+    with tracking.store() as (client, experiment):
+        for line in mirror.mirror(client, experiment):
+            print(f"mirrored {line}", flush=True)
+    return 0
+
+
+def _link(chosen: argparse.Namespace) -> int:
+    from emotune import link, tracking
+
+    with tracking.store() as (client, experiment):
+        rows = link.link(chosen.name, client, experiment, launch.work("published.jsonl"))
+    for kind, id, remark in rows:
+        print(f"{kind:10}  {id:40}  {remark}".rstrip())
     return 0
 
 

@@ -1,7 +1,8 @@
 """One context manager around MLflow, and its only importer.
 
 MLflow listens: nothing here is read back by a stage, and a tracker that is down, full or broken costs one warning,
-never a training run. Every stage's run is the child of one run per pipeline run.
+never a training run. Every stage's run is the child of one run per pipeline run, and is tagged with what DVC writes of
+that stage into dvc.lock: by these tags `emotune mirror` and `emotune link` join the two.
 """
 
 from __future__ import annotations
@@ -11,26 +12,31 @@ import json
 import logging
 import os
 import platform
+import posixpath
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from emotune import launch
+from emotune import launch, records
+from emotune.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
-MAX_PARAM, MAX_KEY = 6000, 250  # what MLflow 3.17 takes in a param's value and in a name
+# What MLflow 3.17 takes: characters in a param's value and in a name, metrics and params in one request.
+MAX_PARAM, MAX_KEY, MAX_METRICS, MAX_PARAMS = 6000, 250, 1000, 100
+PIPELINE = "emotune.pipeline"  # the tag of a parent, and its key
+PARENT, STAGE, LOCK = "mlflow.parentRunId", "dvc.stage", "dvc.lock"
 
 _failed = False  # the tracker's first failure turns it off for the rest of the process
 
@@ -40,24 +46,30 @@ class Run:
 
     def __init__(self, uri: str = "", client: MlflowClient | None = None, id: str = "", parent: str = "") -> None:
         self._uri, self._client, self._id, self._parent = uri, client, id, parent
+        self._steps: dict[str, int] = {}
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add one point to the history of each metric (step 0 where a metric has no history)."""
-        self._send(lambda client: client.log_batch(self._id, metrics=_points(metrics, step or 0)))
+        self._steps |= dict.fromkeys(metrics, step or 0)
+        self._send(lambda client: _log(client, self._id, metrics, dict.fromkeys(metrics, step or 0)))
 
     def metrics(self, nested: Mapping[str, Any]) -> None:
-        """Log every number of a metrics file under its dotted name; text, lists and booleans are left out."""
-        self.log({name: value for name, value in _leaves(nested) if type(value) in (int, float)})
+        """Log every number of a metrics file, as it is written there, under its dotted name.
+
+        Text, lists and booleans are left out. A number with a history becomes its last point: it is what MLflow shows.
+        """
+        found = numbers(nested)
+        steps = {name: self._steps[name] + 1 if name in self._steps else 0 for name in found}
+        self._send(lambda client: _log(client, self._id, found, steps))
 
     def artifact(self, path: Path) -> None:
         """Keep a copy of a file or folder that is worth looking at."""
         self._send(lambda client: client.log_artifact(self._id, str(path)))
 
-    def _params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        rows = [Param(_key(name), _text(value)[:MAX_PARAM]) for name, value in _leaves(params)]
-        self._send(lambda client: client.log_batch(self._id, params=rows))
+    def _name_hashes(self) -> None:
+        """Tag the run with what DVC, which waits for this stage to end, will write of it into dvc.lock."""
+        if name := os.environ.get("DVC_STAGE"):
+            self._send(lambda client: _tag(client, self._id, lock_tags(_entry(name))))
 
     def _end(self, status: str) -> None:
         def end(client: MlflowClient) -> None:
@@ -79,9 +91,10 @@ class Run:
 def run(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Run]:
     """Track one stage in MLflow: FINISHED when the body ends, FAILED when it raises (the exception goes on, unchanged).
 
-    `params` are logged under dotted names; `inputs` (name of a dep -> its hash) become tags `dvc.dep.<name>`. The store
-    is `MLFLOW_TRACKING_URI`, else `mlflow.db` under `DVC_ROOT` (the main checkout even in a DVC temp workspace), the
-    git root or the working directory. `EMOTUNE_TRACKING=off` turns it off without importing MLflow.
+    `params` are logged under dotted names; `inputs` (name -> hash) become tags `input.<name>`. Under DVC, every dep and
+    out of a stage that FINISHED is a tag too, `dvc.dep.<path>` or `dvc.out.<path>`, with its hash as in dvc.lock. The
+    store is `MLFLOW_TRACKING_URI`, else `mlflow.db` under `DVC_ROOT` (the main checkout even in a DVC temp workspace),
+    the git root or the working directory. `EMOTUNE_TRACKING=off` turns it off without importing MLflow.
     """
     live = _open(stage, params, inputs)
     try:
@@ -89,15 +102,60 @@ def run(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Ite
     except BaseException:
         live._end("FAILED")
         raise
+    live._name_hashes()
     live._end("FINISHED")
 
 
+def off() -> bool:
+    """Whether the user turned tracking off."""
+    return os.environ.get("EMOTUNE_TRACKING") == "off"
+
+
+@contextmanager
+def store() -> Iterator[tuple[MlflowClient, str]]:
+    """The store that stages write to and its experiment, for a face; InputError where MLflow fails."""
+    root = _root()
+    uri = _uri(root)
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _locked(root / ".work" / "tracking.lock"):
+            experiment = _experiment(client, uri, root)
+        yield client, experiment
+    except MlflowException as cause:
+        raise InputError(_without_password(f"MLflow at {uri}: {' '.join(str(cause).split())[:500]}")) from None
+
+
+def write(client: MlflowClient, run: str, params: Mapping[str, Any], nested: Mapping[str, Any]) -> None:
+    """What a stage logs of its params and its metrics file, for a run that no stage wrote."""
+    _log_params(client, run, params)
+    found = numbers(nested)
+    _log(client, run, found, dict.fromkeys(found, 0))
+
+
+def numbers(nested: Mapping[str, Any]) -> dict[str, float]:
+    """The dotted name of every number in a metrics file, and the number as the file has it."""
+    leaves = _leaves(records.rounded(nested))
+    return {name: value for name, value in leaves if isinstance(value, int | float) and type(value) is not bool}
+
+
+def lock_tags(entry: Mapping[str, Any]) -> dict[str, str]:
+    """A stage's entry in dvc.lock as tags: the hash of each dep and out, and as `dvc.lock` that of the whole entry."""
+    deps, outs = ({row["path"]: row["md5"] for row in entry.get(kind, [])} for kind in ("deps", "outs"))
+    whole = {"cmd": entry["cmd"], "deps": deps, "params": entry.get("params", {}), "outs": outs}
+    return {
+        LOCK: _sha256(whole),
+        **{_key(f"dvc.dep.{path}"): md5 for path, md5 in deps.items()},
+        **{_key(f"dvc.out.{path}"): md5 for path, md5 in outs.items()},
+    }
+
+
 def _open(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
-    off = os.environ.get("EMOTUNE_TRACKING") == "off"
-    if off or _failed or not launch.first():  # one run a stage, not one a process of torchrun
+    if off() or _failed or not launch.first():  # one run a stage, not one a process of torchrun
         return Run()
     root = _root()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    uri = _uri(root)
     live = Run()
     with _costs_one_warning(uri):
         shared = _tags_of_the_pipeline()
@@ -108,17 +166,33 @@ def _open(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> R
             experiment = _experiment(client, uri, root)
             parent = _parent(client, experiment, key, name, shared)
         own = {
-            "mlflow.parentRunId": parent,
-            "dvc.stage": stage,
-            "params.sha256": hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest(),
-            **{_key(f"dvc.dep.{dep}"): digest for dep, digest in inputs.items()},
+            PARENT: parent,
+            STAGE: stage,
+            "params.sha256": _sha256(params),
+            **{_key(f"input.{name}"): digest for name, digest in inputs.items()},
         }
         # By id and through a client, not `mlflow.start_run`: an inherited MLFLOW_RUN_ID would make that resume another
         # run instead, and its global tracking URI would leak into the environment of what the stage starts.
         child = client.create_run(experiment, tags=shared | own, run_name=stage)
         live = Run(uri, client, child.info.run_id, parent)
-        live._params(params)
+        _log_params(client, live._id, params)
     return live
+
+
+def _entry(stage: str) -> Mapping[str, Any]:
+    """What dvc.lock will say of a stage whose outs are all written, by DVC's own code and cache of hashes."""
+    from dvc.repo import Repo
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    with Repo() as repo:
+        ended = repo.stage.get_target(stage)
+        ended.save(run_cache=False)
+        entry: Mapping[str, Any] = to_single_stage_lockfile(ended)
+    return entry
+
+
+def _uri(root: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
 def _client(uri: str) -> MlflowClient:
@@ -148,9 +222,9 @@ def _experiment(client: MlflowClient, uri: str, root: Path) -> str:
 
 
 def _parent(client: MlflowClient, experiment: str, key: str, name: str, tags: Mapping[str, str]) -> str:
-    found = client.search_runs([experiment], f"tags.`emotune.pipeline` = '{key}'", max_results=1)
+    found = client.search_runs([experiment], f"tags.`{PIPELINE}` = '{key}'", max_results=1)
     if not found:
-        return client.create_run(experiment, tags={**tags, "emotune.pipeline": key}, run_name=name).info.run_id
+        return client.create_run(experiment, tags={**tags, PIPELINE: key}, run_name=name).info.run_id
     parent = found[0].info
     if parent.status != "FAILED":
         client.update_run(parent.run_id, "RUNNING")
@@ -160,12 +234,23 @@ def _parent(client: MlflowClient, experiment: str, key: str, name: str, tags: Ma
 def _pipeline() -> tuple[str, str]:
     """A key that the stages of one pipeline run share, and no others: the DVC process above them, else this process."""
     this = psutil.Process()
-    dvc = next((process for process in this.parents() if _is_dvc(process)), None)
+    dvc = next((process for process in _above(this) if _is_dvc(process)), None)
     owner = dvc or this
-    # Seconds since boot, not the time of day: that shifts when the clock is set during a long run.
-    started = owner.create_time() - psutil.boot_time()
-    key = f"{platform.node()}-{owner.pid}-{started:.2f}-{os.environ.get('DVC_EXP_NAME', '')}".rstrip("-")
+    key = f"{platform.node()}-{owner.pid}-{_started(owner)}-{os.environ.get('DVC_EXP_NAME', '')}".rstrip("-")
     return key.replace("'", ""), "dvc repro" if dvc else "by hand"
+
+
+def _above(process: psutil.Process) -> Iterator[psutil.Process]:
+    # Not `parents()`: it compares times of day, and stops at a parent that looks younger once the clock was set.
+    with suppress(psutil.Error):
+        while above := process.ppid():
+            yield (process := psutil.Process(above))
+
+
+def _started(process: psutil.Process) -> str:
+    """When a process started, as a name: on Linux in ticks since boot, which no setting of the clock can shift."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else f"{process.create_time():.2f}"
 
 
 def _is_dvc(process: psutil.Process) -> bool:
@@ -182,18 +267,21 @@ def _tags_of_the_pipeline() -> dict[str, str]:
     tags = {
         "dvc.exp.name": os.environ.get("DVC_EXP_NAME"),
         "dvc.exp.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV"),
-        "git.commit": _git("rev-parse", "HEAD"),
         "version.python": platform.python_version(),
+        **git_tags(),
     }
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    if changes is not None:
-        tags["git.dirty"] = str(bool(changes)).lower()
     for library in LIBRARIES:
         try:
             tags[f"version.{library}"] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
     return {name: value for name, value in tags.items() if value}
+
+
+def git_tags() -> dict[str, str]:
+    """`git.commit`, and in `git.dirty` whether anything differs from it; nothing where there is no commit."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()} if commit else {}
 
 
 def _git(*arguments: str) -> str | None:
@@ -232,15 +320,35 @@ def _costs_one_warning(uri: str) -> Iterator[None]:
         if not _failed:
             reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:500]
             warning = f"emotune: MLflow at {uri} failed, the rest of this process is not tracked: {reason}"
-            print(re.sub(r"//[^/@ ]*@", "//", warning), file=sys.stderr)  # no password in a log
+            print(_without_password(warning), file=sys.stderr)
         _failed = True
 
 
-def _points(metrics: Mapping[str, float], step: int) -> list[Any]:
+def _without_password(message: str) -> str:
+    return re.sub(r"//[^/@ ]*@", "//", message)
+
+
+def _log(client: MlflowClient, run: str, metrics: Mapping[str, float], steps: Mapping[str, int]) -> None:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    return [Metric(_key(name), float(value), now, step) for name, value in metrics.items()]
+    points = [Metric(_key(name), float(value), now, steps[name]) for name, value in metrics.items()]
+    for start in range(0, len(points), MAX_METRICS):
+        client.log_batch(run, metrics=points[start : start + MAX_METRICS])
+
+
+def _log_params(client: MlflowClient, run: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    rows = [Param(_key(name), _text(value)[:MAX_PARAM]) for name, value in _leaves(params)]
+    for start in range(0, len(rows), MAX_PARAMS):
+        client.log_batch(run, params=rows[start : start + MAX_PARAMS])
+
+
+def _tag(client: MlflowClient, run: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -256,6 +364,17 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _key(name: str) -> str:
-    # Labels come from data; MLflow takes word characters and / . - : and space.
-    return re.sub(r"[^\w/. :-]", "_", name)[:MAX_KEY]
+    """The name itself where MLflow takes it; else one that it takes and that no other name becomes.
+
+    Labels come from data. MLflow takes word characters and / . - : and space, in what is no path but the shortest.
+    """
+    plain = re.sub(r"[^\w/. :-]", "_", name)
+    as_path = posixpath.normpath(plain)
+    if plain == name and as_path == name and not name.startswith(("/", "..")) and name != "." and len(name) <= MAX_KEY:
+        return name
+    return f"{as_path.lstrip('/.')[: MAX_KEY - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
