@@ -1,5 +1,7 @@
 """emotune profile | report | journal | chat | compare | mirror | link: what a user calls beside `make` and `dvc`."""
 
+"""emotune profile | report | journal | publish: what a user calls beside `make` and `dvc`."""
+
 from __future__ import annotations
 
 import argparse
@@ -75,6 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "current", help="whether dvc.lock tells of the files here; exit 1 with the reasons if not"
     )
     current.set_defaults(run=_current)
+
+    sent = commands.add_parser("publish", help="send adapters, preference data and their cards to the Hugging Face Hub")
+    sent.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write all of it to a folder, and send nothing")
+    sent.add_argument("--check", action="store_true", help="load what was sent, and compare; exit 1 where it differs")
+    sent.add_argument("--force", metavar="REASON", help="send what the gate refuses; the cards carry the reason")
+    sent.add_argument("--merged", action="store_true", help="the dpo adapter added to its base model in bfloat16, too")
+    sent.add_argument("--tag", help="a release: names, in every repository, what was sent")
+    sent.add_argument("--public", action="store_true", help="for everybody to see; otherwise repositories are private")
+    sent.set_defaults(run=_publish)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -227,6 +238,25 @@ def _current(chosen: argparse.Namespace) -> int:
     ]
     print("dvc.lock is current" + (f"; outs not in the workspace, {', '.join(absent)}" if absent else ""))
     return 0
+
+
+def _publish(chosen: argparse.Namespace) -> int:
+    from emotune import release
+
+    if chosen.dry_run and chosen.check:
+        raise InputError("publish: --check compares what was sent, and --dry-run sends nothing: give one of them")
+    if chosen.force is not None and not chosen.force.strip():
+        raise InputError("publish: --force needs a reason, which the cards carry; got an empty one")
+    return release.publish(
+        Path(),
+        METRICS,
+        into=chosen.dry_run,
+        check=chosen.check,
+        reason=chosen.force,
+        merged=chosen.merged,
+        tag=chosen.tag,
+        public=chosen.public,
+    )
 
 
 def profiles(folder: Path) -> dict[str, str]:
