@@ -177,17 +177,20 @@ def entry(at: Handler, path: str, found: tuple[str, bool]) -> dict[str, Any]:
 
 
 def tree(at: Handler, body: bytes, kind: str, id: str, revision: str, below: str | None) -> Reply:
-    commit, found = at.at(kind, id, revision)
-    listed = [
-        entry(at, path, kept) for path, kept in sorted(found.items()) if path.startswith(f"{below}/" if below else "")
-    ]
-    if below and not listed:
+    _, found = at.at(kind, id, revision)
+    begin = f"{below}/" if below else ""
+    under = [path for path in sorted(found) if path.startswith(begin)]
+    if below and not under:
         raise Refused(404, "no such folder", **{"X-Error-Code": "EntryNotFound"})
-    return said(listed)
+    if "recursive=true" in at.path.lower():
+        return said([entry(at, path, found[path]) for path in under])
+    folders = {begin + path.removeprefix(begin).split("/")[0] for path in under if "/" in path.removeprefix(begin)}
+    files = [entry(at, path, found[path]) for path in under if "/" not in path.removeprefix(begin)]
+    return said([{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)] + files)
 
 
 def paths_info(at: Handler, body: bytes, kind: str, id: str, revision: str) -> Reply:
-    commit, found = at.at(kind, id, revision)
+    _, found = at.at(kind, id, revision)
     asked = json.loads(body)["paths"] if body[:1] == b"{" else []
     folders = [path for path in asked if path not in found and any(name.startswith(f"{path}/") for name in found)]
     listed = [entry(at, path, found[path]) for path in asked if path in found]
