@@ -30,6 +30,7 @@ stages:
   dpo: {cmd: "true", params: [dpo, model, system_prompt], outs: [models/dpo]}
   evaluate: {cmd: "true", params: [evaluate], metrics: [metrics/evaluate.json: {cache: false}]}
 """
+CHANGES = {"sft.lora.rank": 4, "prefs.validation": 0.25}
 BETTER = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.002}
 ADAPTER = {
     "README.md",
@@ -78,7 +79,7 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "repository"
     shutil.copytree(base, folder / "models" / "base")
     shutil.copytree(ROOT / "metrics", folder / "metrics", ignore=shutil.ignore_patterns("real"))
-    write_params(folder, {"sft.lora.rank": 4, "prefs.validation": 0.25})
+    write_params(folder, CHANGES)
     evaluated = records.read_json(folder / "metrics/evaluate.json")
     evaluated["paired"]["sft_to_dpo"]["replies"]["macro_f1"] = BETTER
     evaluated["paired"]["sft_to_dpo"]["control"]["macro_accuracy"] = BETTER
@@ -312,6 +313,27 @@ def test_settings_in_a_card_name_no_folder_of_this_machine() -> None:
     assert shown == "model:\n  base: llama\n  context: 256\ndata:\n  name: a/b"
 
 
+def test_data_and_base_model_from_elsewhere_are_named_with_their_licences_and_no_path(
+    repository: Path, tmp_path: Path
+) -> None:
+    official = {"data.source": "folder", "data.path": "/home/me/data.zip", "data.revision": "d" * 64}
+    base = {"model.base": "/home/me/llama", "model.revision": "b" * 64, "publish.base_license": "llama2"}
+    write_params(repository, CHANGES | official | base)
+    run(repository, "dvc", "commit", "--quiet", "--force")
+    commit(repository)
+    assert cli.main(["publish", "--dry-run", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sft", "dpo", "prefs"}
+    for name in ("sft", "dpo", "prefs"):
+        card = (tmp_path / "out" / name / "README.md").read_text()
+        assert head(card)["license"] == "cc-by-nc-sa-4.0"
+        assert "The official DailyDialog" in card
+        assert "make repro DATA=path/of/the/data MODEL=path/of/llama" in card
+        assert f"(a local model, its files' sha256 `{'b' * 64}`), licensed under `llama2`" in card
+        assert "/home/me" not in card
+    assert records.read_json(tmp_path / "out/dpo/adapter_config.json")["base_model_name_or_path"] == "llama"
+    assert "base_model" not in head(card)
+
+
 def test_bars_rise_from_the_least_to_the_greatest() -> None:
     assert cards.bars([0.0, 7.0, 3.0]) == "▁█▄"
     assert cards.bars([2.0, 2.0]) == "▁▁"
@@ -492,8 +514,7 @@ def code_of(card: bytes) -> str:
 
 
 def test_a_repository_of_several_branches_holds_a_part_in_each(repository: Path, fresh: Hub, emotune: Teller) -> None:
-    changed(repository / "params.yaml", "sft: emotune-sft", "sft: emotune-dpo@sft")
-    changed(repository / "params.yaml", "owner:\n", "owner: a-team\n")
+    write_params(repository, CHANGES | {"publish.sft": "emotune-dpo@sft", "publish.owner": "a-team"})
     commit(repository)
     code, told = emotune(repository, "publish", "--tag", "v1")
     assert code == 0, told

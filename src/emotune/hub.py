@@ -123,6 +123,9 @@ def push(plan: Plan, public: bool, message: str) -> str:
     api, repository = _api(), plan.repository
     where: dict[str, Any] = {"repo_id": repository.id, "repo_type": repository.kind}
     if plan.head is None:
+        # Another branch of it may have been sent since.
+        plan = compared(repository, plan.folder, plan.tag, public)
+    if plan.head is None:
         with _told(repository.id):
             if not plan.exists:
                 api.create_repo(**where, private=not public)

@@ -53,9 +53,9 @@ def publish(
     """
     facts = gathered(root, metrics, None if into else hub.account, reason)
     names = [name for name in facts.repositories if wanted(name, facts, merged)]
-    if facts.objections:
+    if facts.objections and not check:
         print("Not to be published:", *facts.objections, sep="\n  ")
-        if not reason and not check and not into:
+        if not reason and not into:
             print('Nothing was sent. `--force "reason"` publishes all the same, and the cards carry the reason.')
             return 1
     if into:
@@ -85,9 +85,9 @@ def gathered(root: Path, metrics: Path, owner: Callable[[], str] | None, reason:
     """
     content, locked = params.read_yaml(root / "params.yaml"), params.read_yaml(root / "dvc.lock")
     p = as_run(content, locked)
+    data_license, license, base_license = licenses(p)
     whose = p.publish.owner or (owner() if owner else OWNER)
     commit, dirty = _commit(root)
-    data_license, license, base_license = licenses(p)
     return cards.Facts(
         p=p,
         metrics=metrics,
