@@ -436,7 +436,7 @@ def test_a_dirty_tree_is_refused_and_nothing_is_sent(repository: Path, fresh: Hu
     code, told = emotune(repository, "publish")
     assert code == 1
     assert "the working tree has changes that are in no commit" in told
-    assert fresh.sent() == []
+    assert fresh.log == []
 
 
 def test_a_stale_lock_is_refused_and_a_forced_card_says_why(repository: Path, tmp_path: Path) -> None:
@@ -449,6 +449,19 @@ def test_a_stale_lock_is_refused_and_a_forced_card_says_why(repository: Path, tm
     assert "The reason given: a demonstration" in card
     # It tells of the model that is sent.
     assert "rank: 4" in (tmp_path / "out/sft/README.md").read_text()
+
+
+def test_a_run_that_is_not_complete_is_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked = params.read_yaml(Path("dvc.lock"))
+    del locked["stages"]["dpo"]
+    YAML().dump(locked, Path("dvc.lock"))
+    assert cli.main(["publish", "--force", "whatever"]) == 2
+    assert "dvc.lock: has no dpo; `dvc repro` runs what is missing" in capsys.readouterr().err
+    shutil.rmtree("models/sft")
+    run(repository, "git", "checkout", "--quiet", "dvc.lock")
+    assert cli.main(["publish", "--dry-run", "out"]) == 2
+    assert "models/sft: not here; `dvc checkout`, `dvc pull` or `dvc repro` brings it" in capsys.readouterr().err
+    assert not Path("out/sft").exists()
 
 
 def test_force_without_a_reason_is_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -581,6 +594,13 @@ def test_without_a_token_nothing_is_asked(made: Path, fresh: Hub, emotune: Telle
     assert code == 2
     assert "no token: set HF_TOKEN, or log in by `hf auth login`" in told
     assert fresh.log == []
+
+
+def test_the_hub_s_own_login_is_a_token_too(made: Path, fresh: Hub, emotune: Teller) -> None:
+    (emotune.home / "token").write_text(TOKEN)
+    code, told = emotune(made, environment={"HF_TOKEN": ""}, code="from emotune import hub\nprint(hub.account())")
+    (emotune.home / "token").unlink()
+    assert (code, told) == (0, "me\n")
 
 
 def test_a_connection_that_drops_once_is_made_again(dry: Path, fresh: Hub, emotune: Teller) -> None:

@@ -16,8 +16,11 @@ from emotune import params, records, report
 from emotune.hub import Repository
 
 ADAPTERS = ("sft", "dpo")
-# The stage that makes a part, and the name under which metrics/evaluate.json has its figures.
+# The stage that makes a part.
 STAGES = {"base": "base_model", "sft": "sft", "dpo": "dpo", "merged": "dpo", "prefs": "generate_prefs"}
+# Those that a card tells of.
+RUN = ("prepare", *dict.fromkeys(STAGES.values()), "evaluate")
+# The name under which metrics/evaluate.json has a model's figures.
 MEASURED = {"base": "baseline", "sft": "sft", "dpo": "dpo", "merged": "dpo"}
 # The Hub's name of a metric, by report's.
 METRIC_TYPES = {"accuracy": "accuracy", "weighted F1": "f1", "macro F1": "f1", "micro F1 w/o neutral": "f1"}

@@ -2,6 +2,8 @@
 
 """emotune profile | report | journal | publish: what a user calls beside `make` and `dvc`."""
 
+"""emotune profile | report | journal | chat | compare | current | publish: beside `make` and `dvc`."""
+
 from __future__ import annotations
 
 import argparse

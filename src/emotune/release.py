@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "c
 # Published columns first.
 FIRST = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score")
 SPLITS = ("train", "validation")
+# Of repositories that a dry run names, which asks nobody whose the token is.
 OWNER = "OWNER"
 SIGNIFICANT = 0.05
 # Where the base_model stage notes what it did: nobody else needs it.
@@ -51,7 +53,7 @@ def publish(
 
     A broken gate refuses to send, unless a `reason` overrides it; a licence that the data forbids refuses everything.
     """
-    facts = gathered(root, metrics, None if into else hub.account, reason)
+    facts = gathered(root, metrics, reason)
     names = [name for name in facts.repositories if wanted(name, facts, merged)]
     if facts.objections and not check:
         print("Not to be published:", *facts.objections, sep="\n  ")
@@ -63,6 +65,8 @@ def publish(
         for name in names:
             print(_listed(facts.repositories[name], into / name, public, tag))
         return int(bool(facts.objections and not reason))
+    if facts.p.publish.owner is None:
+        facts = dataclasses.replace(facts, repositories=repositories(facts.p, hub.account()))
     with tempfile.TemporaryDirectory() as folder:
         built(root, facts, names, Path(folder))
         if check:
@@ -78,15 +82,16 @@ def publish(
     return 0
 
 
-def gathered(root: Path, metrics: Path, owner: Callable[[], str] | None, reason: str | None) -> cards.Facts:
-    """All that cards say of a run, and what speaks against publishing it; `owner` asks whose account the token is.
+def gathered(root: Path, metrics: Path, reason: str | None) -> cards.Facts:
+    """All that cards say of a run, and what speaks against publishing it; nobody is asked whose the token is.
 
     InputError where the run is not complete, where a licence is not stated, and where the data's forbids the other.
     """
     content, locked = params.read_yaml(root / "params.yaml"), params.read_yaml(root / "dvc.lock")
+    if absent := [name for name in cards.RUN if name not in (locked.get("stages") or {})]:
+        raise InputError(f"{root / 'dvc.lock'}: has no {', '.join(absent)}; `dvc repro` runs what is missing")
     p = as_run(content, locked)
     data_license, license, base_license = licenses(p)
-    whose = p.publish.owner or (owner() if owner else OWNER)
     commit, dirty = _commit(root)
     return cards.Facts(
         p=p,
@@ -95,16 +100,22 @@ def gathered(root: Path, metrics: Path, owner: Callable[[], str] | None, reason:
         lock_sha256=_sha256(root / "dvc.lock"),
         commit=commit,
         dirty=dirty,
-        repositories={
-            name: _repository(whose, getattr(p.publish, name), "dataset" if name == "prefs" else "model")
-            for name in ("base", "sft", "dpo", "merged", "prefs")
-        },
+        repositories=repositories(p, p.publish.owner or OWNER),
         license=license,
         data_license=data_license,
         base_license=base_license,
         objections=objections(p, metrics, dirty, lock.stale(root)),
         reason=reason,
     )
+
+
+def repositories(p: params.Params, owner: str) -> dict[str, hub.Repository]:
+    """Where each part lies under an owner's name, in the order in which they are sent."""
+    places = {name: getattr(p.publish, name).partition("@") for name in ("base", "sft", "dpo", "merged", "prefs")}
+    return {
+        name: hub.Repository(f"{owner}/{place}", branch or hub.MAIN, "dataset" if name == "prefs" else "model")
+        for name, (place, _, branch) in places.items()
+    }
 
 
 def as_run(content: Mapping[str, Any], locked: Mapping[str, Any]) -> params.Params:
@@ -374,11 +385,6 @@ def _commit(root: Path) -> tuple[str, bool]:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _repository(owner: str, place: str, kind: str) -> hub.Repository:
-    name, _, branch = place.partition("@")
-    return hub.Repository(f"{owner}/{name}", branch or hub.MAIN, kind)
 
 
 def _listed(repository: hub.Repository, folder: Path, public: bool, tag: str | None) -> str:
