@@ -22,8 +22,6 @@ STAGES = {"base": "base_model", "sft": "sft", "dpo": "dpo", "merged": "dpo", "pr
 RUN = ("prepare", *dict.fromkeys(STAGES.values()), "evaluate")
 # The name under which metrics/evaluate.json has a model's figures.
 MEASURED = {"base": "baseline", "sft": "sft", "dpo": "dpo", "merged": "dpo"}
-# The Hub's name of a metric, by report's.
-METRIC_TYPES = {"accuracy": "accuracy", "weighted F1": "f1", "macro F1": "f1", "micro F1 w/o neutral": "f1"}
 DATA = {"embedded": "the embedded corpus of emotune", "folder": "DailyDialog", "jsonl": "the publisher's own dialogues"}
 EXAMPLE = "I lost my keys again."
 CURVE_ROWS = 12
@@ -211,7 +209,7 @@ def _results(p: params.Params, measured: Mapping[str, Any]) -> list[Any]:
                 dataset_name=_data_said(p),
                 dataset_split=p.evaluate.split,
                 dataset_revision=p.data.revision,
-                metric_type=METRIC_TYPES.get(name, name),
+                metric_type="f1" if "f1" in key else name,
                 metric_name=name,
                 metric_value=found["value"] if with_interval else found,
                 metric_args={"low": found["low"], "high": found["high"], "level": 0.95}
