@@ -397,8 +397,13 @@ def test_data_and_base_model_of_one_s_own_have_to_state_their_licence(tmp_path: 
 
 def test_the_data_is_what_dvc_lock_says_not_what_params_yaml_says_since(made: Path) -> None:
     content, locked = params.read_yaml(made / "params.yaml"), params.read_yaml(made / "dvc.lock")
-    locked["stages"]["prepare"]["params"]["params.yaml"]["data"] |= {"source": "folder", "path": "somewhere"}
-    assert release.licenses(release.as_run(content, locked))[0] == "cc-by-nc-sa-4.0"
+    ran = locked["stages"]["prepare"]["params"]["params.yaml"]["data"]
+    ran |= {"source": "folder", "path": "somewhere"}
+    # A key that is newer than the run.
+    del ran["limit"]
+    found = release.as_run(content, locked)
+    assert release.licenses(found)[0] == "cc-by-nc-sa-4.0"
+    assert (found.data.limit, found.sft.lora.rank) == (None, 4)
 
 
 # The gate.

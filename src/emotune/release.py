@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -119,16 +118,23 @@ def repositories(p: params.Params, owner: str) -> dict[str, hub.Repository]:
 
 
 def as_run(content: Mapping[str, Any], locked: Mapping[str, Any]) -> params.Params:
-    """The params that dvc.lock says the stages ran with, and those of params.yaml for what no stage reads."""
-    whole = copy.deepcopy(dict(content))
+    """The params that dvc.lock says the stages ran with, and those of params.yaml for what no stage had."""
+    whole = dict(content)
     for stage in locked["stages"].values():
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            *path, last = key.split(".")
-            section = whole
-            for name in path:
-                section = section.setdefault(name, {})
-            section[last] = copy.deepcopy(value)
+            for name in reversed(key.split(".")):
+                value = {name: value}
+            whole = _over(whole, value)
     return params.check(whole, "dvc.lock")
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one, in which `above` has its way."""
+    both = {
+        key: _over(below[key], value) if isinstance(value, Mapping) and isinstance(below.get(key), Mapping) else value
+        for key, value in above.items()
+    }
+    return {**below, **both}
 
 
 def objections(p: params.Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> list[str]:
