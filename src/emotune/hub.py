@@ -21,9 +21,10 @@ T = TypeVar("T")
 MAIN = "main"
 # The Hub's own, in every repository: which files it keeps outside git.
 KEPT = ".gitattributes"
+LOGIN = "set HF_TOKEN, or log in by `hf auth login`"
 AGAIN = "start it again: it goes on where it stopped"
 TOLD = {
-    401: "the Hub does not accept the token: set HF_TOKEN, or log in by `hf auth login`",
+    401: f"the Hub does not accept the token: {LOGIN}",
     403: "the token may not do that: give it write access there, or name an account of yours as publish.owner",
     404: "there is no such repository or revision, or the token may not see it",
     409: "it stands in the way of something that is there already",
@@ -234,7 +235,7 @@ def _told(what: str) -> Iterator[None]:
     except InputError:
         raise
     except LocalTokenNotFoundError:
-        raise InputError(f"{constants.ENDPOINT}: {what}: no token: {TOLD[401].split(': ')[1]}") from None
+        raise InputError(f"{constants.ENDPOINT}: {what}: no token: {LOGIN}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         told = TOLD.get(status, f"the Hub failed; {AGAIN}" if status >= 500 else without_token(error))

@@ -282,15 +282,14 @@ def _merge(root: Path, facts: cards.Facts, part: Path) -> None:
     model.merge_and_unload(safe_merge=True).save_pretrained(part)
     tokenizer.save_pretrained(part)
     again = AutoModelForCausalLM.from_pretrained(part, dtype="bfloat16", device_map={"": models.device()}).eval()
-    partings = [parting(reply, greedy(again, tokenizer, prompt)) for reply, prompt in zip(before, asked, strict=True)]
-    if (furthest := max(partings)) > ROUNDING:
+    after = [greedy(again, tokenizer, prompt) for prompt in asked]
+    if (furthest := max(map(parting, before, after))) > ROUNDING:
         raise InputError(
             f"--merged: what was saved answers otherwise than base and adapter: {furthest:.1f} steps of bfloat16 "
             f"apart, accepted {ROUNDING}"
         )
-    print(
-        f"merged: {partings.count(0.0)} of {len(partings)} greedy replies equal those of base and adapter in bfloat16"
-    )
+    equal = sum(one[0] == other[0] for one, other in zip(before, after, strict=True))
+    print(f"merged: {equal} of {len(asked)} greedy replies equal those of base and adapter in bfloat16")
 
 
 def greedy(model: Any, tokenizer: Any, prompt: str) -> Spoken:
