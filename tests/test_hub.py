@@ -91,7 +91,7 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     records.write_jsonl(folder / "data/prefs/train.jsonl", pairs[2:])
     records.write_jsonl(folder / "data/prefs/validation.jsonl", pairs[:2])
     (folder / "dvc.yaml").write_text(DVC_YAML)
-    (folder / ".gitignore").write_text("/models\n/data/prefs\n")
+    (folder / ".gitignore").write_text("/models\n/data/prefs\n.work/\n")
     run(folder, "git", "init", "--quiet", "--initial-branch", "main")
     run(folder, "dvc", "init", "--quiet")
     run(folder, "dvc", "commit", "--quiet", "--force")
@@ -496,6 +496,9 @@ def test_a_release_is_sent_once_and_is_there(repository: Path, fresh: Hub, emotu
     assert code == 0
     assert told.count("nothing to send") == 4
     assert fresh.sent() == []
+    notes = list(records.read_jsonl(repository / ".work/published.jsonl"))
+    assert [note["repo"] for note in notes] == [f"me/emotune-{name}" for name in ("base", "sft", "dpo", "prefs")]
+    assert notes[2]["revision"] == fresh.repositories["models", "me/emotune-dpo"].tags["v1"]
 
     code, told = emotune(repository, "publish", "--check", "--tag", "v1")
     assert code == 0, told

@@ -1,8 +1,4 @@
-"""emotune profile | report | journal | chat | compare | mirror | link: what a user calls beside `make` and `dvc`."""
-
-"""emotune profile | report | journal | publish: what a user calls beside `make` and `dvc`."""
-
-"""emotune profile | report | journal | chat | compare | current | publish: beside `make` and `dvc`."""
+"""emotune profile | report | journal | chat | compare | mirror | link | current | publish: beside make and dvc."""
 
 from __future__ import annotations
 
@@ -252,6 +248,7 @@ def _publish(chosen: argparse.Namespace) -> int:
     return release.publish(
         Path(),
         METRICS,
+        launch.work("published.jsonl"),
         into=chosen.dry_run,
         check=chosen.check,
         reason=chosen.force,

@@ -40,6 +40,7 @@ Spoken = tuple[list[int], list[Any]]
 def publish(
     root: Path,
     metrics: Path,
+    notes: Path,
     *,
     into: Path | None,
     check: bool,
@@ -50,6 +51,7 @@ def publish(
 ) -> int:
     """Send all parts, or write them to the folder `into`, or compare them with what the Hub has; 1 where refused.
 
+    `notes` gets a line of JSON for what was sent: `repo`, `revision`, and the `commit` that it was made of.
     A broken gate refuses to send, unless a `reason` overrides it; a licence that the data forbids refuses everything.
     """
     facts = gathered(root, metrics, reason)
@@ -72,13 +74,24 @@ def publish(
             return checked(root, facts, names, Path(folder), tag)
         plans = [hub.compared(facts.repositories[name], Path(folder, name), tag, public) for name in names]
         for plan in plans:
+            revision = plan.head
             if plan.done:
                 print(f"{plan.repository.url}: nothing to send")
-                continue
-            print(f"{plan.repository.url}: {len(plan.send)} files, {plan.bytes:,} bytes", flush=True)
-            commit = hub.push(plan, public, f"emotune {facts.commit[:12]}")
-            print(f"{plan.repository.url}: at {commit[:12]}" + (f", tag {plan.repository.tag(tag)}" if tag else ""))
+            else:
+                print(f"{plan.repository.url}: {len(plan.send)} files, {plan.bytes:,} bytes", flush=True)
+                revision = hub.push(plan, public, f"emotune {facts.commit[:12]}")
+                print(
+                    f"{plan.repository.url}: at {revision[:12]}" + (f", tag {plan.repository.tag(tag)}" if tag else "")
+                )
+            _note(notes, {"repo": plan.repository.id, "revision": revision, "commit": facts.commit})
     return 0
+
+
+def _note(notes: Path, line: Mapping[str, Any]) -> None:
+    """Add a line, unless it is there: a call that was killed after it had sent something finds nothing to send."""
+    known = list(records.read_jsonl(notes)) if notes.exists() else []
+    if line not in known:
+        records.write_jsonl(notes, [*known, line])
 
 
 def gathered(root: Path, metrics: Path, reason: str | None) -> cards.Facts:
