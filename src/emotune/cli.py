@@ -1,4 +1,5 @@
 """emotune profile | report | journal | chat | compare: what a user calls beside `make` and `dvc`."""
+"""emotune doctor | current | profile | report | journal: what a user calls beside `make` and `dvc`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
@@ -67,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "current", help="whether dvc.lock tells of the files here; exit 1 with the reasons if not"
     )
     current.set_defaults(run=_current)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has and lacks; exit 1 if the default cannot run here"
+    )
+    doctor.add_argument("--json", action="store_true", help="the same as JSON")
+    doctor.set_defaults(run=_doctor)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -197,6 +205,17 @@ def _current(chosen: argparse.Namespace) -> int:
     ]
     print("dvc.lock is current" + (f"; outs not in the workspace, {', '.join(absent)}" if absent else ""))
     return 0
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from emotune import doctor
+
+    machine, profiles = doctor.examined(launch.root())
+    if chosen.json:
+        print(json.dumps({"machine": list(map(asdict, machine)), "profiles": list(map(asdict, profiles))}, indent=2))
+    else:
+        print(doctor.text(machine), doctor.text(profiles), sep="\n\n")
+    return int(any(finding.state == "fail" for finding in machine))
 
 
 def profiles(folder: Path) -> dict[str, str]:
