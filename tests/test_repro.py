@@ -79,16 +79,14 @@ class Clone:
             path.write_bytes(before)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The project after its first `dvc repro`, from an empty cache, with what came of it committed."""
-    folder = tmp_path_factory.mktemp("repro") / "clone"
+def project(folder: Path, **changes: Any) -> Clone:
+    """The project's files as they are now in a new repository, with tiny params and these changes, committed."""
     tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    write_params(folder, TINY)
+    write_params(folder, TINY | changes)
     made = Clone(folder)
     made("git", "init", "--quiet", "--initial-branch", "main")
     made("git", "config", "user.name", "A tester")
@@ -96,6 +94,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     made("git", "add", ".")
     made("git", "commit", "--quiet", "-m", "The project, with tiny params")
     assert not (folder / ".dvc/cache").exists()
+    return made
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The project after its first `dvc repro`, from an empty cache, with what came of it committed."""
+    made = project(tmp_path_factory.mktemp("repro") / "clone")
     assert sorted(made.ran(made("dvc", "repro"))) == sorted(STAGES)
     made("git", "add", ".")
     made("git", "commit", "--quiet", "-m", "What came of it")
