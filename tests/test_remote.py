@@ -1,6 +1,5 @@
 """Laws of a DVC remote, a folder or an S3 server on loopback: what was pushed another clone pulls, and runs nothing."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from conftest import STAGES, Pipeline, contents, declared
-from test_repro import Clone, project
+from conftest import STAGES, Pipeline, contents
+from test_repro import Clone, reproduced
 
 pytestmark = pytest.mark.pipeline
 
@@ -19,15 +18,7 @@ CACHED = [path for stage in STAGES.values() for path in stage["outs"]]
 
 @pytest.fixture(scope="module")
 def source(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The project with every out of the pipeline in its cache, and dvc.lock and metrics committed."""
-    made = project(tmp_path_factory.mktemp("source") / "clone")
-    for path in [path for stage in STAGES for path in declared(stage)]:
-        copy = shutil.copytree if (pipeline.folder / path).is_dir() else shutil.copyfile
-        (made.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        copy(pipeline.folder / path, made.folder / path)
-    made("dvc", "commit", "--force", "--quiet")
-    made("git", "commit", "--quiet", "--all", "-m", "What came of it")
-    return made
+    return reproduced(tmp_path_factory.mktemp("source") / "clone", pipeline)
 
 
 @pytest.fixture(scope="module")

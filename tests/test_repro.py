@@ -97,6 +97,18 @@ def project(folder: Path, **changes: Any) -> Clone:
     return made
 
 
+def reproduced(folder: Path, pipeline: Pipeline) -> Clone:
+    """The project with every out of a pipeline in its workspace and cache, and dvc.lock and metrics committed."""
+    made = project(folder)
+    for path in [path for stage in STAGES for path in declared(stage)]:
+        copy = shutil.copytree if (pipeline.folder / path).is_dir() else shutil.copyfile
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        copy(pipeline.folder / path, folder / path)
+    made("dvc", "commit", "--force", "--quiet")
+    made("git", "commit", "--quiet", "--all", "-m", "What came of it")
+    return made
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The project after its first `dvc repro`, from an empty cache, with what came of it committed."""
