@@ -79,14 +79,14 @@ class Clone:
             path.write_bytes(before)
 
 
-def project(folder: Path, **changes: Any) -> Clone:
-    """The project's files as they are now in a new repository, with tiny params and these changes, committed."""
+def project(folder: Path) -> Clone:
+    """The project's files as they are now in a new repository, with tiny params, committed."""
     tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    write_params(folder, TINY | changes)
+    write_params(folder, TINY)
     made = Clone(folder)
     made("git", "init", "--quiet", "--initial-branch", "main")
     made("git", "config", "user.name", "A tester")

@@ -1,5 +1,4 @@
-"""emotune profile | report | journal | chat | compare: what a user calls beside `make` and `dvc`."""
-"""emotune doctor | current | profile | report | journal: what a user calls beside `make` and `dvc`."""
+"""emotune profile | report | journal | chat | compare | current | doctor: what a user calls beside `make` and `dvc`."""
 
 from __future__ import annotations
 
@@ -65,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     beside.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given")
     beside.add_argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one")
     beside.set_defaults(run=_compare)
+
     current = commands.add_parser(
         "current", help="whether dvc.lock tells of the files here; exit 1 with the reasons if not"
     )
