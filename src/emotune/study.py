@@ -295,10 +295,12 @@ def queue(
     # What the queue still holds under such a name is an older attempt: other params, other code, or a failure.
     for old in [made for made in _waiting() if made.name in missing and made.state in ("failed", "queued")]:
         _queue().remove([old.commit])
+    head = _git("rev-parse", "HEAD").strip()
     for name in missing:
         values = [word for key, value in settings[name].items() for word in ("-S", f"{key}={hydra(value)}")]
-        # An experiment of that name on this commit has other params or code: --force lets this one take its place.
-        _dvc("exp", "run", "--queue", "--force", "--name", name, *values, study.target)
+        # What has that name on this commit has other params or code. Not --force: it would run what the cache restores.
+        _git("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}")
+        _dvc("exp", "run", "--queue", "--name", name, *values, study.target)
     return held
 
 
