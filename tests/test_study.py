@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ published:
         ("target: baseline", "target: sft", r"size.yaml: target: Input should be 'baseline' or 'evaluate'"),
         ("against: best", "against: tiny", r"against must be best or one of small, large, huge, got 'tiny'"),
         ("tests: [accuracy]", "tests: [luck]", r"tests takes accuracy, .*; got luck"),
+        ("tests: [accuracy]", "tests: [words]", r"tests takes accuracy, .*; got words"),
         ("name: large", "name: small", r"must name each run once, and two are small"),
         ("name: large", "name: la rge", r"runs\.1\.name: String should match pattern"),
         ("runs:", "queue: 3\nruns:", r"size.yaml: queue: Extra inputs are not permitted"),
@@ -154,22 +156,17 @@ def answers(judged: str, nats: float, reply: str = "Oh.") -> list[dict[str, Any]
 def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
     first, other = answers("f" * 50 + "n" * 50, 4.0), answers("f" * 80 + "n" * 20, 8.0, "user: what?")
     found = evidence.difference("accuracy", first, other, LABELS, "neutral", 1000, 7)
-    assert found is not None
     assert found["difference"] == pytest.approx(0.3)
     # 30 of 100 dialogues change, and each resample has about as many.
     assert 0.2 < found["difference low"] < 0.25 < 0.35 < found["difference high"] < 0.4
     assert found["p"] == pytest.approx(2 / 1001)
     # e^2 - e, and (8 - 4) nats over 8 characters in bits: the same for every dialogue.
     perplexity = evidence.difference("perplexity", first, other, LABELS, "neutral", 100, 7)
-    assert perplexity is not None
     assert perplexity["difference"] == pytest.approx(4.670774)
     bits = evidence.difference("bits/char", first, other, LABELS, "neutral", 100, 7)
-    assert bits is not None
     assert bits["difference"] == pytest.approx(0.721348)
     prompt = evidence.difference("prompt text", first, other, LABELS, "neutral", 100, 7)
-    assert prompt is not None
     assert prompt["difference"] == pytest.approx(0.3)
-    assert evidence.difference("words", first, other, LABELS, "neutral", 100, 7) is None
 
 
 def test_equal_answers_do_not_differ() -> None:
@@ -237,13 +234,16 @@ class Repository:
         self("git", "init", "--quiet")
         self("git", "config", "user.email", "somebody@example.org")
         self("git", "config", "user.name", "somebody")
-        self(sys.executable, "-m", "dvc", "init", "--quiet")
+        self.dvc("init", "--quiet")
         self.commit("start")
 
     def __call__(self, *words: str) -> str:
         done = subprocess.run(words, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def dvc(self, *words: str) -> str:
+        return self(sys.executable, "-m", "dvc", *words)
 
     def emotune(self, *words: str) -> str:
         return self(sys.executable, "-m", "emotune.cli", *words)
@@ -258,7 +258,7 @@ class Repository:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, str]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, str]]:
     """A study that was interrupted while its first run ran, then continued to its end; and what it printed then."""
     repository = Repository(tmp_path_factory.mktemp("repository"))
     said = repository.emotune("study", "size", "--queue-only")
@@ -280,7 +280,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, str]:
     rest = watching.communicate(timeout=30)[0]
     assert watching.returncode == 130
     assert "What is queued goes on without this terminal." in rest
-    return repository, repository.emotune("study", "size")
+    yield repository, repository.emotune("study", "size")
+    repository.dvc("queue", "stop", "--kill")
 
 
 def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repository, str]) -> None:
@@ -298,7 +299,7 @@ def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repos
 def test_a_run_that_fails_is_a_row_that_says_why(ran: tuple[Repository, str]) -> None:
     repository, said = ran
     assert repository.rows()["huge"]["reason"] == "emotune baseline: out of memory: tried to allocate 99 GiB"
-    assert "failed: emotune baseline: out of memory" in said
+    assert "failed: emotune baseline: out" in said
 
 
 def test_the_best_is_first_and_the_others_differ_from_it_by_a_paired_test(ran: tuple[Repository, str]) -> None:
@@ -320,19 +321,18 @@ def test_published_bars_stand_beside_ours_in_a_block_of_the_readme(ran: tuple[Re
     assert text.startswith("<!-- begin:study-size -->\n| run | accuracy | bits/char | accuracy − best | ")
     assert "\n| Llama-2-7B | – | – | – | 0.718 | 0.760 |\n" in text
     assert "\n| small | 0.500 [" in text
+    assert "\n| huge | failed: emotune baseline: out of memory: tried to allocate 99 GiB | – | – |" in text
 
 
 def test_what_is_done_is_not_queued_again_even_after_a_commit(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
     repository.commit("the table")
-    before = repository("git", "for-each-ref", "refs/exps")
+    before = repository("git", "for-each-ref", "refs/exps/*/*/*")
+    assert before.count("/size-") == 2
     said = repository.emotune("study", "size", "--queue-only")
     assert said.splitlines() == ["size-small: done already", "size-large: done already", "size-huge: queued"]
-    repository("dvc", "queue", "remove", "--queued")
-    assert repository("git", "for-each-ref", "refs/exps").replace("refs/exps/celery/failed", "") is not None
-    assert [line for line in before.splitlines() if "size-" in line] == [
-        line for line in repository("git", "for-each-ref", "refs/exps").splitlines() if "size-" in line
-    ]
+    repository.dvc("queue", "remove", "--queued")
+    assert repository("git", "for-each-ref", "refs/exps/*/*/*") == before
 
 
 def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository, str]) -> None:

@@ -149,7 +149,7 @@ def holm(p_values: Mapping[int, float]) -> dict[int, float]:
 def paired(column: str, model: str, first: Experiment, other: Experiment) -> dict[str, float] | None:
     """`difference` other - first, its 95 % interval and p, by a bootstrap over the dialogues that both answered.
 
-    None where the replies are not at hand, or answer other questions, or where the column has no test.
+    None where the replies are not at hand, or answer other questions.
     """
     part = COLUMNS[column][0]
     answers = [_answers(experiment, model, part == "control") for experiment in (first, other)]
@@ -178,11 +178,9 @@ def _answers(made: Experiment, model: str, control: bool) -> Answers | None:
 
 def difference(
     column: str, first: Answers, other: Answers, labels: Sequence[str], neutral: str, resamples: int, seed: int
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """The paired bootstrap of `scores.paired`, for any column that is a function of sums over dialogues."""
     part, name, _ = COLUMNS[column]
-    if part == "text" and name != "prompt_text_share":
-        return None
     both = np.stack([_contributions(part, name, answers, labels) for answers in (first, other)], axis=1)
 
     def values(sums: Array) -> Array:

@@ -31,6 +31,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # In what part of a model's measurements a column's value lies, and its decimals; all but the judge's are a model's own.
 COLUMNS = report.COLUMNS | {"prompt text": ("text", "prompt_text_share", 3)}
 JUDGE = "judge"
+# No function of sums over dialogues, so no paired test.
+UNTESTED = ("distinct-2", "words")
 # Seconds between two looks at the queue, and after how many of them the workers are looked for.
 PAUSE = 2.0
 LOOKS = 15
@@ -69,7 +71,8 @@ class Study(params.Section):
     def _consistent(self) -> Self:
         if bool(self.runs) == bool(self.grid):
             raise ValueError("must have either runs or grid")
-        for key, known in (("show", [*COLUMNS, JUDGE]), ("tests", list(COLUMNS))):
+        tested = [column for column in COLUMNS if column not in UNTESTED]
+        for key, known in (("show", [*COLUMNS, JUDGE]), ("tests", tested)):
             if wrong := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"{key} takes {', '.join(known)}; got {', '.join(wrong)}")
         names = [run.name for run in self.asked()]
@@ -339,12 +342,13 @@ def stage_of(made: Experiment) -> str:
 
 
 def reason(made: Experiment) -> str:
-    """Why a failed experiment failed: the last word of its log before DVC's own."""
+    """Why a failed experiment failed: what its log says last, before DVC's own word."""
     text = _text(made.log)
     if killed := re.search(r"exited with (?:-9|137)\b", text):
         return f"killed ({killed[0]}), as Linux does where memory runs out"
-    said = [line for line in text.splitlines() if line.strip() and not line.startswith("ERROR: failed to reproduce")]
-    return said[-1].strip() if said else "stopped before it began, or killed with its worker"
+    if not re.search(r"^ERROR: ", text, flags=re.MULTILINE):
+        return "stopped, or killed with its worker"
+    return [line for line in text.splitlines() if line.strip() and not re.match("ERROR: failed to repro", line)][-1]
 
 
 def _text(log: Path | None) -> str:
