@@ -284,6 +284,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, 
     repository.dvc("queue", "stop", "--kill")
 
 
+@pytest.mark.pipeline
 def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
     rows = repository.rows()
@@ -296,12 +297,14 @@ def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repos
     assert [rows[name]["baseline accuracy"] for name in ("small", "large")] == ["0.5", "1.0"]
 
 
+@pytest.mark.pipeline
 def test_a_run_that_fails_is_a_row_that_says_why(ran: tuple[Repository, str]) -> None:
     repository, said = ran
     assert repository.rows()["huge"]["reason"] == "emotune baseline: out of memory: tried to allocate 99 GiB"
     assert "failed: emotune baseline: out" in said
 
 
+@pytest.mark.pipeline
 def test_the_best_is_first_and_the_others_differ_from_it_by_a_paired_test(ran: tuple[Repository, str]) -> None:
     repository, said = ran
     rows = repository.rows()
@@ -313,6 +316,7 @@ def test_the_best_is_first_and_the_others_differ_from_it_by_a_paired_test(ran: t
     assert said.index("large  ") < said.index("small  ", said.index("run  "))
 
 
+@pytest.mark.pipeline
 def test_published_bars_stand_beside_ours_in_a_block_of_the_readme(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
     (repository.folder / "README.md").write_text("<!-- begin:study-size -->\n<!-- end:study-size -->\n")
@@ -324,6 +328,7 @@ def test_published_bars_stand_beside_ours_in_a_block_of_the_readme(ran: tuple[Re
     assert "\n| huge | failed: emotune baseline: out of memory: tried to allocate 99 GiB | – | – |" in text
 
 
+@pytest.mark.pipeline
 def test_what_is_done_is_not_queued_again_even_after_a_commit(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
     repository.commit("the table")
@@ -335,6 +340,7 @@ def test_what_is_done_is_not_queued_again_even_after_a_commit(ran: tuple[Reposit
     assert repository("git", "for-each-ref", "refs/exps/*/*/*") == before
 
 
+@pytest.mark.pipeline
 def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
     asked = study.read(repository.folder / "experiments", "size")
@@ -350,6 +356,7 @@ def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository
         (repository.folder / "src/stage.py").write_text(STAGE)
 
 
+@pytest.mark.pipeline
 def test_a_study_of_which_nothing_ran_leaves_its_file_alone(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
     (repository.folder / "experiments/other.yaml").write_text(STUDY)
