@@ -1,4 +1,4 @@
-"""emotune profile | report | study | journal | chat | compare | mirror | link: what a user calls beside `make` and `dvc`."""
+"""emotune profile | report | study | journal | chat | compare | mirror | link: called beside `make` and `dvc`."""
 
 from __future__ import annotations
 
