@@ -1,4 +1,4 @@
-"""emotune profile | report | study | journal | chat | compare | mirror | link: called beside `make` and `dvc`."""
+"""emotune profile | report | study | journal | chat | compare | mirror | link | current | publish: see --help."""
 
 from __future__ import annotations
 
@@ -80,6 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     linked = commands.add_parser("link", help="experiment, MLflow run, commit or published revision: the other three")
     linked.add_argument("name", help="of a DVC experiment; id of an MLflow run; a commit; revision on the Hub")
     linked.set_defaults(run=_link)
+
+    current = commands.add_parser(
+        "current", help="whether dvc.lock tells of the files here; exit 1 with the reasons if not"
+    )
+    current.set_defaults(run=_current)
+
+    sent = commands.add_parser("publish", help="send adapters, preference data and their cards to the Hugging Face Hub")
+    sent.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write all of it to a folder, and send nothing")
+    sent.add_argument("--check", action="store_true", help="load what was sent, and compare; exit 1 where it differs")
+    sent.add_argument("--force", metavar="REASON", help="send what the gate refuses; the cards carry the reason")
+    sent.add_argument("--merged", action="store_true", help="the dpo adapter added to its base model in bfloat16, too")
+    sent.add_argument("--tag", help="a release: names, in every repository, what was sent")
+    sent.add_argument("--public", action="store_true", help="for everybody to see; otherwise repositories are private")
+    sent.set_defaults(run=_publish)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -269,6 +283,42 @@ def _held(path: Path) -> str:
         table.append([*models, str(held.attempts), str(held.prompts), *times])
     total = sum(held.attempts for held in contents.held)
     return f"{path}: {total} attempts, {contents.size / 1e6:.1f} MB\n\n{report.aligned(table)}"
+
+
+def _current(chosen: argparse.Namespace) -> int:
+    from emotune import lock  # with dvc: a third of a second
+
+    found = lock.compared(Path())
+    if reasons := found.differs + found.lost:
+        only_lost = "dvc.lock agrees with the files here, and data that it names are nowhere to be had:"
+        print("dvc.lock is not current:" if found.differs else only_lost, *reasons, sep="\n  ")
+        return 1
+    brought = {lock.IN_CACHE: "dvc checkout", lock.IN_REMOTE: "dvc pull"}
+    absent = [
+        f"{len(found.outs[place])} in the {place}: {command}" for place, command in brought.items() if found.outs[place]
+    ]
+    print("dvc.lock is current" + (f"; outs not in the workspace, {', '.join(absent)}" if absent else ""))
+    return 0
+
+
+def _publish(chosen: argparse.Namespace) -> int:
+    from emotune import release
+
+    if chosen.dry_run and chosen.check:
+        raise InputError("publish: --check compares what was sent, and --dry-run sends nothing: give one of them")
+    if chosen.force is not None and not chosen.force.strip():
+        raise InputError("publish: --force needs a reason, which the cards carry; got an empty one")
+    return release.publish(
+        Path(),
+        METRICS,
+        launch.work("published.jsonl"),
+        into=chosen.dry_run,
+        check=chosen.check,
+        reason=chosen.force,
+        merged=chosen.merged,
+        tag=chosen.tag,
+        public=chosen.public,
+    )
 
 
 def profiles(folder: Path) -> dict[str, str]:

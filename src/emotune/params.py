@@ -193,6 +193,29 @@ class Dpo(Training):
     control_contexts: Annotated[int, Field(ge=0)]
 
 
+Repository = Annotated[str, Field(pattern=r"^\w[\w.-]{0,90}(@\w[\w./-]*)?$")]
+License = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+class Publish(Section):
+    owner: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None
+    base: Repository
+    sft: Repository
+    dpo: Repository
+    merged: Repository
+    prefs: Repository
+    license: License | None
+    data_license: License | None
+    base_license: License | None
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        places = [self.base, self.sft, self.dpo, self.merged, self.prefs]
+        if len(set(places)) != len(places):
+            raise ValueError(f"base, sft, dpo, merged and prefs must be five repositories or branches, got {places}")
+        return self
+
+
 class Length(Section):
     shape: Literal["published", "plateau"]
     unit: Literal["characters", "words", "tokens"]
@@ -235,6 +258,7 @@ class Params(Section):
     generation: Generation
     prefs: Prefs
     dpo: Dpo
+    publish: Publish
     reward: Reward
 
     @model_validator(mode="after")
