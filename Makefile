@@ -1,7 +1,7 @@
 # What the README, .ci/run, the pre-commit hook and the workflow call. `make` alone lists the targets.
 MAKEFLAGS += --silent --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help repro test check
+.PHONY: help repro test check bases templates learning-curve
 
 # dvc.yaml says `python -m emotune.stages...`: first on the PATH, that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 installed := .venv/.installed
 
 help: ## list the targets
-	awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 repro: $(installed) ## run the pipeline and print its table; PROFILE=name DATA=path MODEL=path turn params.yaml first
 ifneq ($(PROFILE)$(DATA)$(MODEL),)
@@ -28,6 +28,15 @@ check: $(installed) ## lint, format, types, and the README's figures
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/emotune report --readme README.md --check
+
+bases: $(installed) ## three base models of different size, compared
+	.venv/bin/emotune study bases
+
+templates: $(installed) ## the four templates, compared
+	.venv/bin/emotune study templates
+
+learning-curve: $(installed) ## ever more training dialogues, compared
+	.venv/bin/emotune study learning-curve
 
 # The stamp is younger than what it was installed from, so a second call installs nothing.
 $(installed): pyproject.toml constraints.txt

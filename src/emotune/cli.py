@@ -26,6 +26,7 @@ LOCK = Path("dvc.lock")
 METRICS = Path("metrics")
 RESULTS = Path("benchmarks/results")
 MODELS = Path("models")
+STUDIES = Path("experiments")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile.add_argument("--list", action="store_true", help="the profiles there are")
     profile.set_defaults(run=_profile)
 
-    shown = commands.add_parser("report", help="baseline, sft and dpo side by side")
+    shown = commands.add_parser("report", help="baseline, sft and dpo side by side, or what came of a study")
+    shown.add_argument("study", nargs="?", help="experiments/STUDY.yaml: write metrics/studies/STUDY.csv and its table")
     shown.add_argument(
         "--readme", type=Path, metavar="FILE", help="write the tables between this file's markers instead"
     )
@@ -50,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.add_argument("--html", type=Path, metavar="FILE", help="write one page, with charts and replies, instead")
     shown.add_argument("--run", metavar="NAME", dest="kept", help="with --html: the run of metrics/real/NAME")
     shown.set_defaults(run=_report)
+
+    studied = commands.add_parser(
+        "study", help="queue the experiments of a study, run the queue, compare what came of it"
+    )
+    studied.add_argument("name", help="experiments/NAME.yaml")
+    studied.add_argument("--queue-only", action="store_true", help="queue them; `dvc queue start` runs them")
+    studied.add_argument("--jobs", type=int, default=1, metavar="N", help="how many experiments run at once")
+    studied.set_defaults(run=_study)
 
     memo = commands.add_parser("journal", help="the attempts that generate_prefs has sampled and scored")
     memo.add_argument("--clear", action="store_true", help="delete it, and damaged ones set aside beside it")
@@ -120,6 +130,11 @@ def _profile(chosen: argparse.Namespace) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    if chosen.study is not None:
+        if chosen.readme or chosen.check or chosen.html:
+            raise InputError("report: --readme and --html are of the pipeline's run, so they take no study")
+        print(_evidence(chosen.study))
+        return 0
     if chosen.html or chosen.kept:
         return _page(chosen)
     if chosen.readme is None:
@@ -158,6 +173,54 @@ def _page(chosen: argparse.Namespace) -> int:
         file.write(text)
     print(f"{chosen.html}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
     return 0
+
+
+def _study(chosen: argparse.Namespace) -> int:
+    from emotune import study
+
+    if chosen.jobs < 1:
+        raise InputError(f"study: --jobs must be 1 or more, got {chosen.jobs}")
+    asked = study.read(STUDIES, chosen.name)
+    settings, wanted = study.plan(chosen.name, asked, params.read_yaml(PARAMS), PROFILES)
+    try:
+        before = study.queue(asked, settings, wanted)
+        for made in before.values():
+            print(
+                f"{made.name}: {'queued' if made.state in ('absent', 'failed') else f'{made.state} already'}",
+                flush=True,
+            )
+        waiting = [made.name for made in before.values() if made.state != "done"]
+        if chosen.queue_only:
+            return 0
+        if waiting:
+            study.start(chosen.jobs)
+            study.watch(waiting, chosen.jobs, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print(
+            f"\nWhat is queued goes on without this terminal. `emotune study {chosen.name}` queues the rest and "
+            "watches it, `dvc queue stop --kill` ends it."
+        )
+        return 130
+    print(f"\n{_evidence(chosen.name)}")
+    return 0
+
+
+def _evidence(name: str) -> str:
+    """Write metrics/studies/NAME.csv from the experiments that DVC has of a study, and return its table."""
+    from emotune import evidence, study
+
+    asked = study.read(STUDIES, name)
+    settings, wanted = study.plan(name, asked, params.read_yaml(PARAMS), PROFILES)
+    made = study.experiments(wanted, asked.target)
+    if all(experiment.state == "absent" for experiment in made.values()):
+        raise InputError(
+            f"report: no experiment here has the params of study {name} and this code; `emotune study {name}` runs them"
+        )
+    table = evidence.rows(asked, settings, made, launch.work("costs.jsonl"))
+    path = METRICS / "studies" / f"{name}.csv"
+    evidence.write(path, table)
+    shown = evidence.shown(asked, evidence.read(path), "\n{}–{}", wrap=30)
+    return f"{report.aligned(shown)}\n\n{evidence.note(asked)}\nAll of it: {path}"
 
 
 def _journal(chosen: argparse.Namespace) -> int:

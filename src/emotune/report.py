@@ -169,8 +169,8 @@ def filled(readme: str, metrics: Path, results: Path, name: str = "README.md") -
 
     BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs or RUN-judges; the run
     `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or
-    benchmarks-shapes, from the JSON files in `results`. InputError names a block that is not closed or that no metrics
-    belong to.
+    benchmarks-shapes, from the JSON files in `results`; or study-NAME, from experiments/NAME.yaml and
+    metrics/studies/NAME.csv. InputError names a block that is not closed or that no metrics belong to.
     """
     begun = re.findall(r"<!-- begin:(.*?) -->", readme)
     if not begun:
@@ -178,14 +178,20 @@ def filled(readme: str, metrics: Path, results: Path, name: str = "README.md") -
 
     def fill(block: re.Match[str]) -> str:
         begun.remove(block[1])
-        return (
-            f"<!-- begin:{block[1]} -->\n{markdown(_block(block[1], metrics, results, name))}\n<!-- end:{block[1]} -->"
-        )
+        return f"<!-- begin:{block[1]} -->\n{_content(block[1], metrics, results, name)}\n<!-- end:{block[1]} -->"
 
     result = re.sub(r"<!-- begin:(.*?) -->\n.*?<!-- end:\1 -->", fill, readme, flags=re.DOTALL)
     if begun:
         raise InputError(f"{name}: <!-- begin:{begun[0]} --> has no <!-- end:{begun[0]} -->")
     return result
+
+
+def _content(block: str, metrics: Path, results: Path, name: str) -> str:
+    if block.startswith("study-"):
+        from emotune import evidence
+
+        return evidence.block(block.removeprefix("study-"), metrics, Path("experiments"))
+    return markdown(_block(block, metrics, results, name))
 
 
 def _block(block: str, metrics: Path, results: Path, name: str) -> Table:

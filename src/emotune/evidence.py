@@ -1,0 +1,332 @@
+"""What came of a study: metrics/studies/NAME.csv, one row a run, and the table that it makes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emotune import params, records, report, scores, study
+from emotune.errors import InputError
+from emotune.scores import Array
+from emotune.study import COLUMNS, JUDGE, Experiment, Study
+
+Row = dict[str, Any]
+Answers = list[dict[str, Any]]
+# Of these less is better.
+LOWER = ("perplexity", "bits/char", "prompt text")
+LEVEL = 0.05
+COSTS = ("seconds", "peak memory bytes", "tokens per second")
+NOISE = "noise"
+
+
+def rows(
+    asked: Study, settings: Mapping[str, Mapping[str, Any]], made: Mapping[str, Experiment], costs: Path
+) -> list[Row]:
+    """A row a run: its overrides, its state and why it failed, metrics with intervals, tested differences, cost.
+
+    The keys of the three mappings' values are experiments, in the order of the study's runs.
+    """
+    spent = costs_of(costs)
+    table = []
+    for run, (name, experiment) in zip(asked.asked(), made.items(), strict=True):
+        row: Row = {"run": run.name, "status": experiment.state, "reason": ""}
+        row |= {key: _cell(value) for key, value in settings[name].items() if key not in asked.common}
+        if experiment.state == "failed":
+            row["reason"] = _failure(spent.get(name, {})) or study.reason(experiment)
+        if experiment.state == "done":
+            row |= _metrics(asked, experiment)
+        table.append(row | _cost(spent.get(name, {}), asked.target))
+    for model in asked.models:
+        _test(asked, model, table, list(made.values()))
+    return table
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+
+
+def _metrics(asked: Study, made: Experiment) -> Row:
+    found = _json(made, f"metrics/{asked.target}.json")
+    row: Row = {}
+    for model in asked.models:
+        own = found if asked.target == "baseline" else found[model]
+        for column, (part, name, _) in COLUMNS.items():
+            value = own.get(part, {}).get(name)
+            bounds = value if isinstance(value, Mapping) else {"value": value}
+            row |= {_key(model, column, bound): bounds.get(bound) for bound in ("value", "low", "high")}
+    if JUDGE in asked.show:
+        row[JUDGE] = _json(made, "metrics/judges.json")["evaluate"]["accuracy"]
+    return row
+
+
+def _key(model: str, column: str, bound: str = "value") -> str:
+    return f"{model} {column}" + ("" if bound == "value" else f" {bound}")
+
+
+def _json(made: Experiment, path: str) -> Any:
+    return json.loads(study.shown(str(made.commit), path))
+
+
+# Costs, as stages note them.
+
+
+def costs_of(path: Path) -> dict[str, dict[str, Row]]:
+    """What the last run of each stage of each experiment cost, or on what it failed."""
+    found: dict[str, dict[str, Row]] = {}
+    if path.is_file():
+        for line in records.read_jsonl(path):
+            if line["experiment"]:
+                found.setdefault(line["experiment"], {})[line["stage"]] = line
+    return found
+
+
+def _cost(stages: Mapping[str, Row], target: str) -> Row:
+    """Seconds of all stages that ran and were not restored, the most memory of any, the target's tokens a second."""
+    if not stages:
+        return {}
+    memory = [line["peak_memory_bytes"] for line in stages.values() if line["peak_memory_bytes"] is not None]
+    return {
+        "seconds": sum(line["seconds"] for line in stages.values()),
+        "peak memory bytes": max(memory, default=None),
+        "tokens per second": stages.get(target, {}).get("tokens_per_second"),
+    }
+
+
+def _failure(stages: Mapping[str, Row]) -> str:
+    return "; ".join(f"{name}: {line['failed']}" for name, line in stages.items() if line["failed"])
+
+
+# Differences.
+
+
+def _test(asked: Study, model: str, table: Sequence[Row], made: Sequence[Experiment]) -> None:
+    """Put into each row how it differs from the study's reference, and whether that is noise."""
+    done = [place for place, experiment in enumerate(made) if experiment.state == "done"]
+    for column in asked.tests:
+        key = _key(model, column)
+        ranked = sorted(
+            (place for place in done if table[place].get(key) is not None),
+            key=lambda place: table[place][key] * (1 if column in LOWER else -1),
+        )
+        named = [place for place in ranked if table[place]["run"] == asked.against]
+        if not ranked or (asked.against != "best" and not named):
+            continue
+        first = named[0] if named else ranked[0]
+        tests = {place: paired(column, model, made[first], made[place]) for place in ranked if place != first}
+        corrected = holm({place: test["p"] for place, test in tests.items() if test})
+        table[first][f"{key} verdict"] = "best" if asked.against == "best" else "reference"
+        for place, test in tests.items():
+            row = table[place]
+            if test:
+                row |= {f"{key} {name}": test[name] for name in ("difference", "difference low", "difference high")}
+                row[f"{key} p"] = corrected[place]
+                row[f"{key} verdict"] = "differs" if corrected[place] < LEVEL else NOISE
+            else:
+                row[f"{key} difference"] = row[key] - table[first][key]
+                row[f"{key} verdict"] = "intervals " + ("overlap" if _overlap(row, table[first], key) else "apart")
+
+
+def _overlap(one: Row, other: Row, key: str) -> bool:
+    return bool(one[f"{key} low"] <= other[f"{key} high"] and other[f"{key} low"] <= one[f"{key} high"])
+
+
+def holm(p_values: Mapping[int, float]) -> dict[int, float]:
+    """p values after Holm's correction: all comparisons together find a difference by mere chance in 5 % of studies."""
+    corrected: dict[int, float] = {}
+    largest = 0.0
+    for rank, (place, p) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def paired(column: str, model: str, first: Experiment, other: Experiment) -> dict[str, float] | None:
+    """`difference` other - first, its 95 % interval and p, by a bootstrap over the dialogues that both answered.
+
+    None where the replies are not at hand, or answer other questions.
+    """
+    part = COLUMNS[column][0]
+    answers = [_answers(experiment, model, part == "control") for experiment in (first, other)]
+    if answers[0] is None or answers[1] is None:
+        return None
+    if [(row["id"], row["emotion"]) for row in answers[0]] != [(row["id"], row["emotion"]) for row in answers[1]]:
+        return None
+    own = params.check(study.params_of(str(first.commit)), first.name)
+    return difference(
+        column, answers[0], answers[1], own.data.labels, own.data.neutral, own.evaluate.resamples, own.evaluate.seed
+    )
+
+
+def _answers(made: Experiment, model: str, control: bool) -> Answers | None:
+    """A model's replies and what the judges said of them, from DVC's cache or remote; None where neither has them."""
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    path = f"data/replies/{model}{'.control' if control else ''}.jsonl"
+    try:
+        text = dvc.api.read(path, rev=made.commit, encoding="utf-8")
+    except (DvcException, OSError):
+        return None
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def difference(
+    column: str, first: Answers, other: Answers, labels: Sequence[str], neutral: str, resamples: int, seed: int
+) -> dict[str, float]:
+    """The paired bootstrap of `scores.paired`, for any column that is a function of sums over dialogues."""
+    part, name, _ = COLUMNS[column]
+    both = np.stack([_contributions(part, name, answers, labels) for answers in (first, other)], axis=1)
+
+    def values(sums: Array) -> Array:
+        if part in ("replies", "control"):
+            at = labels.index(neutral) if neutral in labels else None
+            return scores.metrics_of(sums, at)[name]
+        ratio = sums[..., 0] / sums[..., 1]
+        return np.exp(ratio) if name == "perplexity" else ratio
+
+    value = values(both.sum(axis=0).astype(float))
+    drawn = values(scores.resampled(both, resamples, seed))
+    differences = drawn[:, 1] - drawn[:, 0]
+    low, high = np.quantile(differences, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
+    rarer = int(min((differences <= 0).sum(), (differences >= 0).sum()))
+    return {
+        "difference": float(value[1] - value[0]),
+        "difference low": float(low),
+        "difference high": float(high),
+        "p": min(1.0, 2 * (rarer + 1) / (resamples + 1)),
+    }
+
+
+def _contributions(part: str, name: str, answers: Answers, labels: Sequence[str]) -> Array:
+    """What each dialogue adds to a metric, in order of first appearance."""
+    ids = [row["dialogue"] for row in answers]
+    if part in ("replies", "control"):
+        return scores.confusions(ids, [row["emotion"] for row in answers], [row["judged"] for row in answers], labels)
+    places = {name: place for place, name in enumerate(dict.fromkeys(ids))}
+    sums = np.zeros((len(places), 2))
+    for row in answers:
+        if part == "text":
+            sums[places[row["dialogue"]]] += (scores.has_prompt_text(row["reply"]), 1)
+        elif "reference" in row:
+            size = row["reference_tokens"] if name == "perplexity" else len(row["reference"]) * np.log(2)
+            sums[places[row["dialogue"]]] += (row["reference_nats"], size)
+    return sums
+
+
+# The file, and the table.
+
+
+def write(path: Path, table: Sequence[Row]) -> None:
+    """Write metrics/studies/NAME.csv; a column that no run has a value for is left out."""
+    columns = list(dict.fromkeys(key for row in table for key, value in row.items() if value not in (None, "")))
+    ordered = [*(c for c in columns if c not in COSTS), *(c for c in COSTS if c in columns)]
+    records.write_csv(path, ordered, table)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of such a file; InputError where there is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `emotune study {path.stem}` makes it")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def shown(asked: Study, table: Sequence[Row], interval: str, wrap: int = 0) -> report.Table:
+    """The table of a study: its runs, a model at a time, the best of the first test first where the study ranks.
+
+    `interval` formats the bounds of a value's 95 % interval, to stand after it; why a run failed is broken into lines
+    of `wrap` characters.
+    """
+    has_cost = [name for name in COSTS if any(row.get(name) for row in table)]
+    head = ["run", *(["model"] if len(asked.models) > 1 else []), *asked.show]
+    head += [f"{column} − {asked.against}" for column in asked.tests]
+    head += [_HEADS[name] for name in has_cost]
+    head += ["published accuracy", "F1"] if asked.published else []
+    lines = [head]
+    for model in asked.models:
+        for row in _ranked(asked, model, table):
+            line = [row["run"], *([model] if len(asked.models) > 1 else [])]
+            if row["status"] != "done":
+                why = row["status"] + (f": {row['reason']}" if row.get("reason") else "")
+                line += [
+                    textwrap.fill(why, wrap) if wrap else why,
+                    *[report.ABSENT] * (len(asked.show) + len(asked.tests) - 1),
+                ]
+            else:
+                line += [_value(row, column, model, interval) for column in asked.show]
+                line += [_difference(row, column, model, interval) for column in asked.tests]
+            line += [_spent(row, name) for name in has_cost]
+            lines.append(line + _bar(asked, row["run"]))
+    if asked.published:
+        ours = {row["run"] for row in table}
+        blank = [report.ABSENT] * (len(head) - 3)
+        lines += [[name, *blank, *_bar(asked, name)] for name in asked.published if name not in ours]
+    return lines
+
+
+_HEADS = {"seconds": "seconds", "peak memory bytes": "peak memory", "tokens per second": "tokens/s"}
+
+
+def _ranked(asked: Study, model: str, table: Sequence[Row]) -> list[Row]:
+    if asked.against != "best":
+        return list(table)
+    key, sign = _key(model, asked.tests[0]), 1 if asked.tests[0] in LOWER else -1
+    return sorted(table, key=lambda row: sign * float(row[key]) if row.get(key) else float("inf"))
+
+
+def _value(row: Row, column: str, model: str, interval: str) -> str:
+    if column == JUDGE:
+        return f"{float(row[JUDGE]):.3f}"
+    digits = COLUMNS[column][2]
+    found = [row.get(_key(model, column, bound)) for bound in ("value", "low", "high")]
+    if not found[0]:
+        return report.ABSENT
+    value, *bounds = (f"{float(number):.{digits}f}" for number in found if number)
+    return value + (interval.format(*bounds) if bounds else "")
+
+
+def _difference(row: Row, column: str, model: str, interval: str) -> str:
+    key, digits = _key(model, column), COLUMNS[column][2]
+    verdict = row.get(f"{key} verdict") or report.ABSENT
+    found = [row.get(f"{key} difference{bound}") for bound in ("", " low", " high")]
+    if not found[0]:
+        return verdict
+    value, *bounds = (f"{float(number):+.{digits}f}" for number in found if number)
+    return f"{verdict} {value}{interval.format(*bounds) if bounds else ''}"
+
+
+def _spent(row: Row, name: str) -> str:
+    if not row.get(name):
+        return report.ABSENT
+    value = float(row[name])
+    return f"{value / 1e9:.2f} GB" if name == "peak memory bytes" else f"{value:.0f}"
+
+
+def _bar(asked: Study, name: str) -> list[str]:
+    if not asked.published:
+        return []
+    bar = asked.published.get(name)
+    return [f"{bar.accuracy:.3f}", f"{bar.f1:.3f}"] if bar else [report.ABSENT] * 2
+
+
+def note(asked: Study) -> str:
+    """What the table's reader has to know: what all runs share, and what a difference and its verdict are."""
+    common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in asked.common.items())
+    corrected = f", p after Holm over the {len(asked.asked()) - 1} comparisons" if len(asked.asked()) > 2 else ""
+    return (
+        f"{asked.description} Up to `{asked.target}`{f', all with {common}' if common else ''}. Differences [95 %] are "
+        f"by a paired bootstrap over the same dialogues; noise is p ≥ {LEVEL}{corrected}."
+    )
+
+
+def block(name: str, metrics: Path, folder: Path) -> str:
+    """The Markdown between `<!-- begin:study-NAME -->` and its end: from the study's file and its committed CSV."""
+    asked = study.read(folder, name)
+    table = shown(asked, read(metrics / "studies" / f"{name}.csv"), " [{}, {}]")
+    return f"{report.markdown(table)}\n\n{note(asked)}"
