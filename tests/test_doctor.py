@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  before a test sets OMP_NUM_THREADS, which torch reads once for all that follow
 from huggingface_hub import constants
 
 from conftest import ROOT, write_params
@@ -62,7 +63,7 @@ def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def repository(initialised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to spoil, on a machine without settings."""
-    settings = ("DVC_ROOT", "MLFLOW_TRACKING_URI", "EMOTUNE_TRACKING", "EMOTUNE_SERVER", "HF_TOKEN", "OMP_NUM_THREADS")
+    settings = ("DVC_ROOT", "MLFLOW_TRACKING_URI", "EMOTUNE_TRACKING", "EMOTUNE_SERVER", "HF_TOKEN")
     for name in settings:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "dvc"))
