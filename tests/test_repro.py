@@ -79,10 +79,8 @@ class Clone:
             path.write_bytes(before)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The project after its first `dvc repro`, from an empty cache, with what came of it committed."""
-    folder = tmp_path_factory.mktemp("repro") / "clone"
+def project(folder: Path) -> Clone:
+    """The project's files as they are now in a new repository, with tiny params, committed."""
     tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
@@ -96,6 +94,25 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     made("git", "add", ".")
     made("git", "commit", "--quiet", "-m", "The project, with tiny params")
     assert not (folder / ".dvc/cache").exists()
+    return made
+
+
+def reproduced(folder: Path, pipeline: Pipeline) -> Clone:
+    """The project with every out of a pipeline in its workspace and cache, and dvc.lock and metrics committed."""
+    made = project(folder)
+    for path in [path for stage in STAGES for path in declared(stage)]:
+        copy = shutil.copytree if (pipeline.folder / path).is_dir() else shutil.copyfile
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        copy(pipeline.folder / path, folder / path)
+    made("dvc", "commit", "--force", "--quiet")
+    made("git", "commit", "--quiet", "--all", "-m", "What came of it")
+    return made
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The project after its first `dvc repro`, from an empty cache, with what came of it committed."""
+    made = project(tmp_path_factory.mktemp("repro") / "clone")
     assert sorted(made.ran(made("dvc", "repro"))) == sorted(STAGES)
     made("git", "add", ".")
     made("git", "commit", "--quiet", "-m", "What came of it")

@@ -1,4 +1,4 @@
-"""emotune profile | report | study | journal | chat | compare | mirror | link | current | publish: see --help."""
+"""The subcommands of emotune, which a user calls beside `make` and `dvc`; `emotune --help` lists them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
@@ -94,6 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sent.add_argument("--tag", help="a release: names, in every repository, what was sent")
     sent.add_argument("--public", action="store_true", help="for everybody to see; otherwise repositories are private")
     sent.set_defaults(run=_publish)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has and lacks; exit 1 if the default cannot run here"
+    )
+    doctor.add_argument("--json", action="store_true", help="the same as JSON")
+    doctor.set_defaults(run=_doctor)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -319,6 +326,17 @@ def _publish(chosen: argparse.Namespace) -> int:
         tag=chosen.tag,
         public=chosen.public,
     )
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from emotune import doctor
+
+    machine, profiles = doctor.examined(launch.root())
+    if chosen.json:
+        print(json.dumps({"machine": list(map(asdict, machine)), "profiles": list(map(asdict, profiles))}, indent=2))
+    else:
+        print(doctor.text(machine), doctor.text(profiles), sep="\n\n")
+    return int(any(finding.state == "fail" for finding in machine))
 
 
 def profiles(folder: Path) -> dict[str, str]:
