@@ -75,6 +75,10 @@ def metrics(tmp_path, monkeypatch):
     return tmp_path / "metrics"
 
 
+def test_a_bar_in_a_cell_does_not_end_it() -> None:
+    assert report.markdown([["run", "why"], ["a", "x | y"]]) == "| run | why |\n| --- | ---: |\n| a | x \\| y |"
+
+
 def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, capsys):
     assert cli.main(["report"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -253,7 +253,8 @@ def shown(asked: Study, table: Sequence[Row], interval: str, wrap: int = 0) -> r
         for row in _ranked(asked, model, table):
             line = [row["run"], *([model] if len(asked.models) > 1 else [])]
             if row["status"] != "done":
-                why = row["status"] + (f": {row['reason']}" if row.get("reason") else "")
+                # What was found; what to turn, after the first semicolon, is in the CSV.
+                why = ": ".join(filter(None, [row["status"], row.get("reason", "").split("; ")[0]]))
                 line += [
                     textwrap.fill(why, wrap) if wrap else why,
                     *[report.ABSENT] * (len(asked.show) + len(asked.tests) - 1),

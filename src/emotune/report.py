@@ -214,8 +214,8 @@ def _block(block: str, metrics: Path, results: Path, name: str) -> Table:
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table: the first row is its head, every column but the first stands at the right."""
-    head, *rows = table
+    """A Markdown table: the first row is its head, all columns but the first stand at the right; a `|` is escaped."""
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
