@@ -1,9 +1,8 @@
 """A change of the reward's weights: wall time of generate_prefs against its first run, and what it samples anew.
 
 The whole stage runs as `dvc repro` runs it, interpreter and tracking included. First from an empty journal; then again
-with those weights, where no attempt is missing (`ratio` = first / again); then with nine others, in a row. With
-`--random` the models are a Llama of 110 M random weights and an adapter of it, whose replies no judge likes: every
-prompt is attempted once and anything goes. Needs the outs of `make repro`. Prints one JSON object last.
+with those weights, where no attempt is missing (`ratio` = first / again); then with nine others, in a row. Needs the
+outs of `make repro`. Prints one JSON object last.
 """
 
 from __future__ import annotations
@@ -31,31 +30,19 @@ WEIGHTS = [
     [0.5, 0.2, 0.3],
     [0.4, 0.25, 0.35],
 ]
-# What every attempt of whatever model reaches.
-ANYTHING = {
-    "prefs.attempts": 1,
-    "prefs.target_score_range": 0.0,
-    "prefs.min_chosen_score": -100.0,
-    "prefs.min_clean_confidence": 0.0,
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--random", action="store_true", help="a Llama of 110 M random weights, not the sft model")
-    parser.add_argument("--prompts", type=int, help="(default 2048, as many as were published; with --random 512)")
+    parser.add_argument("--prompts", type=int, default=2048, help="as many as were published (default %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all cores)"
     )
     chosen = parser.parse_args()
-    prompts = chosen.prompts or (512 if chosen.random else 2048)
     with tempfile.TemporaryDirectory() as name:
         folder = scratch.copy(
-            Path(name), {"prefs.prompts": prompts, "reward.length.shape": "plateau", **scratch.UNAUDITED}
+            Path(name), {"prefs.prompts": chosen.prompts, "reward.length.shape": "plateau", **scratch.UNAUDITED}
         )
-        if chosen.random:
-            scratch.random_models(folder)
-            scratch.turn(folder, ANYTHING)
 
         def stage(weights: list[float]) -> dict[str, float]:
             scratch.turn(folder, {"reward.weights": weights})
@@ -73,8 +60,7 @@ def main() -> None:
     result = {
         "benchmark": "reward_sweep",
         "ratio": round(first["seconds"] / seconds, 1),
-        "model": "110 M random weights" if chosen.random else "embedded",
-        "prompts": prompts,
+        "prompts": chosen.prompts,
         "threads": chosen.threads,
         "first_seconds": round(first["seconds"], 1),
         "again_seconds": round(seconds, 1),

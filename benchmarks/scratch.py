@@ -30,20 +30,6 @@ def copy(folder: Path, changes: Mapping[str, Any]) -> Path:
     return folder
 
 
-def random_models(folder: Path) -> None:
-    """Put a base model of 110 M random weights and an adapter of it in the place of a scratch copy's links."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/sft")
-    for path in ("models/base", "models/sft"):
-        (folder / path).unlink()
-        tokenizer.save_pretrained(folder / path)
-    model = random_llama(AutoConfig.from_pretrained(ROOT / "models/base"))
-    model.save_pretrained(folder / "models/base")
-    get_peft_model(model, LoraConfig(target_modules="all-linear")).save_pretrained(folder / "models/sft")
-
-
 def turn(folder: Path, changes: Mapping[str, Any]) -> None:
     """Change some dotted keys of a scratch copy's params.yaml."""
     yaml = YAML()

@@ -32,7 +32,6 @@ CLAIMS = {
     "prefs_throughput": "accepted pairs per second, over the published procedure",
     "prefs_throughput-110m": "attempts per second, over the published procedure, 110 M random weights",
     "reward_sweep": "wall time of generate_prefs' first run, over that after a change of weights",
-    "reward_sweep-110m": "the same, 110 M random weights",
     "sft_throughput": "trained tokens per second, over `trl sft`",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
 }
