@@ -31,7 +31,8 @@ JUDGED = {"accuracy": "accuracy", "weighted F1": "weighted_f1", "macro F1": "mac
 CLAIMS = {
     "prefs_throughput": "accepted pairs per second, over the published procedure",
     "prefs_throughput-110m": "attempts per second, over the published procedure, 110 M random weights",
-    "reward_sweep": "wall time of generate_prefs' first run, over that after a change of weights",
+    "reward_sweep": "wall time of generate_prefs' first run, over that after a change of weights, published settings",
+    "reward_sweep-none": "the same, settings of params.yaml, whose first run is short",
     "sft_throughput": "trained tokens per second, over `trl sft`",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
 }
