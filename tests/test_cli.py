@@ -244,3 +244,17 @@ def test_a_damaged_journal_is_one_message(memo, capsys):
     memo.write_bytes(b"no journal")
     assert cli.main(["journal"]) == 2
     assert "journal.sqlite is damaged" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "emotune.cli", "profile", "--list"],
+        cwd=PROJECT,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -104,10 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     chosen = parser.parse_args(arguments)
     try:
-        return int(chosen.run(chosen))
+        code = int(chosen.run(chosen))
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"emotune: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Who reads our output (`head`) has enough; what is left goes nowhere, or Python complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _profile(chosen: argparse.Namespace) -> int:
