@@ -26,8 +26,6 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import scratch
-
 ROOT = Path(__file__).resolve().parents[1]
 CANDIDATES, AT_ONCE = 6, 16
 
@@ -69,7 +67,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     model = models.load_tuned(ROOT / "models/base", whole.model, ROOT / "models/sft")
     adapted = models.load_adapter(models.load_base(ROOT / "models/base", whole.model), ROOT / "models/sft")
     if chosen.random:
-        model = adapted = scratch.random_llama(model.config)
+        model = adapted = random_llama(model.config)
     judges = (
         open_judge(ROOT / "models/judges/reward.skops", whole.reward.emotion_judge),
         open_judge(ROOT / "models/judges/gibberish.skops", whole.gibberish_judge),
@@ -207,6 +205,28 @@ def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
         seconds = time.perf_counter() - began
     accepted = sum(outcome.pair is not None for outcome in outcomes)
     return Done(accepted, sum(outcome.attempts for outcome in outcomes), tokens, seconds)
+
+
+def random_llama(config: Any) -> Any:
+    """12 layers of 768, a vocabulary of 32,000, tied: 110 M parameters that know the embedded tokenizer's ids."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    shape = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    return LlamaForCausalLM(shape).eval()
 
 
 @contextmanager

@@ -67,25 +67,3 @@ UNAUDITED = {
     "prefs.audit.max_duplicate_chosen": 1.0,
     "prefs.audit.max_prompts_in_test": 1.0,
 }
-
-
-def random_llama(config: Any) -> Any:
-    """12 layers of 768, a vocabulary of 32,000, tied: 110 M parameters that know the embedded tokenizer's ids."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(7)
-    shape = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=12,
-        max_position_embeddings=config.max_position_embeddings,
-        tie_word_embeddings=True,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-    )
-    return LlamaForCausalLM(shape).eval()

@@ -87,9 +87,10 @@ def mirror(client: MlflowClient, experiment: str) -> Iterator[str]:
 
 
 def experiments() -> list[Experiment]:
-    """Every finished experiment of DVC, by the references it leaves in git."""
+    """Every finished experiment of DVC, on any commit, the oldest first, by the references it leaves in git."""
     found = []
-    for line in (git("for-each-ref", "--format=%(objectname) %(refname)", EXPERIMENTS) or b"").decode().splitlines():
+    listed = git("for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", EXPERIMENTS)
+    for line in (listed or b"").decode().splitlines():
         revision, reference = line.split(" ", 1)
         parts = reference.removeprefix(f"{EXPERIMENTS}/").split("/")
         if len(parts) == 3 and len(parts[0] + parts[1]) == 40:  # DVC keeps its queue there too

@@ -350,11 +350,11 @@ def checked(root: Path, facts: cards.Facts, names: Sequence[str], folder: Path, 
                 if not hub.same(folder / name / path, there[name] / path)
             ]
             if name == "prefs":
-                rows = hub.rows(facts.repositories[name], tag, Path(cache, "rows"))
+                rows, own = hub.rows(facts.repositories[name], tag, Path(cache, "rows")), pairs(root, facts)
                 found += [
                     f"{name}: load_dataset reads other rows in {split}"
                     for split in SPLITS
-                    if _hash_of_rows(rows[split]) != _hash_of_rows(pairs(root, facts)[split])
+                    if _hash_of_rows(rows[split]) != _hash_of_rows(own[split])
                 ]
             elif name in cards.ADAPTERS and not found:
                 base = there.get("base", out(root, facts, "base"))

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from emotune import params, report
+from emotune import mirror, params, report
 from emotune.errors import InputError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -202,7 +202,8 @@ def experiments(wanted: Mapping[str, Mapping[str, Any]], target: str) -> dict[st
     """
     code = code_of(params.read_yaml(Path("dvc.yaml"))["stages"], target)
     found = {name: Experiment(name, "absent") for name in wanted}
-    for made in [*_waiting(), *_done()]:
+    done = [Experiment(ended.name, "done", ended.revision) for ended in mirror.experiments()]
+    for made in [*_waiting(), *done]:
         if made.name in wanted and made.commit and _same(made.commit, wanted[made.name], code):
             found[made.name] = made
     return found
@@ -217,16 +218,6 @@ def _same(commit: str, wanted: Mapping[str, Any], code: set[str]) -> bool:
         return False
     changed = set(_git("diff", "--name-only", commit, "--", "src").splitlines())
     return not changed & code
-
-
-def _done() -> Iterator[Experiment]:
-    """The experiments that ended well, on any commit, the oldest first."""
-    listed = _git("for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", "refs/exps")
-    for line in listed.splitlines():
-        commit, ref = line.split(" ", 1)
-        # refs/exps/ab/cdef.../name; the queue's own refs are not three deep.
-        if made := re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)", ref):
-            yield Experiment(made[1], "done", commit)
 
 
 def _waiting() -> Iterator[Experiment]:
