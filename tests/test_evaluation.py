@@ -147,7 +147,7 @@ def test_what_leaves_no_room_for_a_reply_is_trimmed_by_whole_turns_and_counted(b
     assert share == pytest.approx(sum(row["trimmed"] for row in trimmed.replies) / 15)
 
 
-def test_control_is_the_share_that_each_judge_finds_in_the_emotion_asked_for(base: Path) -> None:
+def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion_asked_for(base: Path) -> None:
     choice = params.Model(
         base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
     )
@@ -166,13 +166,31 @@ def test_control_is_the_share_that_each_judge_finds_in_the_emotion_asked_for(bas
     judges = {"one": finds("one", happy), "other": finds("other", right)}
     found = evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7)
     # Two contexts, each asked for in three emotions.
-    assert found == {"one": 2 / 6, "other": 5 / 6}
+    assert found == {"one": [1 / 3, 1 / 3], "other": [1.0, 2 / 3]}
     assert heard["one"] == heard["other"]
     # The seed says what is drawn, so that only a change of the model changes the replies.
     assert evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7) == found
     assert heard["one"] == heard["other"][:6] * 2
     evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 8)
     assert heard["one"][12:] != heard["one"][:6]
+
+
+def test_the_judges_gap_is_how_much_more_control_rose_by_the_one_that_rewards() -> None:
+    steps = [
+        {"rewards": [0.25, 0.25], "other": [0.5, 0.25]},
+        {"rewards": [0.75, 0.5], "other": [0.0, 0.0]},
+        {"rewards": [1.0, 0.5], "other": [0.75, 0.25]},
+    ]
+    found = evaluation.judge_gap(steps, "rewards", "other", 7)
+    gap = found.pop("judge_gap")
+    assert found == {"rewards_first": 0.25, "rewards_last": 0.75, "other_first": 0.375, "other_last": 0.5}
+    # Context by context the rises differ by 0.5 and 0.25: every sample of two has one of these means.
+    assert gap == {"value": 0.375, "low": 0.25, "high": 0.5}
+
+
+def test_judges_that_rise_alike_have_no_gap() -> None:
+    steps = [{"rewards": [0.0, 0.5], "other": [0.25, 0.25]}, {"rewards": [0.5, 0.5], "other": [0.75, 0.25]}]
+    assert evaluation.judge_gap(steps, "rewards", "other", 7)["judge_gap"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 # --- what is made of the answers

@@ -254,16 +254,15 @@ def dpo_of_12_steps(base: Path, adapter: Path, folder: Path, control: finetuning
     return finetuning.dpo(model, tokenizer, pairs, [], p, None, CHOICE, folder, ignore, control)
 
 
-def test_control_by_both_judges_is_asked_for_at_five_steps_and_their_gap_is_measured(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
-    found = iter([(0.25, 0.25), (0.5, 0.25), (0.5, 0.5), (1.0, 0.5), (1.0, 0.375)])
+def test_control_by_both_judges_is_asked_for_at_five_steps(base: Path, adapter: Path, tmp_path: Path) -> None:
+    found = iter([([0.5, 0.0], 0.25), ([1.0, 0.0], 0.25), ([0.5, 0.5], 0.5), ([1.0, 1.0], 0.5), ([1.0, 1.0], 0.375)])
 
-    def control(model: Any) -> dict[str, float]:
+    def control(model: Any) -> dict[str, list[float]]:
         assert not model.training
-        return dict(zip(("control_reward_judge", "control_evaluate_judge"), next(found), strict=True))
+        by_reward, by_other = next(found)
+        return {"control_reward_judge": by_reward, "control_evaluate_judge": [by_other] * 2}
 
-    _, curve, measured = dpo_of_12_steps(base, adapter, tmp_path / "work", control)
+    _, curve, _ = dpo_of_12_steps(base, adapter, tmp_path / "work", control)
     rows = [row for row in curve if "control_reward_judge" in row]
     assert [(row["step"], row["control_reward_judge"], row["control_evaluate_judge"]) for row in rows] == [
         (0, 0.25, 0.25),
@@ -272,10 +271,8 @@ def test_control_by_both_judges_is_asked_for_at_five_steps_and_their_gap_is_meas
         (9, 1.0, 0.5),
         (12, 1.0, 0.375),
     ]
+    assert rows[0]["control"] == {"control_reward_judge": [0.5, 0.0], "control_evaluate_judge": [0.25, 0.25]}
     assert [row["step"] for row in curve] == list(range(13))
-    assert (measured["control_reward_judge_first"], measured["control_reward_judge_last"]) == (0.25, 1.0)
-    assert (measured["control_evaluate_judge_first"], measured["control_evaluate_judge_last"]) == (0.25, 0.375)
-    assert measured["judge_gap"] == 0.625
 
 
 def test_asking_for_control_changes_no_weight(
@@ -301,12 +298,12 @@ def test_asking_for_control_changes_no_weight(
         ),
         seed=7,
     )
-    (with_it, curve, measured), (without, plain, _) = (
+    (with_it, curve, _), (without, plain, _) = (
         dpo_of_12_steps(base, adapter, tmp_path / name, found) for name, found in (("a", control), ("b", None))
     )
     assert len(heard) == 2 * 5 * len(asked)
     # Half of the questions ask for sadness, and both judges find nothing else.
-    assert (measured["control_reward_judge_first"], measured["control_reward_judge_last"]) == (0.5, 0.5)
+    assert {row["control_reward_judge"] for row in curve if "control" in row} == {0.5}
     assert [row["loss"] for row in curve if "loss" in row] == [row["loss"] for row in plain]
     pairs = zip(with_it.parameters(), without.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
@@ -492,11 +489,22 @@ def test_other_params_inputs_or_stages_have_other_work_folders(repository: Path)
     assert len(folders) == 4
 
 
-def test_two_runs_cannot_share_a_work_folder(repository: Path) -> None:
+def test_code_that_changed_does_not_go_on_from_what_it_did_not_write(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with finetuning.workspace("sft", VALUES, INPUTS) as folder:
-        with (
-            pytest.raises(InputError, match=f"another run of sft is training in {folder}: wait for it, or stop it"),
-            finetuning.workspace("sft", VALUES, INPUTS),
-        ):
-            pass
+        pass
+    monkeypatch.setattr(finetuning, "CODE", ("seeds.py",))
+    with finetuning.workspace("sft", VALUES, INPUTS) as other:
+        assert other != folder
+
+
+def test_two_runs_that_train_the_same_have_a_work_folder_each(repository: Path) -> None:
+    with finetuning.workspace("sft", VALUES, INPUTS) as folder:
+        with finetuning.workspace("sft", VALUES, INPUTS) as other:
+            assert other == folder.with_name(f"{folder.name}-2")
+            assert other.is_dir()
         assert folder.is_dir()
+        assert not other.exists()
+    with finetuning.workspace("sft", VALUES, INPUTS) as again:
+        assert again == folder

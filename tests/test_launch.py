@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from emotune import launch
 
+PACKAGE = Path(launch.__file__).parent
 STAGE = '''
 from pathlib import Path
 from emotune import launch
@@ -153,6 +155,15 @@ def test_in_an_experiments_workspace_the_work_lies_in_the_repository(tmp_path: P
     assert run.returncode == 0
     assert (repository / ".work/seconds/copy_one").is_file()
     assert not (workspace / ".work").exists()
+
+
+def test_in_an_experiments_workspace_the_code_there_runs_not_the_one_that_is_installed(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "src" / "emotune")
+    with (tmp_path / "src" / "emotune" / "launch.py").open("a") as file:
+        file.write("print('as it was when the experiment was queued')\n")
+    run = start(tmp_path, "--dialogues", "in.txt", "--base-model", "out.txt")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("as it was when the experiment was queued\ncopy_one took ")
 
 
 def test_root_is_dvcs_or_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,7 @@ def prompt_ids(tokenizer: Any, turns: Sequence[Turn], emotion: str, p: params.Pa
     """
     room = p.model.context - p.evaluate.sampling.max_new_tokens
     latest = history(turns, len(turns), p.history_turns)
-    kept = prompts.fitting_history(tokenizer, latest, emotion, p.system_prompt, room)
-    return prompts.prompt_ids(tokenizer, kept, emotion, p.system_prompt)[-room:]
+    return prompts.fitting_prompt(tokenizer, latest, emotion, p.system_prompt, room)[1]
 
 
 def stream(

@@ -21,6 +21,8 @@ Rows = list[dict[str, Any]]
 POSITIONS = 4096
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
 DISTINCT_WORDS = 5000
+# Bootstrap samples of contexts behind the interval of the judges' gap.
+GAP_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +165,10 @@ def _requests(
     tokenizer: Any, questions: Sequence[Question], system_prompt: str | None, room: int, seed: int
 ) -> tuple[list[tuple[Turn, ...]], list[sampling.Request]]:
     """What each question keeps of its history in a prompt of at most `room` tokens, and that prompt with its key."""
-    kept = [prompts.fitting_history(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
-    # What is still too long, a single endless turn, loses its beginning.
-    ids = [
-        tuple(prompts.prompt_ids(tokenizer, turns, q.emotion, system_prompt)[-room:])
-        for q, turns in zip(questions, kept, strict=True)
-    ]
-    return kept, [sampling.Request(prompt, (seeds.key(seed, q.id),)) for q, prompt in zip(questions, ids, strict=True)]
+    fitting = [prompts.fitting_prompt(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
+    keys = [(seeds.key(seed, q.id),) for q in questions]
+    requests = [sampling.Request(tuple(ids), own) for (_, ids), own in zip(fitting, keys, strict=True)]
+    return [turns for turns, _ in fitting], requests
 
 
 def control_by(
@@ -181,8 +180,8 @@ def control_by(
     context: int,
     how: params.Sampling,
     seed: int,
-) -> dict[str, float]:
-    """For each judge the share of the model's replies that it finds in the emotion asked for.
+) -> dict[str, list[float]]:
+    """For each judge, and each context of `control`, the share of the replies that it finds in the emotion asked for.
 
     Every process answers every question, in the same batches: a model that is spread over them answers only where all
     of them ask.
@@ -190,9 +189,27 @@ def control_by(
     _, requests = _requests(tokenizer, questions, system_prompt, context - how.max_new_tokens, seed)
     found = sampling.replies(model, tokenizer, requests, how, rows=sampling.CPU_ROWS)
     texts = [reply.text for [reply] in found]
+    shares: dict[str, list[float]] = {}
+    for name, judge in judges.items():
+        hits: dict[str, list[bool]] = {}
+        for (verdict, _), q in zip(judge(texts), questions, strict=True):
+            hits.setdefault(q.dialogue, []).append(verdict == q.emotion)
+        shares[name] = [sum(own) / len(own) for own in hits.values()]
+    return shares
+
+
+def judge_gap(control: Sequence[Mapping[str, Sequence[float]]], rewards: str, other: str, seed: int) -> dict[str, Any]:
+    """Control by the judge that rewards and by the other, first and last, and how much more it rose by the former.
+
+    `control` is what `control_by` said of the model, step by step. The gap's 95 % interval is over the contexts.
+    """
+    first, last = ({name: np.array(found[name]) for name in (rewards, other)} for found in (control[0], control[-1]))
+    gaps = (last[rewards] - first[rewards]) - (last[other] - first[other])
+    low, high = scores.bootstrap(gaps, lambda sums: sums / len(gaps), GAP_RESAMPLES, seed)
     return {
-        name: sum(verdict == q.emotion for (verdict, _), q in zip(judge(texts), questions, strict=True)) / len(texts)
-        for name, judge in judges.items()
+        **{f"{name}_first": float(shares.mean()) for name, shares in first.items()},
+        **{f"{name}_last": float(shares.mean()) for name, shares in last.items()},
+        "judge_gap": {"value": float(gaps.mean()), "low": low, "high": high},
     }
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import random
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,13 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from emotune import launch, params, prompts
+from emotune import launch, params, prompts, records
 from emotune.dialogue import ASSISTANT, Dialogue, Turn
 from emotune.errors import InputError
 from emotune.seeds import key, order
 
 Log = Callable[[Mapping[str, float], int], None]
-Control = Callable[[Any], Mapping[str, float]]
+Control = Callable[[Any], Mapping[str, Sequence[float]]]
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]
 
 disable_progress_bars()
@@ -55,6 +57,12 @@ DPO_CURVE = (
     "control_evaluate_judge",
     "learning_rate",
 )
+# With params, inputs and libraries, what decides what a checkpoint holds: files and folders beside this one.
+CODE = (
+    *("evaluation.py", "finetuning.py", "judges.py", "models.py", "prompts.py", "sampling.py", "seeds.py"),
+    "templates",
+)
+LIBRARIES = ("torch", "transformers", "trl", "peft")
 COMPLETE = "complete"
 POINTS = 20
 # Control is asked for before the first step and at so many more points, the last step among them.
@@ -135,8 +143,8 @@ def dpo(
 
     Loss: -ln sigmoid(beta (margin of the policy - margin of the reference)) + sft_weight x the chosen reply's own
     negative log-likelihood. Before the first step policy and reference are equal, and the stage asserts it.
-    `control` says of the model what two judges find, at some steps; how much more that rose by the one that rewards
-    than by the other is `judge_gap`.
+    `control` says of the model, at some steps, what judges find in each of a few contexts: a row of the curve has
+    the means, and in `control` the whole.
     """
     lengths = [len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"]) for row in train]
     rows = [_dpo_row(train[i], system_prompt) for i in order(lengths, p.epochs, p.batch_size, p.seed)]
@@ -173,8 +181,6 @@ def dpo(
         "chosen_logps_first": _first(curve, "logps/chosen"),
         "chosen_logps_last": _last(curve, "logps/chosen"),
     }
-    if control is not None:
-        measured |= _judge_gap(curve)
     if validation:
         found = trainer.evaluate()
         measured |= {
@@ -365,25 +371,14 @@ class _Control(TrainerCallback):
         base = model.get_base_model()
         attention = base.config._attn_implementation
         model.eval()
-        found = dict(self._control(model))
+        found = self._control(model)
         model.train()
         # Sampling cannot use every kind that training can.
         if base.config._attn_implementation != attention:
             base.set_attn_implementation(attention)
-        state.log_history.append({"step": state.global_step, **found})
-        self._log(found, state.global_step)
-
-
-def _judge_gap(curve: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Control by each judge before and after, and how much more it rose by the one that rewards than by the other."""
-    judges = ("control_reward_judge", "control_evaluate_judge")
-    first, last = ({judge: at(curve, judge) for judge in judges} for at in (_first, _last))
-    by_reward, by_other = (last[judge] - first[judge] for judge in judges)
-    return {
-        **{f"{judge}_first": value for judge, value in first.items()},
-        **{f"{judge}_last": value for judge, value in last.items()},
-        "judge_gap": by_reward - by_other,
-    }
+        means = {name: statistics.fmean(shares) for name, shares in found.items()}
+        state.log_history.append({"step": state.global_step, "control": found, **means})
+        self._log(means, state.global_step)
 
 
 class _FirstStep(TrainerCallback):
@@ -532,24 +527,35 @@ class _Listener(TrainerCallback):
 def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Path]:
     """The folder for a stage's checkpoints, held by this run alone; it stays after a failure, goes after success.
 
-    Its name is made of all that the result depends on (params, inputs, versions), so nothing else can go on from it.
+    Its name is made of all that the result depends on (params, inputs, code, versions), so nothing else can go on from
+    it. Where another run trains the same at this moment, this one has a folder of its own.
     """
-    versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
-    made_of = json.dumps([values, inputs, versions], sort_keys=True)
-    folder = launch.work(stage, hashlib.sha256(made_of.encode()).hexdigest()[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    if launch.first():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"another run of {stage} is training in {folder}: wait for it, or stop it") from None
-    launch.wait()
-    try:
+    versions = {name: version(name) for name in LIBRARIES}
+    code = {name: records.digest(Path(__file__).with_name(name)) for name in CODE}
+    made_of = json.dumps([values, inputs, code, versions], sort_keys=True)
+    name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    with ExitStack() as held:
+        own = held.enter_context(_free(stage, name)) if launch.first() else Path()
+        folder = launch.gather([own])[0]
+        folder.mkdir(parents=True, exist_ok=True)
         yield folder
         launch.wait()
         if launch.first():
             shutil.rmtree(folder)
+
+
+@contextmanager
+def _free(stage: str, name: str) -> Iterator[Path]:
+    """The first of NAME, NAME-2, NAME-3 ... in the stage's work folder that no other run holds, held until the end."""
+    launch.work(stage).mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = launch.work(stage, name if number == 1 else f"{name}-{number}")
+        lock = FileLock(f"{folder}.lock")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            break
+    try:
+        yield folder
     finally:
         lock.release()
 
@@ -573,4 +579,4 @@ def _train(trainer: Any, log: Log) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for logged in trainer.state.log_history:
         rows.setdefault(logged["step"], {}).update(logged)
-    return [row for row in rows.values() if row.keys() & {"loss", "eval_loss", "control_reward_judge"}]
+    return [row for row in rows.values() if row.keys() & {"loss", "eval_loss", "control"}]

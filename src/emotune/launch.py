@@ -64,6 +64,7 @@ def stage(main: Callable[..., None], parallel: bool = False) -> None:
     InputError, a full disk and too little memory are one message and exit code 2. A `parallel` stage obeys
     EMOTUNE_LAUNCH; any other runs as one process whatever it says.
     """
+    _take_code_of_this_workspace()
     name = Path(inspect.getfile(main)).stem
     parser = argparse.ArgumentParser(prog=f"python -m emotune.stages.{name}", description=inspect.getdoc(main))
     for parameter in inspect.signature(main).parameters:
@@ -94,6 +95,19 @@ def stage(main: Callable[..., None], parallel: bool = False) -> None:
         print(f"{name} took {seconds:.1f} s", flush=True)
     if processes() > 1:
         _torch().destroy_process_group()
+
+
+def _take_code_of_this_workspace() -> None:
+    """Start this process again with the code that lies here, where another's was imported.
+
+    DVC runs a queued experiment in a copy of the repository and hashes the code there; an editable install imports the
+    repository's own, which may have been edited since.
+    """
+    here = Path("src").absolute()
+    is_other = (here / "emotune").is_dir() and not (here / "emotune").samefile(Path(__file__).parent)
+    if is_other and str(here) not in sys.path:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+        os.execv(sys.executable, sys.orig_argv)
 
 
 _sampling = (0, 0.0)  # the tokens that this process's stage sampled, and the seconds it took

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotune import mirror, records
+from emotune import git, mirror, records
 from emotune.errors import InputError
 from emotune.mirror import CACHED, NAME, Experiment, Family
 
@@ -61,8 +61,7 @@ def _meant(name: str, known: Known) -> Family | str | None:
     for row in known.published:
         if name in (row["revision"], f"{row['repo']}@{row['revision']}"):
             return str(row["commit"])
-    commit = mirror.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    return commit.decode().strip() if commit else None
+    return git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
 
 
 def _rows(meant: Family | str, known: Known) -> list[Row]:
@@ -102,8 +101,7 @@ def _told(family: Family, stages: int) -> str:
 
 def _commits() -> list[str]:
     """The commits that changed dvc.lock, the newest first, without those that experiments left."""
-    listed = mirror.git("log", "--exclude=refs/exps/*", "--all", "--format=%H", "--", "dvc.lock")
-    return (listed or b"").decode().split()
+    return (git.ask("log", "--exclude=refs/exps/*", "--all", "--format=%H", "--", "dvc.lock") or "").split()
 
 
 @cache

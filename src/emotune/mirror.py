@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from emotune import tracking
+from emotune import git, tracking
 from emotune.errors import InputError
 from emotune.tracking import LOCK, PARENT, PIPELINE, STAGE
 
@@ -89,8 +88,8 @@ def mirror(client: MlflowClient, experiment: str) -> Iterator[str]:
 def experiments() -> list[Experiment]:
     """Every finished experiment of DVC, on any commit, the oldest first, by the references it leaves in git."""
     found = []
-    listed = git("for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", EXPERIMENTS)
-    for line in (listed or b"").decode().splitlines():
+    listed = git.ask("for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", EXPERIMENTS)
+    for line in (listed or "").splitlines():
         revision, reference = line.split(" ", 1)
         parts = reference.removeprefix(f"{EXPERIMENTS}/").split("/")
         if len(parts) == 3 and len(parts[0] + parts[1]) == 40:  # DVC keeps its queue there too
@@ -133,16 +132,11 @@ def locks(found: Entries) -> dict[str, str]:
 
 def content(revision: str | None, path: str) -> bytes | None:
     """A file in a commit, or in the working tree."""
-    if revision is not None:
-        return git("show", f"{revision}:./{path}")
-    return Path(path).read_bytes() if Path(path).is_file() else None
-
-
-def git(*arguments: str) -> bytes | None:
-    """What git prints; None where it fails."""
+    if revision is None:
+        return Path(path).read_bytes() if Path(path).is_file() else None
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        return git.run("show", f"{revision}:./{path}")
+    except InputError:
         return None
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import platform
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from emotune import charts, params, records, report
+from emotune import charts, git, params, records, report
 from emotune.errors import InputError
 
 Content = dict[str, Any]
@@ -367,12 +366,12 @@ def _provenance(run: Run, lock: Mapping[str, Any], used: Mapping[str, str]) -> C
     if run.params.is_file():
         now = dict(_leaves(params.read_yaml(run.params)))
     was_kept = run.replies is None
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", str(run.metrics) if was_kept else ".")
+    changes = git.ask("status", "--porcelain", "--untracked-files=no", "--", str(run.metrics) if was_kept else ".")
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": git.ask("rev-parse", "HEAD"),
         "dirty": None if changes is None else [line[3:] for line in changes.splitlines()],
         # The workspace's metrics belong to HEAD; kept ones to the commit that put them there.
-        "kept": _git("log", "-1", "--format=%H", "--", str(run.metrics)) if was_kept else None,
+        "kept": git.ask("log", "-1", "--format=%H", "--", str(run.metrics)) if was_kept else None,
         "outs": [(stage, out) for stage, told in lock.items() for out in told.get("outs", [])],
         "checked": _checked(run, lock),
         "params": [(key, value, now.get(key, value)) for key, value in sorted(used.items())],
@@ -430,12 +429,3 @@ def _versions() -> list[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the working directory; None where there is no git, no repository or no commit."""
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.rstrip("\n")

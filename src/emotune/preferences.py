@@ -75,6 +75,8 @@ AT_ONCE = 512
 # With the libraries, what decides an attempt's replies and verdicts, beside what the journal's key names one by one.
 CODE = ("judges", "models", "sampling", "seeds", "server")
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
+# What to turn where there are too few pairs.
+SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
 
 
 def choose_prompts(
@@ -371,11 +373,12 @@ def measure(
 
 def audit(measured: Mapping[str, Any], bounds: params.Audit) -> list[str]:
     """Every bound of `prefs.audit` that the pairs break: the number, the bound, and what to turn."""
+    if not measured["pairs"]:
+        return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {SOONER}"]
     least, fewest = min(measured["pairs_per_emotion"].items(), key=lambda found: found[1])
-    sooner = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
     too_few = {
-        "min_yield": (measured["yield_total"], "pairs per prompt", sooner),
-        "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {sooner}"),
+        "min_yield": (measured["yield_total"], "pairs per prompt", SOONER),
+        "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {SOONER}"),
     }
     too_many = {
         "max_chosen_longer": (
@@ -398,7 +401,7 @@ def audit(measured: Mapping[str, Any], bounds: params.Audit) -> list[str]:
     broken = [
         f"prefs.audit.{bound}: {round(found, 3)} {what}, wanted at least {getattr(bounds, bound)}; {turn}"
         for bound, (found, what, turn) in too_few.items()
-        if found < getattr(bounds, bound) or not measured["pairs"]
+        if found < getattr(bounds, bound)
     ]
     return broken + [
         f"prefs.audit.{bound}: {measured[name]:.3f} is the share of pairs {what}, wanted at most "

@@ -78,6 +78,14 @@ def fitting_history(
     return trim(history, lambda turns: len(prompt_ids(tokenizer, turns, emotion, system_prompt)) <= room)
 
 
+def fitting_prompt(
+    tokenizer: Any, history: Sequence[Turn], emotion: str, system_prompt: str | None, room: int
+) -> tuple[tuple[Turn, ...], list[int]]:
+    """`fitting_history`, and its prompt's token ids: at most `room`, a last turn that alone is longer cut in front."""
+    kept = fitting_history(tokenizer, history, emotion, system_prompt, room)
+    return kept, prompt_ids(tokenizer, kept, emotion, system_prompt)[-room:]
+
+
 def fitting_rows(
     tokenizer: Any, turns: Sequence[Turn], system_prompt: str | None, context: int
 ) -> list[tuple[Turn, ...]]:

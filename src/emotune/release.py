@@ -8,13 +8,12 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emotune import cards, hub, lock, params, records, report
+from emotune import cards, git, hub, lock, params, records, report
 from emotune.errors import InputError
 
 # The licences that are known without being stated: emotune's own corpus, and DailyDialog.
@@ -391,14 +390,10 @@ def _hash_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _commit(root: Path) -> tuple[str, bool]:
     """The commit that the working tree is at, and whether anything in it is in no commit."""
-    try:
-        asked = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"])
-        commit, changes = (
-            subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout for command in asked
-        )
-    except (subprocess.CalledProcessError, OSError):
-        raise InputError(f"{root.resolve()}: git knows no commit here, and a card names the one it tells of") from None
-    return commit.strip(), bool(changes.strip())
+    commit = git.ask("-C", str(root), "rev-parse", "HEAD")
+    if commit is None:
+        raise InputError(f"{root.resolve()}: git knows no commit here, and a card names the one it tells of")
+    return commit, bool(git.told("-C", str(root), "status", "--porcelain"))
 
 
 def _sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from emotune import mirror, params, report
+from emotune import git, mirror, params, report
 from emotune.errors import InputError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -216,7 +216,7 @@ def _same(commit: str, wanted: Mapping[str, Any], code: set[str]) -> bool:
             return False
     except InputError:
         return False
-    changed = set(_git("diff", "--name-only", commit, "--", "src").splitlines())
+    changed = set(git.told("diff", "--name-only", commit, "--", "src").splitlines())
     return not changed & code
 
 
@@ -258,14 +258,7 @@ def params_of(commit: str) -> dict[str, Any]:
 
 def shown(commit: str, path: str) -> str:
     """A file as a commit has it; InputError where it has none."""
-    return _git("show", f"{commit}:{path}")
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"git {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
+    return git.told("show", f"{commit}:{path}")
 
 
 def _queue() -> Any:
@@ -289,11 +282,11 @@ def queue(
     # What the queue still holds under such a name is an older attempt: other params, other code, or a failure.
     for old in [made for made in _waiting() if made.name in missing and made.state in ("failed", "queued")]:
         _queue().remove([old.commit])
-    head = _git("rev-parse", "HEAD").strip()
+    head = git.told("rev-parse", "HEAD")
     for name in missing:
         values = [word for key, value in settings[name].items() for word in ("-S", f"{key}={hydra(value)}")]
         # What has that name on this commit has other params or code. Not --force: it would run what the cache restores.
-        _git("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}")
+        git.told("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}")
         _dvc("exp", "run", "--queue", "--name", name, *values, study.target)
     return held
 

@@ -14,7 +14,6 @@ import os
 import platform
 import posixpath
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from emotune import launch, records
+from emotune import git, launch, records
 from emotune.errors import InputError
 
 if TYPE_CHECKING:
@@ -280,17 +279,8 @@ def _tags_of_the_pipeline() -> dict[str, str]:
 
 def git_tags() -> dict[str, str]:
     """`git.commit`, and in `git.dirty` whether anything differs from it; nothing where there is no commit."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    commit, changes = git.ask("rev-parse", "HEAD"), git.ask("status", "--porcelain", "--untracked-files=no")
     return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()} if commit else {}
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the working directory; None where there is no git, no repository or no commit."""
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _root() -> Path:

@@ -66,6 +66,9 @@ def main(
                 run.log,
                 control if questions else None,
             )
+            if questions:
+                asked = [row["control"] for row in curve if "control" in row]
+                measured |= evaluation.judge_gap(asked, "control_reward_judge", "control_evaluate_judge", p.dpo.seed)
             if launch.first():
                 models.save_adapter(model, tokenizer, base, out)
                 records.write_csv(history, list(finetuning.DPO_CURVE), curve)
