@@ -154,6 +154,18 @@ def test_curves_are_drawn_of_what_the_histories_hold(here):
     assert cells(html, "10") == [["nan"], []]
 
 
+def test_the_judges_gap_stands_below_their_curves(here):
+    Path("metrics/dpo_history.csv").write_text(
+        "step,loss,control_reward_judge,control_evaluate_judge\n0,,0.25,0.25\n1,0.5,,\n4,0.25,0.75,0.5\n"
+    )
+    assert "by the rewarding judge than" not in section(written(), "training")
+    gap = {"judge_gap": {"value": 0.25, "low": -0.125, "high": 0.5}}
+    records.write_json(Path("metrics/dpo.json"), gap)
+    html = section(written(), "training")
+    assert "dpo control: rewarding judge 0.25 at step 0, 0.75 at step 4; evaluating judge 0.25" in html
+    assert "rose by +0.250 [-0.125, +0.500] more by the rewarding judge than by the evaluating" in html
+
+
 def test_a_history_that_holds_no_numbers_is_refused_with_its_line(here, capsys):
     Path("metrics/dpo_history.csv").write_text("step,loss\n1,0.5\n2,low\n")
     assert cli.main(["report", "--html", "report.html"]) == 2

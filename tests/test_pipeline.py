@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "emotune"
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
 STAGES = PIPELINE["stages"]
-PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()]
+# A stage's plots are of one file each, those below the stages of columns of any.
+PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()] + [
+    plot | {"y": {path: plot["y"]}}
+    for stage in STAGES.values()
+    for named in stage.get("plots", [])
+    for path, plot in named.items()
+]
 # Sections that no stage depends on, because a face alone reads them.
 FACES = {"publish": "release.py"}
 
@@ -128,11 +134,14 @@ def test_a_stage_depends_on_the_templates_it_renders(stage: str) -> None:
 
 
 def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
-    for entry in [*STAGES[stage].get("outs", []), *STAGES[stage]["metrics"]]:
-        [path] = names_of([entry])
-        assert (entry == {path: {"cache": False}}) == path.startswith("metrics/")
-    # A stage's own plots would be drawn once more, by a template that knows nothing of them.
-    assert "plots" not in STAGES[stage]
+    of = STAGES[stage]
+    # DVC's run cache keeps no run of a stage with an out in git that is neither a metric nor a plot.
+    assert not [path for path in names_of(of.get("outs", [])) if path.startswith("metrics/")]
+    assert all(isinstance(out, str) for out in of.get("outs", []))
+    for entry in [*of["metrics"], *of.get("plots", [])]:
+        [(path, how)] = entry.items()
+        assert how["cache"] is False
+        assert path.startswith("metrics/")
 
 
 def test_what_is_plotted_is_a_column_of_what_a_stage_writes() -> None:
@@ -143,13 +152,15 @@ def test_what_is_plotted_is_a_column_of_what_a_stage_writes() -> None:
         "metrics/dpo_history.csv": finetuning.DPO_CURVE,
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
     } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
-    shown = set()
+    shown = []
     for plot in PLOTS:
         for path, names in plot["y"].items():
-            assert {plot["x"], *([names] if isinstance(names, str) else names)} <= set(columns[path]), path
-            shown.add(path)
-    assert shown == set(columns)
-    assert shown <= {path for stage in STAGES.values() for path in outs_of(stage)}
+            drawn = [names] if isinstance(names, str) else names
+            assert {plot["x"], *drawn} <= set(columns[path]), path
+            shown += [(path, name) for name in drawn]
+    assert len(set(shown)) == len(shown), "nothing is drawn twice"
+    assert {path for path, _ in shown} == set(columns)
+    assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}
 
 
 def test_every_plot_has_one_of_our_templates_and_each_is_used() -> None:

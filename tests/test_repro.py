@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,12 @@ def test_other_weights_run_what_they_affect_and_nothing_else(experiments: tuple[
     assert clone.ran(experiments[0]) == ["generate_prefs", "dpo", "evaluate"]
 
 
+def test_what_an_experiment_has_run_already_comes_from_the_cache(experiments: tuple[str, str], clone: Clone) -> None:
+    output = clone("dvc", "exp", "run", "--temp", "--name", "again", "-S", f"reward.weights={IN_QUEUE}")
+    assert clone.ran(output) == []
+    assert re.findall(r"Stage '(\w+)' is cached - skipping run", output) == ["generate_prefs", "dpo", "evaluate"]
+
+
 def test_exp_show_lists_the_experiments_with_their_weights(experiments: tuple[str, str], clone: Clone) -> None:
     rows = list(csv.DictReader(io.StringIO(clone("dvc", "exp", "show", "--csv"))))
     weights = {row["Experiment"]: json.loads(row["reward.weights"]) for row in rows if row["Experiment"]}
@@ -226,13 +233,15 @@ def test_plots_show_and_diff_have_every_plot_of_dvc_yaml(experiments: tuple[str,
         shown = plots.get("data", plots)
         assert plots.get("errors", []) == []
         of_dpo = {f"dpo {what}" for what in ("loss", "margins", "reward accuracy", "log-probability", "control")}
-        assert {name.split("::")[-1] for name in shown} == {"confusion", "comparison", "sft loss"} | of_dpo
+        of_stages = {path for stage in STAGES.values() for named in stage.get("plots", []) for path in named}
+        assert len(of_stages) == 6
+        assert {name.split("::")[-1] for name in shown} == {"sft loss"} | of_dpo | of_stages
 
 
 def test_the_page_of_plots_draws_without_a_network(clone: Clone, page: Any, tmp_path: Path) -> None:
     clone("dvc", "plots", "show", "--out", str(tmp_path))
     page.goto((tmp_path / "index.html").as_uri())
-    page.wait_for_function("document.querySelectorAll('canvas.marks').length == 8")
+    page.wait_for_function("document.querySelectorAll('canvas.marks').length == 12")
 
 
 # --- MLflow

@@ -187,27 +187,36 @@ def test_holm_s_correction() -> None:
 
 # A stage whose model is as good as its hidden size, and that finds no memory for the largest.
 STAGE = """
-import sys, time
+import time
 from pathlib import Path
-from emotune import params, records, scores
-p = params.load("pretrain", "evaluate")
-size = p.pretrain.hidden_size
-if size == 512:
-    sys.exit("emotune baseline: out of memory: tried to allocate 99 GiB")
-time.sleep(size / 64)
-labels = ["neutral", "fear"]
-rows = [{"id": str(n), "dialogue": str(n), "emotion": "fear", "judged": labels[n % 128 < size], "reply": "Oh."}
-        for n in range(256)]
-for kind in ("baseline", "baseline.control"):
-    records.write_jsonl(Path(f"data/replies/{kind}.jsonl"), rows)
-columns = [[row[name] for row in rows] for name in ("dialogue", "emotion", "judged")]
-measured = {"replies": scores.score(*columns, labels, "neutral", 100, 7)}
-records.write_json(Path("metrics/baseline.json"), measured)
+
+import numpy
+
+from emotune import launch, params, records, scores
+
+def main(replies: Path, control: Path, metrics: Path) -> None:
+    p = params.load("pretrain", "evaluate")
+    size = p.pretrain.hidden_size
+    if size == 512:
+        numpy.ones(1 << 60, "int8")
+    time.sleep(size / 64)
+    labels = ["neutral", "fear"]
+    rows = [{"id": str(n), "dialogue": str(n), "emotion": "fear", "judged": labels[n % 128 < size], "reply": "Oh."}
+            for n in range(256)]
+    for path in (replies, control):
+        records.write_jsonl(path, rows)
+    columns = [[row[name] for row in rows] for name in ("dialogue", "emotion", "judged")]
+    records.write_json(metrics, {"replies": scores.score(*columns, labels, "neutral", 100, 7)})
+
+launch.stage(main)
 """
+NO_MEMORY = "baseline: out of memory: Unable to allocate 1.00 EiB for an array"
 DVC_YAML = """stages:
   baseline:
-    cmd: python src/stage.py
-    deps: [src/stage.py]
+    cmd: >-
+      python src/baseline.py --replies data/replies/baseline.jsonl --control data/replies/baseline.control.jsonl
+      --metrics metrics/baseline.json
+    deps: [src/baseline.py]
     params: [pretrain, evaluate]
     outs: [data/replies/baseline.jsonl, data/replies/baseline.control.jsonl]
     metrics:
@@ -223,7 +232,7 @@ class Repository:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
         self.env |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(PROJECT / "src")}
         for path, text in {
-            "src/stage.py": STAGE,
+            "src/baseline.py": STAGE,
             "dvc.yaml": DVC_YAML,
             "experiments/size.yaml": STUDY,
             "data/replies/.gitignore": "*.jsonl\n",
@@ -300,8 +309,10 @@ def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repos
 @pytest.mark.pipeline
 def test_a_run_that_fails_is_a_row_that_says_why(ran: tuple[Repository, str]) -> None:
     repository, said = ran
-    assert repository.rows()["huge"]["reason"] == "emotune baseline: out of memory: tried to allocate 99 GiB"
-    assert "failed: emotune baseline: out" in said
+    reason = repository.rows()["huge"]["reason"]
+    assert reason.startswith(NO_MEMORY)
+    assert reason.endswith("; a smaller base model, batch or context takes less")
+    assert "failed: baseline: out of" in said
 
 
 @pytest.mark.pipeline
@@ -322,10 +333,10 @@ def test_published_bars_stand_beside_ours_in_a_block_of_the_readme(ran: tuple[Re
     (repository.folder / "README.md").write_text("<!-- begin:study-size -->\n<!-- end:study-size -->\n")
     repository.emotune("report", "--readme", "README.md")
     text = (repository.folder / "README.md").read_text()
-    assert text.startswith("<!-- begin:study-size -->\n| run | accuracy | bits/char | accuracy − best | ")
-    assert "\n| Llama-2-7B | – | – | – | 0.718 | 0.760 |\n" in text
+    assert text.startswith("<!-- begin:study-size -->\n| run | accuracy | bits/char | accuracy − best | seconds | peak")
+    assert "\n| Llama-2-7B | – | – | – | – | – | 0.718 | 0.760 |\n" in text
     assert "\n| small | 0.500 [" in text
-    assert "\n| huge | failed: emotune baseline: out of memory: tried to allocate 99 GiB | – | – |" in text
+    assert f"\n| huge | failed: {NO_MEMORY} with shape (1152921504606846976,) and data type int8 | – | – |" in text
 
 
 @pytest.mark.pipeline
@@ -351,9 +362,9 @@ def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository
         assert (states["size-small"], states["size-large"]) == ("done", "done")
         other = {name: whole | {"history_turns": 4} for name, whole in wanted.items()}
         assert {made.state for made in study.experiments(other, "baseline").values()} == {"absent"}
-        (repository.folder / "src/stage.py").write_text(STAGE + "\n")
+        (repository.folder / "src/baseline.py").write_text(STAGE + "\n")
         assert {made.state for made in study.experiments(wanted, "baseline").values()} == {"absent"}
-        (repository.folder / "src/stage.py").write_text(STAGE)
+        (repository.folder / "src/baseline.py").write_text(STAGE)
 
 
 @pytest.mark.pipeline

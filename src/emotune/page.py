@@ -27,15 +27,18 @@ EXAMPLES = 20
 PAIRS = 5
 # What was published of the preference gaps: a difference of rewards whose length term alone grows to 78.
 PUBLISHED = {"pairs": 2048, "median": 17.547, "mean": 16.144, "sd": 5.815, "weights": [0.4, 0.25, 0.35]}
-# A chart a row: its title, the columns of the history it draws (train, validation), and a level to compare with.
-CURVES: dict[str, list[tuple[str, tuple[str, str], float | None]]] = {
-    "sft": [("loss", ("loss", "eval_loss"), None)],
+SPLITS = ("train", "validation")
+JUDGES = ("rewarding judge", "evaluating judge")
+# A chart a row: its title, the two columns of the history it draws and their names, and a level to compare with.
+CURVES: dict[str, list[tuple[str, tuple[str, str], tuple[str, str], float | None]]] = {
+    "sft": [("loss", ("loss", "eval_loss"), SPLITS, None)],
     "dpo": [
-        ("loss", ("loss", "eval_loss"), None),
-        ("reward margin of chosen over rejected", ("rewards/margins", "eval_rewards/margins"), 0.0),
-        ("reward accuracy", ("rewards/accuracies", "eval_rewards/accuracies"), 0.5),
-        ("log-probability of chosen", ("logps/chosen", "eval_logps/chosen"), None),
-        ("log-probability of rejected", ("logps/rejected", "eval_logps/rejected"), None),
+        ("loss", ("loss", "eval_loss"), SPLITS, None),
+        ("reward margin of chosen over rejected", ("rewards/margins", "eval_rewards/margins"), SPLITS, 0.0),
+        ("reward accuracy", ("rewards/accuracies", "eval_rewards/accuracies"), SPLITS, 0.5),
+        ("log-probability of chosen", ("logps/chosen", "eval_logps/chosen"), SPLITS, None),
+        ("log-probability of rejected", ("logps/rejected", "eval_logps/rejected"), SPLITS, None),
+        ("control", ("control_reward_judge", "control_evaluate_judge"), JUDGES, None),
     ],
 }
 WHY_NOT = {
@@ -197,7 +200,10 @@ def _training(metrics: Path) -> list[Content]:
     for stage, curves in CURVES.items():
         path = metrics / f"{stage}_history.csv"
         history = _history(path) if path.is_file() else []
-        drawn = [(title, _curve(history, f"{stage} {title}", columns, level)) for title, columns, level in curves]
+        drawn = [
+            (title, _curve(history, f"{stage} {title}", columns, names, level))
+            for title, columns, names, level in curves
+        ]
         found.append(
             {
                 "stage": stage,
@@ -205,6 +211,7 @@ def _training(metrics: Path) -> list[Content]:
                 "charts": [(title, chart) for title, chart in drawn if chart],
                 "columns": list(history[0]) if history else [],
                 "rows": [list(row.values()) for row in history],
+                "gap": (_read(metrics / f"{stage}.json") or {}).get("judge_gap"),
             }
         )
     return found
@@ -224,15 +231,19 @@ def _history(path: Path) -> list[dict[str, float | None]]:
 
 
 def _curve(
-    history: Sequence[Mapping[str, float | None]], name: str, columns: tuple[str, str], level: float | None
+    history: Sequence[Mapping[str, float | None]],
+    title: str,
+    columns: tuple[str, str],
+    names: tuple[str, str],
+    level: float | None,
 ) -> Content | None:
-    """A chart of the history's train and validation column, where either holds a number."""
+    """A chart of two of the history's columns, where either holds a number."""
     series = []
-    for kind, column in zip(("train", "validation"), columns, strict=True):
+    for name, kind, column in zip(names, ("first", "second"), columns, strict=True):
         points = [(row["step"], row.get(column)) for row in history]
         drawn = [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(y)]
         if drawn:
-            series.append(charts.Series(kind, kind, drawn))
+            series.append(charts.Series(name, kind, drawn))
     if not series:
         return None
     spoken = (
@@ -240,7 +251,7 @@ def _curve(
         f"{one.points[-1][1]:.4g} at step {one.points[-1][0]:g}"
         for one in series
     )
-    return {"svg": charts.lines(series, f"{name}: {'; '.join(spoken)}", level), "kinds": [one.kind for one in series]}
+    return {"svg": charts.lines(series, f"{title}: {'; '.join(spoken)}", level), "keys": series}
 
 
 def _preferences(run: Run) -> Content | None:

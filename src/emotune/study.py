@@ -303,12 +303,12 @@ def start(jobs: int) -> None:
 def watch(names: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
     """Say what changes until none of the experiments runs or waits. Workers that died are replaced."""
     began = time.monotonic()
-    before: dict[str, str] = {}
+    before = dict.fromkeys(names, "queued")
     for look in itertools.count(1):
         held = {made.name: made for made in _waiting() if made.name in names}
         for number, name in enumerate(names, start=1):
             news = f"{held[name].state}{stage_of(held[name])}" if name in held else "done"
-            if before.get(name) != news:
+            if before[name] != news:
                 minutes, seconds = divmod(int(time.monotonic() - began), 60)
                 say(f"{minutes:3}:{seconds:02}  {number}/{len(names)}  {name}  {news}")
             before[name] = news
