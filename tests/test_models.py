@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from emotune import models, params, prompts, records
+from emotune import judges, models, params, prompts, records
 from emotune.dialogue import Dialogue
 from emotune.errors import InputError
 
@@ -117,6 +117,16 @@ def test_a_pinned_folder_that_lost_a_file_is_refused(tmp_path: Path) -> None:
 
 
 # --- tokenizer
+
+
+def test_a_model_that_the_hub_does_not_give_is_one_message(tmp_path: Path) -> None:
+    records.write_json(tmp_path / "base.json", {"name": "owner/model", "revision": "0" * 40, "files": {}})
+    with pytest.raises(InputError, match=r"^model\.base: owner/model at 0{40}: [^\n]+$"):
+        models.load_tokenizer(tmp_path, None)
+    with pytest.raises(InputError, match=r"^model\.base: owner/model at 0{40}: [^\n]+$"):
+        models.load_base(tmp_path, CHOICE)
+    with pytest.raises(InputError, match=r"^judge: owner/judge at 1{40}: [^\n]+$"):
+        judges.load_hub("owner/judge", "1" * 40, None, 8)
 
 
 def test_padding_is_a_token_that_no_reply_trains(base: Path, shared: Path) -> None:

@@ -439,8 +439,9 @@ def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | Non
             f"judge {name}: no such folder, and as a Hub name it needs its 40-digit commit, not a branch, as revision; "
             f"got {revision}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForSequenceClassification.from_pretrained(**where, dtype=torch.float32).to(models.device()).eval()
+    tokenizer = models.opened(AutoTokenizer, "judge", where)
+    model = models.opened(AutoModelForSequenceClassification, "judge", where, dtype=torch.float32)
+    model = model.to(models.device()).eval()
     own = [model.config.id2label[index] for index in range(model.config.num_labels)]
     ours, share = _mapped(own, label_map, name)
     if tokenizer.pad_token is None:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,25 @@ def _where(folder: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(local)}
 
 
+def opened(kind: Any, setting: str, where: Mapping[str, Any], **how: Any) -> Any:
+    """`kind.from_pretrained`; InputError, which names the setting, where neither Hub nor folder gives the model."""
+    try:
+        return kind.from_pretrained(**where, **how)
+    except OSError as error:
+        # The system's own have a number: a full disk is no fault of the model.
+        if error.errno is not None:
+            raise
+        named = " at ".join(filter(None, (where["pretrained_model_name_or_path"], where.get("revision"))))
+        raise InputError(f"{setting}: {named}: {' '.join(str(error).split())}") from None
+
+
 def load_tokenizer(folder: Path, template: str | None) -> Any:
     """A base model's or an adapter's tokenizer, speaking one of our templates, or (`None`) the one it came with.
 
     It pads on the right, with a token that no reply trains: its own, else the unknown token, else the end token (then
     masks, never token ids, say what is padding).
     """
-    tokenizer = AutoTokenizer.from_pretrained(**_where(folder))
+    tokenizer = opened(AutoTokenizer, "model.base", _where(folder))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -136,8 +148,10 @@ def load_base(base: Path, choice: params.Model) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        **_where(base),
+    model = opened(
+        AutoModelForCausalLM,
+        "model.base",
+        _where(base),
         dtype=dtype,
         attn_implementation=choice.attention,
         quantization_config=quantization,
