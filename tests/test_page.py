@@ -70,8 +70,8 @@ def repository(tmp_path_factory):
         records.write_jsonl(folder / f"data/replies/{model}.control.jsonl", control(model))
     records.write_jsonl(folder / "data/prefs/train.jsonl", [pair(2.0), pair(2.1)])
     records.write_jsonl(folder / "data/prefs/validation.jsonl", [pair(5.0)])
-    (folder / ".work/seconds").mkdir(parents=True)
-    (folder / ".work/seconds/sft").write_text("61.5\n")
+    spent = {"stage": "sft", "seconds": 61.5, "peak_memory_bytes": 1_250_000_000, "tokens_per_second": None}
+    records.write_jsonl(folder / ".work/costs.jsonl", [spent | {"failed": None}])
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(PROJECT / name, folder)
     md5 = hashlib.md5((folder / "metrics/evaluate.json").read_bytes()).hexdigest()
@@ -197,9 +197,9 @@ def test_pairs_stand_beside_the_published_ones(here):
 
 def test_a_stage_s_cost_is_what_it_did_wrote_and_took(here):
     html = section(written(), "cost")
-    assert cells(html, "prepare") == [["2,468", "dialogues"], ["–"], ["–"]]
-    assert cells(html, "sft") == [["–"], ["–"], ["61.5"]]
-    assert cells(html, "evaluate") == [["280", "replies"], ["2.50"], ["–"]]
+    assert cells(html, "prepare") == [["2,468", "dialogues"], *[["–"]] * 4]
+    assert cells(html, "sft") == [["–"], ["–"], ["61.5"], ["1.25"], ["–"]]
+    assert cells(html, "evaluate") == [["280", "replies"], ["2.50"], *[["–"]] * 3]
 
 
 def test_the_page_says_which_commit_and_which_files_it_is_of(here):
@@ -230,7 +230,7 @@ def test_the_page_says_which_commit_and_which_files_it_is_of(here):
         ("metrics/dpo_history.csv", ["training"]),
         ("data/replies/sft.control.jsonl", ["replies"]),
         ("data/prefs/train.jsonl", ["preferences"]),
-        (".work/seconds/sft", ["cost"]),
+        (".work/costs.jsonl", ["cost"]),
         ("dvc.lock", []),
     ],
 )

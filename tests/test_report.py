@@ -113,14 +113,28 @@ def test_the_report_shows_what_a_step_changed_and_what_the_pairs_are(metrics, ca
     assert shown.split("longer one chosen\n")[1].split()[:6] == ["1", "2", "50%", "16.0", "7.25", "100%"]
 
 
-def test_the_time_of_each_stage_that_ran_here_stands_in_the_order_of_the_pipeline(metrics, capsys):
+def test_the_cost_of_each_stage_that_ran_here_stands_in_the_order_of_the_pipeline(metrics, capsys):
     cli.main(["report"])
     assert "Last run of each stage" not in capsys.readouterr().out
-    for name, seconds in {"sft": "61.5", "prepare": "2.0", "forgotten": "9.0"}.items():
-        Path(".work/seconds").mkdir(parents=True, exist_ok=True)
-        Path(".work/seconds", name).write_text(f"{seconds}\n")
+    ran = [
+        ("sft", 80.0, None),
+        ("sft", 61.5, None),
+        ("prepare", 2.0, None),
+        ("forgotten", 9.0, None),
+        ("sft", 3.0, "!"),
+    ]
+    lines = [
+        {"stage": stage, "seconds": seconds, "peak_memory_bytes": 500_000_000, "failed": failed}
+        for stage, seconds, failed in ran
+    ]
+    records.write_jsonl(Path(".work/costs.jsonl"), lines)
     cli.main(["report"])
-    assert "Last run of each stage\nprepare   2.0 s\nsft      61.5 s\nall      63.5 s\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out.split("Last run of each stage, and its peak memory\n")[1].splitlines()[:3]
+    assert [line.split() for line in shown] == [
+        ["prepare", "2.0", "s", "0.50", "GB"],
+        ["sft", "61.5", "s", "0.50", "GB"],
+        ["all", "63.5", "s"],
+    ]
 
 
 def test_before_the_pipeline_ran_the_report_says_what_is_missing(metrics, capsys):

@@ -147,7 +147,7 @@ def _report(chosen: argparse.Namespace) -> int:
     if chosen.readme is None:
         if chosen.check:
             raise InputError("report: --check says whether a file is stale, so it needs --readme FILE")
-        print(report.text(METRICS, launch.work("seconds"), report.stages(Path("dvc.yaml"))))
+        print(report.text(METRICS, launch.work("costs.jsonl"), report.stages(Path("dvc.yaml"))))
         return 0
     if not chosen.readme.is_file():
         raise InputError(f"report: --readme {chosen.readme}: no such file")
@@ -173,7 +173,7 @@ def _page(chosen: argparse.Namespace) -> int:
         raise InputError(f"report: --html {chosen.html}: a page is a file whose name ends in .html")
     from emotune import page  # with jinja2
 
-    workspace = page.Run(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), launch.work("seconds"))
+    workspace = page.Run(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), launch.work("costs.jsonl"))
     run = page.kept(METRICS, chosen.kept) if chosen.kept else workspace
     text = page.html(run, report.stages(Path("dvc.yaml")))
     with records.replacing(chosen.html) as file:

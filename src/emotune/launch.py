@@ -87,12 +87,8 @@ def stage(main: Callable[..., None], parallel: bool = False) -> None:
         _tell(f"emotune {name}: {message}")
         sys.exit(2)
     if first():
-        seconds = time.monotonic() - began
-        note = work("seconds", name)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{seconds:.1f}\n", encoding="utf-8")
         _note(name, began, None, *_memory())
-        print(f"{name} took {seconds:.1f} s", flush=True)
+        print(f"{name} took {time.monotonic() - began:.1f} s", flush=True)
     if processes() > 1:
         _torch().destroy_process_group()
 

@@ -60,7 +60,7 @@ class Run:
     params: Path
     replies: Path | None = None
     prefs: Path | None = None
-    seconds: Path | None = None
+    costs: Path | None = None
 
 
 def kept(metrics: Path, name: str) -> Run:
@@ -332,15 +332,15 @@ def _example(asked: Sequence[Content], rows: Mapping[str, Mapping[str, Content]]
 
 
 def _costs(run: Run, stages: Sequence[str], lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
-    """A row a stage: what it did, how large what it wrote is, and how long it last took on this machine."""
-    took = report.times(run.seconds, stages) if run.seconds else {}
+    """A row a stage: what it did, how large what it wrote is, and what its last run on this machine took."""
+    spent = report.last_costs(run.costs, stages) if run.costs else {}
     work = _work(run.metrics, used)
     sizes = {name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()}
     return {
-        "rows": [(name, work.get(name, []), sizes.get(name), took.get(name)) for name in stages],
+        "rows": [(name, work.get(name, []), sizes.get(name), spent.get(name)) for name in stages],
         "size": sum(sizes.values()),
-        "seconds": sum(took.values()),
-        "timed": bool(took),
+        "seconds": sum(one["seconds"] for one in spent.values()),
+        "memory": max((one["peak_memory_bytes"] for one in spent.values()), default=None),
     }
 
 

@@ -46,28 +46,31 @@ NEXT = """Where to look next
   mlflow ui --backend-store-uri sqlite:///mlflow.db"""
 
 
-def text(metrics: Path, seconds: Path, stages: Sequence[str]) -> str:
-    """The report of `emotune report`: models side by side, what each step changed, the pairs, the stages' times.
+def text(metrics: Path, costs: Path, stages: Sequence[str]) -> str:
+    """The report of `emotune report`: models side by side, what each step changed, the pairs, the stages' costs.
 
-    `seconds` is a folder with one file a stage that ever ran here, which holds how long its last run took. Fits in 120
-    columns.
+    `costs` has a line of JSON for each time that a stage ran here. Fits in 120 columns.
     """
     evaluated = records.read_json(metrics / "evaluate.json")
-    took = times(seconds, stages)
+    spent = last_costs(costs, stages)
     paragraphs = [
         aligned(comparison(evaluated, "\n{}–{}")),
         "Difference [95 % interval], paired over the same questions\n" + aligned(differences(evaluated)),
         "Preference pairs\n" + aligned(preferences(metrics)),
     ]
-    if took:
-        stages_took = [[name, f"{took[name]:.1f} s"] for name in took]
-        paragraphs.append(f"Last run of each stage\n{aligned([*stages_took, ['all', f'{sum(took.values()):.1f} s']])}")
+    if spent:
+        table = [
+            [name, f"{one['seconds']:.1f} s", f"{one['peak_memory_bytes'] / 1e9:.2f} GB"] for name, one in spent.items()
+        ]
+        whole = ["all", f"{sum(one['seconds'] for one in spent.values()):.1f} s", ""]
+        paragraphs.append(f"Last run of each stage, and its peak memory\n{aligned([*table, whole])}")
     return "\n\n".join([*paragraphs, NEXT])
 
 
-def times(seconds: Path, stages: Sequence[str]) -> dict[str, float]:
-    """How long the last run of each stage took, for those that ever ran here."""
-    return {name: float((seconds / name).read_text()) for name in stages if (seconds / name).is_file()}
+def last_costs(path: Path, stages: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the last run of each stage cost that ended well here, in the order of the pipeline."""
+    ended = {line["stage"]: line for line in (records.read_jsonl(path) if path.is_file() else ()) if not line["failed"]}
+    return {name: ended[name] for name in stages if name in ended}
 
 
 def stages(dvc_yaml: Path) -> list[str]:
