@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import csv
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,8 @@ PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()] + [
     for named in stage.get("plots", [])
     for path, plot in named.items()
 ]
+# No stage writes it: `emotune study` does, of experiments.
+LEARNING_CURVE = "metrics/studies/learning-curve.csv"
 # Sections that no stage depends on, because a face alone reads them.
 FACES = {"publish": "release.py"}
 
@@ -144,7 +147,7 @@ def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
         assert path.startswith("metrics/")
 
 
-def test_what_is_plotted_is_a_column_of_what_a_stage_writes() -> None:
+def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None:
     from emotune import finetuning
 
     columns = {
@@ -152,6 +155,9 @@ def test_what_is_plotted_is_a_column_of_what_a_stage_writes() -> None:
         "metrics/dpo_history.csv": finetuning.DPO_CURVE,
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
     } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
+    assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}
+    with (ROOT / LEARNING_CURVE).open(encoding="utf-8", newline="") as file:
+        columns[LEARNING_CURVE] = tuple(csv.DictReader(file).fieldnames or ())
     shown = []
     for plot in PLOTS:
         for path, names in plot["y"].items():
@@ -160,7 +166,6 @@ def test_what_is_plotted_is_a_column_of_what_a_stage_writes() -> None:
             shown += [(path, name) for name in drawn]
     assert len(set(shown)) == len(shown), "nothing is drawn twice"
     assert {path for path, _ in shown} == set(columns)
-    assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}
 
 
 def test_every_plot_has_one_of_our_templates_and_each_is_used() -> None:

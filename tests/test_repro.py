@@ -235,13 +235,13 @@ def test_plots_show_and_diff_have_every_plot_of_dvc_yaml(experiments: tuple[str,
         of_dpo = {f"dpo {what}" for what in ("loss", "margins", "reward accuracy", "log-probability", "control")}
         of_stages = {path for stage in STAGES.values() for named in stage.get("plots", []) for path in named}
         assert len(of_stages) == 6
-        assert {name.split("::")[-1] for name in shown} == {"sft loss"} | of_dpo | of_stages
+        assert {name.split("::")[-1] for name in shown} == {"sft loss", "learning curve"} | of_dpo | of_stages
 
 
 def test_the_page_of_plots_draws_without_a_network(clone: Clone, page: Any, tmp_path: Path) -> None:
     clone("dvc", "plots", "show", "--out", str(tmp_path))
     page.goto((tmp_path / "index.html").as_uri())
-    page.wait_for_function("document.querySelectorAll('canvas.marks').length == 12")
+    page.wait_for_function("document.querySelectorAll('canvas.marks').length == 13")
 
 
 # --- MLflow
