@@ -134,9 +134,10 @@ def test_the_code_of_a_stage_is_its_own_and_that_of_all_it_needs(monkeypatch: py
 # What a difference is.
 
 LABELS = ["neutral", "fear"]
+Rows = list[dict[str, Any]]
 
 
-def answers(judged: str, nats: float, reply: str = "Oh.") -> list[dict[str, Any]]:
+def answers(judged: str, nats: float, reply: str = "Oh.") -> Rows:
     """A hundred dialogues of one reply, asked for in fear; `judged` has a letter for each, f or n."""
     return [
         {
@@ -153,25 +154,30 @@ def answers(judged: str, nats: float, reply: str = "Oh.") -> list[dict[str, Any]
     ]
 
 
+def difference(column: str, first: Rows, other: Rows, resamples: int) -> dict[str, float]:
+    of_first, of_other = (evidence.drawn(column, rows, LABELS, "neutral", resamples, 7) for rows in (first, other))
+    return evidence.tested(of_other - of_first)
+
+
 def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
     first, other = answers("f" * 50 + "n" * 50, 4.0), answers("f" * 80 + "n" * 20, 8.0, "user: what?")
-    found = evidence.difference("accuracy", first, other, LABELS, "neutral", 1000, 7)
+    found = difference("accuracy", first, other, 1000)
     assert found["difference"] == pytest.approx(0.3)
     # 30 of 100 dialogues change, and each resample has about as many.
     assert 0.2 < found["difference low"] < 0.25 < 0.35 < found["difference high"] < 0.4
     assert found["p"] == pytest.approx(2 / 1001)
     # e^2 - e, and (8 - 4) nats over 8 characters in bits: the same for every dialogue.
-    perplexity = evidence.difference("perplexity", first, other, LABELS, "neutral", 100, 7)
+    perplexity = difference("perplexity", first, other, 100)
     assert perplexity["difference"] == pytest.approx(4.670774)
-    bits = evidence.difference("bits/char", first, other, LABELS, "neutral", 100, 7)
+    bits = difference("bits/char", first, other, 100)
     assert bits["difference"] == pytest.approx(0.721348)
-    prompt = evidence.difference("prompt text", first, other, LABELS, "neutral", 100, 7)
+    prompt = difference("prompt text", first, other, 100)
     assert prompt["difference"] == pytest.approx(0.3)
 
 
 def test_equal_answers_do_not_differ() -> None:
     same = answers("f" * 50 + "n" * 50, 4.0)
-    assert evidence.difference("macro F1", same, same, LABELS, "neutral", 100, 7) == {
+    assert difference("macro F1", same, same, 100) == {
         "difference": 0.0,
         "difference low": 0.0,
         "difference high": 0.0,
@@ -185,7 +191,7 @@ def test_holm_s_correction() -> None:
 
 # What DVC's queue does with it.
 
-# A stage whose model is as good as its hidden size, and that finds no memory for the largest.
+# A stage whose model is as good as its hidden size, less with two heads, and that finds no memory for the largest.
 STAGE = """
 import time
 from pathlib import Path
@@ -200,6 +206,7 @@ def main(replies: Path, control: Path, metrics: Path) -> None:
     if size == 512:
         numpy.ones(1 << 60, "int8")
     time.sleep(size / 64)
+    size -= 16 * (p.pretrain.heads == 2)
     labels = ["neutral", "fear"]
     rows = [{"id": str(n), "dialogue": str(n), "emotion": "fear", "judged": labels[n % 128 < size], "reply": "Oh."}
             for n in range(256)]
@@ -374,3 +381,28 @@ def test_a_study_of_which_nothing_ran_leaves_its_file_alone(ran: tuple[Repositor
     with pytest.raises(AssertionError, match="no experiment here has the params of study other"):
         repository.emotune("report", "other")
     assert not (repository.folder / "metrics/studies/other.csv").exists()
+
+
+@pytest.mark.pipeline
+def test_of_a_grid_the_table_says_what_each_change_does_all_else_alike(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    runs, grid = STUDY.index("runs:"), "grid: {pretrain.hidden_size: [64, 128], pretrain.heads: [4, 2]}\n"
+    (repository.folder / "experiments/both.yaml").write_text(STUDY[:runs] + grid)
+    said = repository.emotune("study", "both").split("What one change does, all else alike\n")[1]
+    with (repository.folder / "metrics/studies/both-effects.csv").open() as file:
+        rows = {row["param"]: row for row in csv.DictReader(file)}
+    # Of 128 places 64 or 128 are met, 16 fewer with two heads.
+    expected = {"pretrain.hidden_size": ("64", "128", 0.5), "pretrain.heads": ("4", "2", -0.125)}
+    for key, (first, value, effect) in expected.items():
+        row = rows[key]
+        assert (row["from"], row["to"], row["pairs of runs"]) == (first, value, "2")
+        assert float(row["baseline accuracy difference"]) == effect
+        bounds = [float(row[f"baseline accuracy difference {bound}"]) for bound in ("low", "high")]
+        assert bounds[0] < effect < bounds[1]
+        assert row["baseline accuracy verdict"] == "differs"
+    assert "pretrain.heads 4 → 2 " in said
+    (repository.folder / "README.md").write_text("<!-- begin:study-both-effects -->\n<!-- end:study-both-effects -->\n")
+    repository.emotune("report", "--readme", "README.md")
+    text = (repository.folder / "README.md").read_text()
+    assert "| change | pairs of runs | baseline accuracy |" in text
+    assert "| pretrain.hidden_size 64 → 128 | 2 | differs +0.500 [" in text

@@ -227,7 +227,15 @@ def _evidence(name: str) -> str:
     path = METRICS / "studies" / f"{name}.csv"
     evidence.write(path, table)
     shown = evidence.shown(asked, evidence.read(path), "\n{}–{}", wrap=30)
-    return f"{report.aligned(shown)}\n\n{evidence.note(asked)}\nAll of it: {path}"
+    told = [report.aligned(shown), f"{evidence.note(asked)}\nAll of it: {path}"]
+    path = path.with_stem(f"{name}-effects")
+    if changes := evidence.effects(asked, list(made.values())):
+        evidence.write(path, changes)
+        shown = evidence.effects_shown(asked, evidence.read(path), "\n{}–{}")
+        told += [f"What one change does, all else alike\n{report.aligned(shown)}"]
+    else:
+        path.unlink(missing_ok=True)
+    return "\n\n".join(told)
 
 
 def _journal(chosen: argparse.Namespace) -> int:

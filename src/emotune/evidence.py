@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +126,7 @@ def _test(asked: Study, model: str, table: Sequence[Row], made: Sequence[Experim
         for place, test in tests.items():
             row = table[place]
             if test:
-                row |= {f"{key} {name}": test[name] for name in ("difference", "difference low", "difference high")}
-                row[f"{key} p"] = corrected[place]
-                row[f"{key} verdict"] = "differs" if corrected[place] < LEVEL else NOISE
+                _put(row, key, test, corrected[place])
             else:
                 row[f"{key} difference"] = row[key] - table[first][key]
                 row[f"{key} verdict"] = "intervals " + ("overlap" if _overlap(row, table[first], key) else "apart")
@@ -151,18 +151,63 @@ def paired(column: str, model: str, first: Experiment, other: Experiment) -> dic
 
     None where the replies are not at hand, or answer other questions.
     """
-    part = COLUMNS[column][0]
-    answers = [_answers(experiment, model, part == "control") for experiment in (first, other)]
-    if answers[0] is None or answers[1] is None:
-        return None
-    if [(row["id"], row["emotion"]) for row in answers[0]] != [(row["id"], row["emotion"]) for row in answers[1]]:
-        return None
-    own = params.check(study.params_of(str(first.commit)), first.name)
-    return difference(
-        column, answers[0], answers[1], own.data.labels, own.data.neutral, own.evaluate.resamples, own.evaluate.seed
-    )
+    found = _drawn(column, model, [first, other])
+    return tested(found[1] - found[0]) if found else None
 
 
+def effects(asked: Study, made: Sequence[Experiment]) -> list[Row]:
+    """What each value of a grid changes against the first of its key: the mean over pairs of runs alike in the rest.
+
+    A row a change; none for a study of fewer than two keys, or where a run or its replies are not at hand. Intervals
+    are over dialogues, and p is Holm's over the changes.
+    """
+    if len(asked.grid) < 2 or any(experiment.state != "done" for experiment in made):
+        return []
+    places = {json.dumps(run.overrides): place for place, run in enumerate(asked.asked())}
+    changes = [(key, value, first) for key, (first, *others) in asked.grid.items() for value in others]
+    table: list[Row] = [
+        {"param": key, "from": _cell(first), "to": _cell(value), "pairs of runs": len(places) // len(asked.grid[key])}
+        for key, value, first in changes
+    ]
+    for model, column in itertools.product(asked.models, asked.tests):
+        found = _drawn(column, model, made)
+        if found is None:
+            return []
+        tests = {}
+        for row, (key, value, first) in enumerate(changes):
+            pairs = [
+                (place, places[json.dumps(run.overrides | {key: value})])
+                for place, run in enumerate(asked.asked())
+                if run.overrides[key] == first
+            ]
+            tests[row] = tested(np.mean([found[b] - found[a] for a, b in pairs], axis=0))
+        corrected = holm({row: test["p"] for row, test in tests.items()})
+        for row, test in tests.items():
+            _put(table[row], _key(model, column), test, corrected[row])
+    return table
+
+
+def _put(row: Row, key: str, test: Mapping[str, float], p: float) -> None:
+    row |= {f"{key} {name}": test[name] for name in ("difference", "difference low", "difference high")}
+    row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
+
+
+def _drawn(column: str, model: str, made: Sequence[Experiment]) -> list[Array] | None:
+    """`drawn` of each experiment, with the params of the first; None where replies are absent or of other questions."""
+    answers = [_answers(experiment, model, COLUMNS[column][0] == "control") for experiment in made]
+    if any(own is None for own in answers):
+        return None
+    questions = [[(row["id"], row["emotion"]) for row in own or ()] for own in answers]
+    if any(own != questions[0] for own in questions):
+        return None
+    p = params.check(study.params_of(str(made[0].commit)), made[0].name)
+    return [
+        drawn(column, own or [], p.data.labels, p.data.neutral, p.evaluate.resamples, p.evaluate.seed)
+        for own in answers
+    ]
+
+
+@cache
 def _answers(made: Experiment, model: str, control: bool) -> Answers | None:
     """A model's replies and what the judges said of them, from DVC's cache or remote; None where neither has them."""
     import dvc.api
@@ -176,12 +221,10 @@ def _answers(made: Experiment, model: str, control: bool) -> Answers | None:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def difference(
-    column: str, first: Answers, other: Answers, labels: Sequence[str], neutral: str, resamples: int, seed: int
-) -> dict[str, float]:
-    """The paired bootstrap of `scores.paired`, for any column that is a function of sums over dialogues."""
+def drawn(column: str, answers: Answers, labels: Sequence[str], neutral: str, resamples: int, seed: int) -> Array:
+    """A metric's value, then that over each bootstrap sample of dialogues [1 + resamples]: equal ids, equal samples."""
     part, name, _ = COLUMNS[column]
-    both = np.stack([_contributions(part, name, answers, labels) for answers in (first, other)], axis=1)
+    own = _contributions(part, name, answers, labels)
 
     def values(sums: Array) -> Array:
         if part in ("replies", "control"):
@@ -190,16 +233,19 @@ def difference(
         ratio = sums[..., 0] / sums[..., 1]
         return np.exp(ratio) if name == "perplexity" else ratio
 
-    value = values(both.sum(axis=0).astype(float))
-    drawn = values(scores.resampled(both, resamples, seed))
-    differences = drawn[:, 1] - drawn[:, 0]
-    low, high = np.quantile(differences, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
-    rarer = int(min((differences <= 0).sum(), (differences >= 0).sum()))
+    return values(np.concatenate([own.sum(axis=0, keepdims=True), scores.resampled(own, resamples, seed)]))
+
+
+def tested(differences: Array) -> dict[str, float]:
+    """A difference of what `drawn` gives, with its 95 % percentile interval and two-sided p, as `scores.paired`."""
+    value, *samples = differences
+    low, high = np.quantile(samples, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
+    rarer = int(min(np.less_equal(samples, 0).sum(), np.greater_equal(samples, 0).sum()))
     return {
-        "difference": float(value[1] - value[0]),
+        "difference": float(value),
         "difference low": float(low),
         "difference high": float(high),
-        "p": min(1.0, 2 * (rarer + 1) / (resamples + 1)),
+        "p": min(1.0, 2 * (rarer + 1) / (len(samples) + 1)),
     }
 
 
@@ -326,8 +372,24 @@ def note(asked: Study) -> str:
     )
 
 
+def effects_shown(asked: Study, table: Sequence[Row], interval: str) -> report.Table:
+    """The table of `effects`: a row a change, a column a model's tested metric."""
+    columns = list(itertools.product(asked.models, asked.tests))
+    head = ["change", "pairs of runs", *(_key(model, column) for model, column in columns)]
+    return [head] + [
+        [f"{row['param']} {row['from']} → {row['to']}", str(row["pairs of runs"])]
+        + [_difference(row, column, model, interval) for model, column in columns]
+        for row in table
+    ]
+
+
 def block(name: str, metrics: Path, folder: Path) -> str:
-    """The Markdown between `<!-- begin:study-NAME -->` and its end: from the study's file and its committed CSV."""
+    """The Markdown between `<!-- begin:study-NAME -->` and its end: from the study's file and its committed CSV.
+
+    NAME-effects is the table of `effects`.
+    """
+    rows = read(metrics / "studies" / f"{name}.csv")
+    if (of := name.removesuffix("-effects")) != name:
+        return report.markdown(effects_shown(study.read(folder, of), rows, " [{}, {}]"))
     asked = study.read(folder, name)
-    table = shown(asked, read(metrics / "studies" / f"{name}.csv"), " [{}, {}]")
-    return f"{report.markdown(table)}\n\n{note(asked)}"
+    return f"{report.markdown(shown(asked, rows, ' [{}, {}]'))}\n\n{note(asked)}"
