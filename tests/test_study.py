@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -183,6 +184,16 @@ def test_equal_answers_do_not_differ() -> None:
         "difference high": 0.0,
         "p": 1.0,
     }
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 31, 127, 1000])
+def test_any_number_of_comparisons_leaves_a_plain_difference_one(comparisons: int) -> None:
+    samples = evidence.enough(comparisons, 1000)
+    assert samples >= 1000
+    # All that the bootstrap can say of a difference that no sample contradicts.
+    plain = evidence.tested(np.ones(1 + samples))["p"]
+    corrected = evidence.holm(dict.fromkeys(range(comparisons), plain))
+    assert max(corrected.values()) < evidence.LEVEL / 10
 
 
 def test_holm_s_correction() -> None:

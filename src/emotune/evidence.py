@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -120,7 +121,8 @@ def _test(asked: Study, model: str, table: Sequence[Row], made: Sequence[Experim
         if not ranked or (asked.against != "best" and not named):
             continue
         first = named[0] if named else ranked[0]
-        tests = {place: paired(column, model, made[first], made[place]) for place in ranked if place != first}
+        others = [place for place in ranked if place != first]
+        tests = {place: paired(column, model, made[first], made[place], len(others)) for place in others}
         corrected = holm({place: test["p"] for place, test in tests.items() if test})
         table[first][f"{key} verdict"] = "best" if asked.against == "best" else "reference"
         for place, test in tests.items():
@@ -146,12 +148,21 @@ def holm(p_values: Mapping[int, float]) -> dict[int, float]:
     return corrected
 
 
-def paired(column: str, model: str, first: Experiment, other: Experiment) -> dict[str, float] | None:
+def enough(comparisons: int, least: int) -> int:
+    """How many bootstrap samples, `least` or more, let a study of so many comparisons find a difference at all.
+
+    The smallest p that samples give is 2 / (samples + 1). Corrected, it has to stay below a tenth of LEVEL.
+    """
+    return max(least, math.ceil(20 * comparisons / LEVEL))
+
+
+def paired(column: str, model: str, first: Experiment, other: Experiment, comparisons: int) -> dict[str, float] | None:
     """`difference` other - first, its 95 % interval and p, by a bootstrap over the dialogues that both answered.
 
-    None where the replies are not at hand, or answer other questions.
+    p is one of so many comparisons, and not yet corrected. None where the replies are not at hand, or answer other
+    questions.
     """
-    found = _drawn(column, model, [first, other])
+    found = _drawn(column, model, [first, other], comparisons)
     return tested(found[1] - found[0]) if found else None
 
 
@@ -170,7 +181,7 @@ def effects(asked: Study, made: Sequence[Experiment]) -> list[Row]:
         for key, value, first in changes
     ]
     for model, column in itertools.product(asked.models, asked.tests):
-        found = _drawn(column, model, made)
+        found = _drawn(column, model, made, len(changes))
         if found is None:
             return []
         tests = {}
@@ -192,7 +203,7 @@ def _put(row: Row, key: str, test: Mapping[str, float], p: float) -> None:
     row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
 
 
-def _drawn(column: str, model: str, made: Sequence[Experiment]) -> list[Array] | None:
+def _drawn(column: str, model: str, made: Sequence[Experiment], comparisons: int) -> list[Array] | None:
     """`drawn` of each experiment, with the params of the first; None where replies are absent or of other questions."""
     answers = [_answers(experiment, model, COLUMNS[column][0] == "control") for experiment in made]
     if any(own is None for own in answers):
@@ -201,10 +212,17 @@ def _drawn(column: str, model: str, made: Sequence[Experiment]) -> list[Array] |
     if any(own != questions[0] for own in questions):
         return None
     p = params.check(study.params_of(str(made[0].commit)), made[0].name)
-    return [
-        drawn(column, own or [], p.data.labels, p.data.neutral, p.evaluate.resamples, p.evaluate.seed)
-        for own in answers
-    ]
+    samples = enough(comparisons, p.evaluate.resamples)
+    how = (p.data.labels, p.data.neutral, samples, p.evaluate.seed)
+    return [_drawn_of(experiment, model, column, *how) for experiment in made]
+
+
+@cache
+def _drawn_of(
+    made: Experiment, model: str, column: str, labels: Sequence[str], neutral: str, resamples: int, seed: int
+) -> Array:
+    answers = _answers(made, model, COLUMNS[column][0] == "control")
+    return drawn(column, answers or [], labels, neutral, resamples, seed)
 
 
 @cache
