@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from conftest import ROOT, TINY, Pipeline, contents, declared, flags, run_stage, write_params
+from emotune import tracking
 from emotune.errors import InputError
 
 pytestmark = pytest.mark.pipeline
@@ -139,7 +140,9 @@ def assert_same_training(stage: str, folder: Path, alone: Path, relative: float)
                     row["step"],
                     name,
                 )
-    measured, wanted = (json.loads((path / f"metrics/{stage}.json").read_text()) for path in (folder, alone))
+    measured, wanted = (
+        tracking.numbers(json.loads((path / f"metrics/{stage}.json").read_text())) for path in (folder, alone)
+    )
     assert measured == pytest.approx(wanted, rel=relative, abs=1e-5)
     assert contents(folder / f"models/{stage}").keys() == contents(alone / f"models/{stage}").keys()
     ours, theirs = (load_file(path / f"models/{stage}/adapter_model.safetensors") for path in (folder, alone))

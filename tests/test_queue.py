@@ -22,7 +22,7 @@ WEIGHTS = {"even": [0.3, 0.3, 0.4], "keen": [0.9, 0.0, 0.1]}
 # Not to evaluate, whose processes would double the time: it shares nothing but the tracker.
 LAST, RUN = "dpo", ["sft", "generate_prefs", "dpo"]
 METRICS = ("metrics/sft.json", "metrics/prefs.json", "metrics/dpo.json", "metrics/dpo_history.csv")
-PATIENCE = 300
+PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
