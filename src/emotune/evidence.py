@@ -256,9 +256,9 @@ def drawn(column: str, answers: Answers, labels: Sequence[str], neutral: str, re
 
 def tested(differences: Array) -> dict[str, float]:
     """A difference of what `drawn` gives, with its 95 % percentile interval and two-sided p, as `scores.paired`."""
-    value, *samples = differences
+    value, samples = differences[0], differences[1:]
     low, high = np.quantile(samples, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
-    rarer = int(min(np.less_equal(samples, 0).sum(), np.greater_equal(samples, 0).sum()))
+    rarer = int(min((samples <= 0).sum(), (samples >= 0).sum()))
     return {
         "difference": float(value),
         "difference low": float(low),
