@@ -54,25 +54,28 @@ def main() -> None:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    from emotune import models, params, preferences, records
-    from emotune.judges import open_judge
+    from emotune.core import records
+    from emotune.models import loading
+    from emotune.preferences import attempts
+    from emotune.runs.params import parse
+    from emotune.judges.files import open_judge
 
-    whole = params.parse(ROOT / "params.yaml")
+    whole = parse(ROOT / "params.yaml")
     every = {"attempts": 1, "target_score_range": 0.0, "min_chosen_score": -100.0}
     p = whole.prefs.model_copy(
         update={"prompts": chosen.prompts, "candidates": CANDIDATES} | (every if chosen.random else {})
     )
-    tokenizer = models.load_tokenizer(ROOT / "models/sft", None)
+    tokenizer = loading.load_tokenizer(ROOT / "models/sft", None)
     # As the stage loads it, and as PEFT does: the same weights.
-    model = models.load_tuned(ROOT / "models/base", whole.model, ROOT / "models/sft")
-    adapted = models.load_adapter(models.load_base(ROOT / "models/base", whole.model), ROOT / "models/sft")
+    model = loading.load_tuned(ROOT / "models/base", whole.model, ROOT / "models/sft")
+    adapted = loading.load_adapter(loading.load_base(ROOT / "models/base", whole.model), ROOT / "models/sft")
     if chosen.random:
         model = adapted = random_llama(model.config)
     judges = (
         open_judge(ROOT / "models/judges/reward.skops", whole.reward.emotion_judge),
         open_judge(ROOT / "models/judges/gibberish.skops", whole.gibberish_judge),
     )
-    asked = preferences.choose_prompts(
+    asked = attempts.choose_prompts(
         records.read_dialogues(ROOT / "data/dialogues/train.jsonl"),
         tokenizer,
         whole.data.labels,
@@ -133,9 +136,11 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
     import torch
     from transformers import set_seed
 
-    from emotune import preferences
-    from emotune.sampling import Reply
-    from emotune.selection import Pair, select
+    from emotune.preferences.candidates import candidate
+    from emotune.preferences.candidates import judging
+    from emotune.generation.local import Reply
+    from emotune.preferences.selection import Pair
+    from emotune.preferences.selection import select
 
     model, tokenizer, judges, p, r = work
     s = p.sampling
@@ -164,13 +169,13 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
             tokens += sum(lengths)
             texts = [" ".join(text.split()) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
             replies = [Reply(text, length, True) for text, length in zip(texts, lengths, strict=True)]
-            judge = preferences.judging(lambda: judges)
+            judge = judging(lambda: judges)
             groups = [[reply] for reply in replies] if one_by_one else [replies]
             judged = [verdict for group in groups for verdict in judge([group])[0]]
             for number, prompt in enumerate(batch):
                 own = judged[number * CANDIDATES : (number + 1) * CANDIDATES]
                 found = select(
-                    [preferences.candidate(reply, prompt.emotion, r) for reply in own],
+                    [candidate(reply, prompt.emotion, r) for reply in own],
                     prompt.emotion,
                     p.target_score_range,
                     p.min_chosen_score,
@@ -185,12 +190,15 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
 
 def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
     """The stage's own loop, journal and all."""
-    from emotune import journal, preferences
+    from emotune.preferences import attempts
+    from emotune.preferences import journal
+    from emotune.preferences.candidates import judging
+    from emotune.preferences.candidates import local
 
     model, tokenizer, judges, p, r = work
     p = p.model_copy(update={"seed": seed})
     tokens = 0
-    sample = preferences.local(lambda: model, tokenizer, p)
+    sample = local(lambda: model, tokenizer, p)
 
     def counted(wanted: Sequence[Any]) -> Any:
         nonlocal tokens
@@ -201,7 +209,7 @@ def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with journal.opened(Path(folder, "journal.sqlite"), {"benchmark": "prefs_throughput"}) as memo:
-            outcomes = preferences.generate(asked, p, r, counted, preferences.judging(lambda: judges), memo)
+            outcomes = attempts.generate(asked, p, r, counted, judging(lambda: judges), memo)
         seconds = time.perf_counter() - began
     accepted = sum(outcome.pair is not None for outcome in outcomes)
     return Done(accepted, sum(outcome.attempts for outcome in outcomes), tokens, seconds)

@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 import scratch
-from emotune import cli
+from emotune.faces.profiles import apply
+from emotune.faces.profiles import read_profile
 
 # Emotion, length, gibberish; the published ones first.
 WEIGHTS = [
@@ -45,8 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = scratch.copy(Path(name), scratch.UNAUDITED)
         if chosen.profile != "none":
-            overlay = cli.read_profile(scratch.ROOT / "profiles", chosen.profile)
-            cli.apply(folder / "params.yaml", {chosen.profile: overlay})
+            overlay = read_profile(scratch.ROOT / "profiles", chosen.profile)
+            apply(folder / "params.yaml", {chosen.profile: overlay})
         scratch.turn(folder, {"prefs.prompts": chosen.prompts})
 
         def stage(weights: list[float]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def stage(prompts: int, processes: int) -> dict[str, Any]:
 
 def look_ups(rows: int) -> dict[str, float]:
     """Microseconds for a row that is there and for one that is not, in a journal of so many."""
-    from emotune import journal
+    from emotune.preferences import journal
 
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(rows)]
     value = [["A reply of some forty characters or so.", 9, "neutral", 0.87, "clean", 0.93]] * 8

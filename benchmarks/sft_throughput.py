@@ -84,20 +84,27 @@ def main() -> None:
 
 def prepared(name: str, dialogues: int, folder: Path) -> Task:
     """The embedded corpus and a base model made of it, of params.yaml's shape or of a profile's."""
-    from emotune import dialogue, models, params, pretraining, records, sources
+    from emotune.core import records
+    from emotune.core.sections import read_yaml
+    from emotune.data import sources
+    from emotune.data.splits import usable
+    from emotune.models import embedded
+    from emotune.models import loading
+    from emotune.models import pins
+    from emotune.runs.params import parse
 
-    p = params.parse(ROOT / "params.yaml")
-    turned = {} if name == "embedded" else params.read_yaml(ROOT / "profiles" / f"{name}.yaml")
+    p = parse(ROOT / "params.yaml")
+    turned = {} if name == "embedded" else read_yaml(ROOT / "profiles" / f"{name}.yaml")
     pretrain = overlaid(p.pretrain, turned["pretrain"] if turned else {}, epochs=1.0)
     sft = overlaid(p.sft, turned["sft"] if turned else {}, epochs=1.0, checkpoints=0)
     splits = sources.embedded(dialogues, p.data.seed).splits
-    train, validation = (dialogue.usable(splits[split])[0] for split in ("train", "validation"))
-    tokenizer = pretraining.tokenizer(train, p.data.labels, pretrain.vocabulary)
-    model, _ = pretraining.train(tokenizer, train, validation, pretrain, p.model.context, lambda logs, step: None)
+    train, validation = (usable(splits[split])[0] for split in ("train", "validation"))
+    tokenizer = embedded.tokenizer(train, p.data.labels, pretrain.vocabulary)
+    model, _ = embedded.train(tokenizer, train, validation, pretrain, p.model.context, lambda logs, step: None)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    records.write_json(folder / "base" / models.BASE_FILE, {"name": models.EMBEDDED})
-    tokenizer = models.load_tokenizer(folder / "base", p.template)
+    records.write_json(folder / "base" / pins.BASE_FILE, {"name": pins.EMBEDDED})
+    tokenizer = loading.load_tokenizer(folder / "base", p.template)
     return Task(folder / "base", tokenizer, train, validation, p.data.neutral, sft, p.system_prompt, p.model)
 
 
@@ -158,7 +165,8 @@ def parts(
     And how fast it is with TRL's own default of gradient checkpointing, which the comparison leaves out as a choice
     of memory over time.
     """
-    from emotune import finetuning, seeds
+    from emotune.core import seeds
+    from emotune.training.heads import score_labelled
 
     p = task.sft
     like = [cut[i] for i in seeds.order([len(row["input_ids"]) for row in cut], p.epochs, p.batch_size, p.seed)]
@@ -167,23 +175,25 @@ def parts(
         "gradient_checkpointing": trl_sft(task, whole, folder / "whole", "--gradient_checkpointing", "true"),
         "rows_cut": trl_sft(task, cut, folder / "cut"),
         "and_like_lengths": trl_sft(task, like, folder / "like", *in_order),
-        "and_labelled_positions": trl_sft(task, like, folder / "like", *in_order, change=finetuning.score_labelled),
+        "and_labelled_positions": trl_sft(task, like, folder / "like", *in_order, change=score_labelled),
     }
     return {name: round(plain / run().processor, 2) for name, run in ways.items()}
 
 
 def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The stage's rows, and the same rows as they are before it cuts them behind their last trained token."""
-    from emotune import finetuning, prompts
+    from emotune.prompts import fitting
+    from emotune.prompts import rendering
+    from emotune.training.rows import sft_rows
 
     p, context = task.sft, task.model.context
-    cut, _ = finetuning._sft_rows(
+    cut, _ = sft_rows(
         task.tokenizer, task.train, task.neutral, p.neutral_replies, p, task.system_prompt, context
     )
     rendered = (
-        prompts.training_row(task.tokenizer, piece, task.system_prompt)[0]
+        rendering.training_row(task.tokenizer, piece, task.system_prompt)[0]
         for found in task.train
-        for piece in prompts.fitting_rows(task.tokenizer, found.turns, task.system_prompt, context)
+        for piece in fitting.fitting_rows(task.tokenizer, found.turns, task.system_prompt, context)
     )
     whole = []
     for row in cut:
@@ -195,11 +205,12 @@ def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def ours(task: Task, folder: Path) -> Callable[[], Run]:
     """The stage's own training, from a fresh base model."""
-    from emotune import finetuning, models
+    from emotune.models import loading
+    from emotune.training.sft import sft
 
     def run() -> None:
-        finetuning.sft(
-            models.load_base(task.base, task.model),
+        sft(
+            loading.load_base(task.base, task.model),
             task.tokenizer,
             task.train,
             task.validation,
@@ -327,15 +338,18 @@ def one_batch(mine: Any, theirs: Any, cut: Sequence[Any], whole: Sequence[Any]) 
 
 def validation_loss(task: Task, model: Any) -> float:
     """Nats per token of the validation replies, by the function that the evaluation uses."""
-    from emotune import models, prompts
+    from emotune.models import likelihood
+    from emotune.models import loading
+    from emotune.prompts import fitting
+    from emotune.prompts import rendering
 
-    model = (model or models.load_base(task.base, task.model)).eval()
+    model = (model or loading.load_base(task.base, task.model)).eval()
     pieces = itertools.chain.from_iterable(
-        prompts.fitting_rows(task.tokenizer, found.turns, task.system_prompt, task.model.context)
+        fitting.fitting_rows(task.tokenizer, found.turns, task.system_prompt, task.model.context)
         for found in task.validation
     )
-    rows = [prompts.training_row(task.tokenizer, piece, task.system_prompt) for piece in pieces][:HELD_OUT]
-    sums, counts = zip(*models.negative_log_likelihoods(model, task.tokenizer.pad_token_id, rows), strict=True)
+    rows = [rendering.training_row(task.tokenizer, piece, task.system_prompt) for piece in pieces][:HELD_OUT]
+    sums, counts = zip(*likelihood.negative_log_likelihoods(model, task.tokenizer.pad_token_id, rows), strict=True)
     return round(sum(sums) / sum(counts), 4)
 
 

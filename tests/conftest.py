@@ -44,7 +44,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def dialogues() -> list[Any]:
     """A few invented dialogues, enough to make a tokenizer of."""
-    from emotune.dialogue import Dialogue, alternate
+    from emotune.core.dialogue import Dialogue
+    from emotune.core.dialogue import alternate
 
     texts = [
         ("I lost my keys again.", "Where did you see them last?", "On the kitchen table.", "Then let us look there!"),
@@ -63,10 +64,12 @@ def base(dialogues: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from emotune import models, pretraining, records
+    from emotune.core import records
+    from emotune.models import embedded
+    from emotune.models import pins
 
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = pretraining.tokenizer(dialogues, LABELS, vocabulary=400)
+    tokenizer = embedded.tokenizer(dialogues, LABELS, vocabulary=400)
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -83,24 +86,24 @@ def base(dialogues: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    records.write_json(folder / models.BASE_FILE, {"name": models.EMBEDDED})
+    records.write_json(folder / pins.BASE_FILE, {"name": pins.EMBEDDED})
     return folder
 
 
 @pytest.fixture
 def tokenizer(base: Path) -> Any:
     """The tiny embedded tokenizer, speaking the default template; a new one for each test."""
-    from emotune import models
+    from emotune.models import loading
 
-    return models.load_tokenizer(base, "out_inst_uni")
+    return loading.load_tokenizer(base, "out_inst_uni")
 
 
 @pytest.fixture(scope="session")
 def model_choice() -> Any:
     """The `model` section for `base`."""
-    from emotune import params
+    from emotune.models.params import Model
 
-    return params.Model(
+    return Model(
         base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
     )
 
@@ -111,19 +114,21 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from emotune import judges, models
+    from emotune.judges import emotion
+    from emotune.judges import files
+    from emotune.models import loading
 
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(base, folder / "base")
     for seed, name in enumerate(("sft", "dpo")):
         torch.manual_seed(seed)
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        adapted = get_peft_model(models.load_base(base, model_choice), lora)
-        models.save_adapter(adapted, models.load_tokenizer(base, "out_inst_uni"), base, folder / name)
+        adapted = get_peft_model(loading.load_base(base, model_choice), lora)
+        loading.save_adapter(adapted, loading.load_tokenizer(base, "out_inst_uni"), base, folder / name)
     turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-    judge = judges.train_emotion([turn.content for turn in turns], [turn.emotion for turn in turns], "characters", 7)
+    judge = emotion.train_emotion([turn.content for turn in turns], [turn.emotion for turn in turns], "characters", 7)
     (folder / "judges").mkdir()
-    judges.save(judge, folder / "judges" / "evaluate.skops")
+    files.save(judge, folder / "judges" / "evaluate.skops")
     return folder
 
 

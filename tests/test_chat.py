@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from conftest import LABELS, ROOT, write_params
-from emotune import chat, cli, params, sampling
-from emotune.dialogue import Turn
-from emotune.errors import InputError
+from emotune.faces import chat
+from emotune.faces import cli
+from emotune.generation import local
+from emotune.generation.params import Sampling
+from emotune.models.params import Model
+from emotune.runs.params import parse
+from emotune.core.dialogue import Turn
+from emotune.core.errors import InputError
 
-SAMPLING = params.Sampling(
+SAMPLING = Sampling(
     temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.3, min_new_tokens=3, max_new_tokens=12
 )
 
@@ -30,7 +35,7 @@ def repository(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="module")
-def voice(tuned: Path, model_choice: params.Model) -> chat.Voice:
+def voice(tuned: Path, model_choice: Model) -> chat.Voice:
     return chat.open_voice(tuned, "dpo", model_choice)
 
 
@@ -140,7 +145,7 @@ def test_a_model_that_is_not_there_is_named(
 
 
 def test_a_model_is_asked_the_latest_turns_whole_as_in_the_pipeline(voice: chat.Voice) -> None:
-    p = params.parse(ROOT / "params.yaml")
+    p = parse(ROOT / "params.yaml")
     turns = [
         Turn("user", "We won the match!", "happiness"),
         Turn("assistant", "That is great news!", "surprise"),
@@ -170,7 +175,7 @@ def test_where_nothing_is_drawn_the_reply_is_the_one_of_the_pipeline_piece_by_pi
     prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
     texts = []
     for how in (SAMPLING, SAMPLING.model_copy(update={"temperature": 1.5, "top_k": 1})):
-        [[reply]] = sampling.replies(voice.model, voice.tokenizer, [sampling.Request(tuple(prompt), (1,))], how)
+        [[reply]] = local.replies(voice.model, voice.tokenizer, [local.Request(tuple(prompt), (1,))], how)
         pieces: list[str] = []
         text, whole = chat.stream(voice, prompt, how, 7, pieces.append)
         assert (text, whole) == (reply.text, True)
@@ -187,7 +192,7 @@ def test_a_setting_of_the_model_s_own_does_not_count(voice: chat.Voice) -> None:
     assert chat.stream(voice, prompt, SAMPLING, 7, lambda piece: None) == before
 
 
-def test_the_settings_count_where_the_adapter_stays_on_top_too(tuned: Path, model_choice: params.Model) -> None:
+def test_the_settings_count_where_the_adapter_stays_on_top_too(tuned: Path, model_choice: Model) -> None:
     voice = chat.open_voice(tuned, "dpo", model_choice.model_copy(update={"dtype": "bfloat16"}))
     prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
 
@@ -216,7 +221,7 @@ class Interrupted(io.StringIO):
 def test_ctrl_c_cuts_a_reply_short_and_ends_what_reads_a_pipe(
     voice: chat.Voice, repository: Path, monkeypatch: pytest.MonkeyPatch, patient: bool
 ) -> None:
-    p = params.parse(Path("params.yaml"))
+    p = parse(Path("params.yaml"))
     judge = chat.open_listener(Path("models"), p)
     whole, cut = io.StringIO(), Interrupted()
     monkeypatch.setattr(sys, "stdout", whole)
@@ -250,7 +255,7 @@ def test_a_reply_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]
 
 
 def test_what_the_user_says_is_cleaned_and_heard_in_an_emotion(tuned: Path, repository: Path) -> None:
-    judge = chat.open_listener(Path("models"), params.parse(Path("params.yaml")))
+    judge = chat.open_listener(Path("models"), parse(Path("params.yaml")))
     turn = chat.heard(judge, "We won  the match !")
     assert turn == Turn("user", "We won the match!", judge(["We won the match!"])[0][0])
 

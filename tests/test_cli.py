@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from emotune import cli, journal, params
-from emotune.errors import InputError
+from emotune.faces import cli
+from emotune.faces.profiles import pinned_model
+from emotune.faces.profiles import read_profile
+from emotune.preferences import journal
+from emotune.runs.params import parse
+from emotune.core.errors import InputError
 
 PROJECT = Path(__file__).parents[1]
 TINY = PROJECT / "../shared/models/tiny1m"
@@ -39,7 +43,7 @@ def profile(name: str, text: str) -> None:
 
 def test_a_profile_changes_its_keys_and_no_other_byte(capsys):
     before = Path("params.yaml").read_text().splitlines()
-    found = params.parse(Path("params.yaml"))
+    found = parse(Path("params.yaml"))
     profile("mine", "sft:\n  lora:\n    rank: 3\nreward:\n  weights: [0.5, 0.2, 0.3]\n")
     assert cli.main(["profile", "mine"]) == 0
     after = Path("params.yaml").read_text().splitlines()
@@ -106,11 +110,11 @@ def test_a_damaged_params_yaml_is_not_blamed_on_the_profile(capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "profiles").glob("*.yaml")))
 def test_every_profile_makes_valid_params_and_pins_what_dvc_cannot_hash(name):
-    if "folder" not in cli.read_profile(PROJECT / "profiles", name).get("data", {}).values():
+    if "folder" not in read_profile(PROJECT / "profiles", name).get("data", {}).values():
         assert cli.main(["profile", name]) == 0
         return
     assert cli.main(["profile", name, "--data", "dialogues"]) == 0
-    found = params.parse(Path("params.yaml"))
+    found = parse(Path("params.yaml"))
     assert found.data.path == "dialogues"
     assert len(found.data.revision) == 64
     assert found.model.base == "embedded" or len(found.model.revision) == 40
@@ -132,24 +136,24 @@ def test_data_that_is_not_there_is_refused(capsys):
 
 
 def test_a_hub_model_comes_with_its_commit_and_embedded_with_none():
-    assert cli.pinned_model(f"owner/model-7b@{COMMIT}") == {"base": "owner/model-7b", "revision": COMMIT}
-    assert cli.pinned_model("embedded") == {"base": "embedded", "revision": None}
+    assert pinned_model(f"owner/model-7b@{COMMIT}") == {"base": "owner/model-7b", "revision": COMMIT}
+    assert pinned_model("embedded") == {"base": "embedded", "revision": None}
 
 
 @pytest.mark.parametrize("name", ["owner/model", "owner/model@main", f"model@{COMMIT}", "dialogues", "nowhere"])
 def test_a_model_without_a_pin_is_refused(name):
     with pytest.raises(InputError, match="owner/model@commit"):
-        cli.pinned_model(name)
+        pinned_model(name)
 
 
 def test_a_local_model_is_pinned_by_its_content():
     if not TINY.is_dir():
         pytest.skip(f"{TINY} is not on this machine")
-    from emotune import models
+    from emotune.models import pins
 
     assert cli.main(["profile", "--model", str(TINY)]) == 0
-    model = params.parse(Path("params.yaml")).model
-    assert models.resolve(model.base, model.revision)["revision"] == model.revision
+    model = parse(Path("params.yaml")).model
+    assert pins.resolve(model.base, model.revision)["revision"] == model.revision
 
 
 def test_list_shows_each_profile_and_what_it_is_for(capsys):

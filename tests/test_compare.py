@@ -16,28 +16,32 @@ import pytest
 import uvicorn
 
 from conftest import LABELS, ROOT, write_params
-from emotune import chat, compare, params, sampling
-from emotune.errors import InputError
-from emotune.judges import Judge
+from emotune.faces import chat
+from emotune.faces import compare
+from emotune.generation import local
+from emotune.runs.params import Params
+from emotune.runs.params import parse
+from emotune.core.errors import InputError
+from emotune.judges.verdicts import Judge
 
 MARKUP = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
 
 
 @pytest.fixture(scope="module")
-def p() -> params.Params:
+def p() -> Params:
     """The repository's params.yaml with short replies."""
-    whole = params.parse(ROOT / "params.yaml")
+    whole = parse(ROOT / "params.yaml")
     sampling = whole.evaluate.sampling.model_copy(update={"max_new_tokens": 8})
     return whole.model_copy(update={"evaluate": whole.evaluate.model_copy(update={"sampling": sampling})})
 
 
 @pytest.fixture(scope="module")
-def judge(tuned: Path, p: params.Params) -> Judge:
+def judge(tuned: Path, p: Params) -> Judge:
     return chat.open_listener(tuned, p)
 
 
 @pytest.fixture(scope="module")
-def url(tuned: Path, judge: Judge, p: params.Params) -> Iterator[str]:
+def url(tuned: Path, judge: Judge, p: Params) -> Iterator[str]:
     """The page, served in a thread."""
     app = compare.app(compare.open_voices(tuned, p.model), judge, p, compare.LOOPBACK)
     listening = compare.listen("127.0.0.1", 0)
@@ -69,7 +73,7 @@ def refusal(url: str, body: Any, **headers: str) -> tuple[int, str]:
 
 
 def test_a_reply_is_what_the_pipeline_samples_and_its_verdict_what_the_judge_says(
-    url: str, tuned: Path, judge: Judge, p: params.Params
+    url: str, tuned: Path, judge: Judge, p: Params
 ) -> None:
     found = ask(url, emotions=LABELS)
     assert [reply["emotion"] for reply in found["replies"]] == list(LABELS)
@@ -85,7 +89,7 @@ def test_a_reply_is_what_the_pipeline_samples_and_its_verdict_what_the_judge_say
     here = compare.answer(voice, judge, still, asked)["replies"][0]["reply"]
     prompt = f"<s>[INST] [EMOTION] {found['heard']} [/EMOTION] We won the match! [/INST] [EMOTION] fear [/EMOTION]"
     ids = tuple(voice.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    [[expected]] = sampling.replies(voice.model, voice.tokenizer, [sampling.Request(ids, (1,))], greedy)
+    [[expected]] = local.replies(voice.model, voice.tokenizer, [local.Request(ids, (1,))], greedy)
     assert here == expected.text
 
 
@@ -182,7 +186,7 @@ def test_only_this_machine_is_listened_to_unless_told_otherwise_and_ctrl_c_ends_
 
 
 def test_where_adapters_stay_on_top_the_three_share_one_base_and_say_the_same(
-    tuned: Path, judge: Judge, p: params.Params
+    tuned: Path, judge: Judge, p: Params
 ) -> None:
     choice = p.model.model_copy(update={"dtype": "bfloat16"})
     lend = compare.open_voices(tuned, choice)

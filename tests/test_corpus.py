@@ -11,10 +11,19 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from emotune import corpus
-from emotune.corpus import CLOSES, LEADS, TOPICS, WEIGHTS, dialogues, ngram_overlap
-from emotune.dialogue import ASSISTANT, DAILY_DIALOG_LABELS, USER, Dialogue, Turn
-from emotune.errors import InputError
+from emotune.data import corpus
+from emotune.data.corpus import CLOSES
+from emotune.data.corpus import LEADS
+from emotune.data.corpus import TOPICS
+from emotune.data.corpus import WEIGHTS
+from emotune.data.corpus import dialogues
+from emotune.data.corpus import ngram_overlap
+from emotune.core.dialogue import ASSISTANT
+from emotune.core.dialogue import DAILY_DIALOG_LABELS
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import Turn
+from emotune.core.dialogue import USER
+from emotune.core.errors import InputError
 
 REACTIONS = (corpus.LEADS, corpus.BODIES, corpus.CLOSES)
 

@@ -4,8 +4,18 @@ import random
 
 import pytest
 
-from emotune import dialogue
-from emotune.dialogue import ASSISTANT, USER, Dialogue, Turn, alternate, clean, deduplicate, history, trim, usable
+from emotune.core.dialogue import from_record
+from emotune.core.dialogue import to_record
+from emotune.core.dialogue import ASSISTANT
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import Turn
+from emotune.core.dialogue import USER
+from emotune.core.dialogue import alternate
+from emotune.core.dialogue import history
+from emotune.core.dialogue import trim
+from emotune.data.splits import clean
+from emotune.data.splits import deduplicate
+from emotune.data.splits import usable
 
 
 def told(*texts: str, id: str = "a") -> Dialogue:
@@ -70,7 +80,7 @@ def test_an_utterance_without_a_label_is_a_programming_error() -> None:
 
 def test_a_record_survives_the_round_trip() -> None:
     whole = told("Hi.", "Hello!")
-    assert dialogue.from_record(dialogue.to_record(whole)) == whole
+    assert from_record(to_record(whole)) == whole
 
 
 def test_history_is_at_most_so_many_turns_and_starts_with_the_user() -> None:

@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from conftest import ROOT, TINY, Pipeline, contents, declared, flags, run_stage, write_params
-from emotune import tracking
-from emotune.errors import InputError
+from emotune.runs import tracking
+from emotune.core.errors import InputError
 
 pytestmark = pytest.mark.pipeline
 
@@ -200,17 +200,18 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emotune import finetuning, params
+    from emotune.runs.params import load
+    from emotune.training.arguments import arguments
 
     write_params(tmp_path, SMALL)
-    p = params.load("sft", "dpo", path=tmp_path / "params.yaml")
+    p = load("sft", "dpo", path=tmp_path / "params.yaml")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    found = finetuning.arguments(p.sft, "float32", tmp_path, 77)
+    found = arguments(p.sft, "float32", tmp_path, 77)
     assert (found["per_device_train_batch_size"], found["per_device_eval_batch_size"]) == (2, 4)
     monkeypatch.setenv("WORLD_SIZE", "3")
     message = r"dpo\.batch_size must be a multiple of the number of processes, 3; got 4"
     with pytest.raises(InputError, match=message):
-        finetuning.arguments(p.dpo, "float32", tmp_path, 29)
+        arguments(p.dpo, "float32", tmp_path, 29)
 
 
 # accelerate 1.15 keeps FSDP for GPUs, and on a CPU trains without it: here the CPU's processes pass for GPUs.

@@ -16,9 +16,12 @@ import torch  # noqa: F401  before a test sets OMP_NUM_THREADS, which torch read
 from huggingface_hub import constants
 
 from conftest import ROOT, write_params
-from emotune import cli, doctor
-from emotune.doctor import GB, Finding, Gpu
-from emotune.errors import InputError
+from emotune.faces import cli
+from emotune.faces import doctor
+from emotune.faces.doctor import Finding
+from emotune.faces.doctor import GB
+from emotune.faces.doctor import Gpu
+from emotune.core.errors import InputError
 
 MACHINE = [
     *("python", "packages", "git", "cpu", "memory", "gpu", "bf16", "flash-attn", "bitsandbytes", "disk"),

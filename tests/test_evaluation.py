@@ -7,19 +7,32 @@ from typing import Any
 
 import pytest
 
-from emotune import evaluation, models, params, prompts
-from emotune.dialogue import Dialogue, alternate
-from emotune.evaluation import Answers, Question
+from emotune.evaluation import measures
+from emotune.evaluation.answers import answer
+from emotune.evaluation.control import control_by
+from emotune.evaluation.control import judge_gap
+from emotune.evaluation.params import Evaluate
+from emotune.evaluation.questions import control
+from emotune.evaluation.questions import natural
+from emotune.generation.params import Sampling
+from emotune.judges.params import JudgeChoice
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.prompts import rendering
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import alternate
+from emotune.evaluation.answers import Answers
+from emotune.evaluation.questions import Question
 
 LABELS = ("neutral", "happiness", "sadness")
-EVALUATE = params.Evaluate(
+EVALUATE = Evaluate(
     split="test",
     prompts=None,
     control_contexts=2,
     resamples=200,
     seed=7,
-    emotion_judge=params.JudgeChoice(name="embedded", revision=None, labels=None),
-    sampling=params.Sampling(
+    emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    sampling=Sampling(
         temperature=0.7, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8
     ),
 )
@@ -34,7 +47,7 @@ TALK = [Dialogue(f"talk-{number}", TURNS) for number in range(5)]
 
 
 def test_every_reply_is_a_question_in_the_emotion_it_has() -> None:
-    asked = evaluation.natural(TALK[:1], 5, None, 7)
+    asked = natural(TALK[:1], 5, None, 7)
     assert asked == [
         Question("talk-0/1", "talk-0", TURNS[:1], "sadness", "That is a pity."),
         Question("talk-0/3", "talk-0", TURNS[:3], "happiness", "Great!"),
@@ -43,21 +56,21 @@ def test_every_reply_is_a_question_in_the_emotion_it_has() -> None:
 
 
 def test_a_limit_takes_the_first_questions_and_whole_dialogues_in_turn() -> None:
-    everything = evaluation.natural(TALK, 5, None, 7)
+    everything = natural(TALK, 5, None, 7)
     assert len(everything) == 15
-    assert evaluation.natural(TALK, 5, 7, 7) == everything[:7]
+    assert natural(TALK, 5, 7, 7) == everything[:7]
     assert len({question.dialogue for question in everything[:6]}) == 2
 
 
 def test_questions_depend_on_the_seed_and_on_nothing_else() -> None:
-    assert evaluation.natural(TALK, 5, None, 7) == evaluation.natural(TALK, 5, None, 7)
-    assert evaluation.natural(TALK, 5, None, 7) != evaluation.natural(TALK, 5, None, 8)
-    assert evaluation.control(TALK, 5, 3, LABELS, 7) == evaluation.control(TALK, 5, 3, LABELS, 7)
-    assert evaluation.control(TALK, 5, 3, LABELS, 7) != evaluation.control(TALK, 5, 3, LABELS, 8)
+    assert natural(TALK, 5, None, 7) == natural(TALK, 5, None, 7)
+    assert natural(TALK, 5, None, 7) != natural(TALK, 5, None, 8)
+    assert control(TALK, 5, 3, LABELS, 7) == control(TALK, 5, 3, LABELS, 7)
+    assert control(TALK, 5, 3, LABELS, 7) != control(TALK, 5, 3, LABELS, 8)
 
 
 def test_control_asks_the_same_context_in_every_emotion() -> None:
-    asked = evaluation.control(TALK, 5, 3, LABELS, 7)
+    asked = control(TALK, 5, 3, LABELS, 7)
     assert [question.emotion for question in asked] == [*LABELS] * 3
     for start in (0, 3, 6):
         same = asked[start : start + 3]
@@ -68,12 +81,12 @@ def test_control_asks_the_same_context_in_every_emotion() -> None:
 
 
 def test_more_control_contexts_than_dialogues_take_every_dialogue() -> None:
-    assert len(evaluation.control(TALK, 5, 100, LABELS, 7)) == 5 * len(LABELS)
+    assert len(control(TALK, 5, 100, LABELS, 7)) == 5 * len(LABELS)
 
 
 @pytest.mark.parametrize(("history_turns", "longest"), [(1, 1), (2, 1), (3, 3), (5, 5), (50, 5)])
 def test_a_history_has_at_most_history_turns_from_a_user_turn_on(history_turns: int, longest: int) -> None:
-    asked = [*evaluation.natural(TALK, history_turns, None, 7), *evaluation.control(TALK, history_turns, 5, LABELS, 7)]
+    asked = [*natural(TALK, history_turns, None, 7), *control(TALK, history_turns, 5, LABELS, 7)]
     assert max(len(question.history) for question in asked) == longest
     assert (
         {question.history[0].role for question in asked}
@@ -94,11 +107,11 @@ def clean(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def answers_of(base: Path, template: str | None, context: int = 256) -> Answers:
-    choice = params.Model(
+    choice = Model(
         base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
     )
-    model, tokenizer = models.load_base(base, choice), models.load_tokenizer(base, template)
-    return evaluation.answer(model, tokenizer, TALK, LABELS, EVALUATE, 5, None, context, judge, clean)
+    model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, template)
+    return answer(model, tokenizer, TALK, LABELS, EVALUATE, 5, None, context, judge, clean)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +120,8 @@ def answers(base: Path) -> Answers:
 
 
 def test_there_is_a_row_for_each_question_in_order(answers: Answers) -> None:
-    assert [row["id"] for row in answers.replies] == [q.id for q in evaluation.natural(TALK, 5, None, 7)]
-    assert [row["id"] for row in answers.control] == [q.id for q in evaluation.control(TALK, 5, 2, LABELS, 7)]
+    assert [row["id"] for row in answers.replies] == [q.id for q in natural(TALK, 5, None, 7)]
+    assert [row["id"] for row in answers.control] == [q.id for q in control(TALK, 5, 2, LABELS, 7)]
     for row in (*answers.replies, *answers.control):
         assert row["judged"] == LABELS[len(row["reply"]) % 3]
         assert row["tokens"] <= 8
@@ -123,12 +136,12 @@ def test_another_template_is_asked_the_same_questions(answers: Answers, base: Pa
 
 
 def test_a_model_that_cannot_be_told_an_emotion_reads_the_same_prompt_for_all(base: Path) -> None:
-    tokenizer = models.load_tokenizer(base, None)
-    assert len({tuple(prompts.prompt_ids(tokenizer, TURNS[:1], label, None)) for label in LABELS}) == 1
+    tokenizer = loading.load_tokenizer(base, None)
+    assert len({tuple(rendering.prompt_ids(tokenizer, TURNS[:1], label, None)) for label in LABELS}) == 1
 
 
 def test_a_references_likelihood_is_that_of_its_reply_tokens(answers: Answers, base: Path) -> None:
-    tokenizer = models.load_tokenizer(base, "out_inst_uni")
+    tokenizer = loading.load_tokenizer(base, "out_inst_uni")
     for row in answers.replies:
         reply = tokenizer(f" {row['reference']}</s>", add_special_tokens=False)["input_ids"]
         assert row["reference_tokens"] == len(reply)
@@ -143,16 +156,16 @@ def test_what_leaves_no_room_for_a_reply_is_trimmed_by_whole_turns_and_counted(b
     for short, whole in zip(trimmed.replies, answers.replies, strict=True):
         assert short["context"] == whole["context"][len(whole["context"]) - len(short["context"]) :]
         assert short["trimmed"] == (short["context"] != whole["context"])
-    share = evaluation.measure(trimmed, LABELS, "neutral", EVALUATE)["text"]["history_trimmed"]["value"]
+    share = measures.measure(trimmed, LABELS, "neutral", EVALUATE)["text"]["history_trimmed"]["value"]
     assert share == pytest.approx(sum(row["trimmed"] for row in trimmed.replies) / 15)
 
 
 def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion_asked_for(base: Path) -> None:
-    choice = params.Model(
+    choice = Model(
         base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
     )
-    model, tokenizer = models.load_base(base, choice), models.load_tokenizer(base, "out_inst_uni")
-    asked = evaluation.control(TALK, 5, 2, LABELS, 7)
+    model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, "out_inst_uni")
+    asked = control(TALK, 5, 2, LABELS, 7)
     heard: dict[str, list[str]] = {}
 
     def finds(name: str, verdicts: Sequence[str]) -> Any:
@@ -164,14 +177,14 @@ def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion
 
     happy, right = ["happiness"] * 6, ["neutral", "happiness", "sadness", "neutral", "neutral", "sadness"]
     judges = {"one": finds("one", happy), "other": finds("other", right)}
-    found = evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7)
+    found = control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7)
     # Two contexts, each asked for in three emotions.
     assert found == {"one": [1 / 3, 1 / 3], "other": [1.0, 2 / 3]}
     assert heard["one"] == heard["other"]
     # The seed says what is drawn, so that only a change of the model changes the replies.
-    assert evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7) == found
+    assert control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7) == found
     assert heard["one"] == heard["other"][:6] * 2
-    evaluation.control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 8)
+    control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 8)
     assert heard["one"][12:] != heard["one"][:6]
 
 
@@ -181,7 +194,7 @@ def test_the_judges_gap_is_how_much_more_control_rose_by_the_one_that_rewards() 
         {"rewards": [0.75, 0.5], "other": [0.0, 0.0]},
         {"rewards": [1.0, 0.5], "other": [0.75, 0.25]},
     ]
-    found = evaluation.judge_gap(steps, "rewards", "other", 7)
+    found = judge_gap(steps, "rewards", "other", 7)
     gap = found.pop("judge_gap")
     assert found == {"rewards_first": 0.25, "rewards_last": 0.75, "other_first": 0.375, "other_last": 0.5}
     # Context by context the rises differ by 0.5 and 0.25: every sample of two has one of these means.
@@ -190,7 +203,7 @@ def test_the_judges_gap_is_how_much_more_control_rose_by_the_one_that_rewards() 
 
 def test_judges_that_rise_alike_have_no_gap() -> None:
     steps = [{"rewards": [0.0, 0.5], "other": [0.25, 0.25]}, {"rewards": [0.5, 0.5], "other": [0.75, 0.25]}]
-    assert evaluation.judge_gap(steps, "rewards", "other", 7)["judge_gap"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert judge_gap(steps, "rewards", "other", 7)["judge_gap"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 # --- what is made of the answers
@@ -236,7 +249,7 @@ AFTER = Answers(
 
 
 def test_the_metrics_of_four_literal_rows() -> None:
-    measured = evaluation.measure(BEFORE, LABELS, "neutral", EVALUATE)
+    measured = measures.measure(BEFORE, LABELS, "neutral", EVALUATE)
     replies = measured["replies"]
     assert replies["accuracy"]["value"] == 0.5
     # neutral: precision 1/2, recall 1, F1 2/3; the others 0.
@@ -267,13 +280,13 @@ def test_the_metrics_of_four_literal_rows() -> None:
 def test_replies_that_hold_text_of_a_prompt_are_counted() -> None:
     written = ["Well, well.", "Oh! [/EMOTION] sadness [/INST]", "User: and you?", "A user is a user."]
     replies = [row("a", "neutral", "neutral", reply=reply, **with_reference(1.0, 1)) for reply in written]
-    text = evaluation.measure(Answers(replies, BEFORE.control), LABELS, "neutral", EVALUATE)["text"]
+    text = measures.measure(Answers(replies, BEFORE.control), LABELS, "neutral", EVALUATE)["text"]
     # 2 of 4, with Wilson's interval.
     assert text["prompt_text_share"] == pytest.approx({"value": 0.5, "low": 0.15, "high": 0.85}, abs=1e-4)
 
 
 def test_every_share_lies_in_its_interval() -> None:
-    measured = evaluation.measure(BEFORE, LABELS, "neutral", EVALUATE)
+    measured = measures.measure(BEFORE, LABELS, "neutral", EVALUATE)
     found = [
         value for part in measured.values() for value in part.values() if isinstance(value, dict) and "low" in value
     ]
@@ -282,7 +295,7 @@ def test_every_share_lies_in_its_interval() -> None:
 
 
 def test_neighbours_are_compared_on_the_same_questions() -> None:
-    found = evaluation.compare(BEFORE, AFTER, LABELS, "neutral", EVALUATE)
+    found = measures.compare(BEFORE, AFTER, LABELS, "neutral", EVALUATE)
     assert found["replies"]["accuracy"]["difference"] == 0.5
     assert found["replies"]["macro_f1"]["difference"] == pytest.approx(7 / 9)
     assert found["replies"]["mcnemar"] == {"b": 0, "c": 2, "p": 0.5}
@@ -291,18 +304,18 @@ def test_neighbours_are_compared_on_the_same_questions() -> None:
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
-    for part in evaluation.compare(AFTER, AFTER, LABELS, "neutral", EVALUATE).values():
+    for part in measures.compare(AFTER, AFTER, LABELS, "neutral", EVALUATE).values():
         assert part.pop("mcnemar") == {"b": 0, "c": 0, "p": 1.0}
         assert all(test == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0} for test in part.values())
 
 
 def test_the_table_has_a_row_for_each_model_and_metric() -> None:
     measured: dict[str, Any] = {
-        name: evaluation.measure(found, LABELS, "neutral", EVALUATE)
+        name: measures.measure(found, LABELS, "neutral", EVALUATE)
         for name, found in (("baseline", BEFORE), ("sft", AFTER), ("dpo", AFTER))
     }
-    measured["majority"] = evaluation.majority(AFTER, LABELS, "neutral")
-    table = evaluation.table(measured | {"paired": {}})
+    measured["majority"] = measures.majority(AFTER, LABELS, "neutral")
+    table = measures.table(measured | {"paired": {}})
     assert [(line["model"], line["metric"]) for line in table] == [
         *((model, "accuracy") for model in ("majority", "baseline", "sft", "dpo")),
         *((model, "weighted F1") for model in ("majority", "baseline", "sft", "dpo")),
@@ -319,4 +332,4 @@ def test_the_table_has_a_row_for_each_model_and_metric() -> None:
 def test_an_unknown_judged_label_is_refused() -> None:
     answers = Answers([row("a", "neutral", "boredom", **with_reference(1.0, 1))], BEFORE.control)
     with pytest.raises(ValueError, match="label 'boredom' is not one of neutral, happiness, sadness"):
-        evaluation.measure(answers, LABELS, "neutral", EVALUATE)
+        measures.measure(answers, LABELS, "neutral", EVALUATE)

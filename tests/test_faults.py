@@ -21,7 +21,8 @@ import pytest
 from tqdm import tqdm
 
 from conftest import TINY, Pipeline, contents, declared, flags, write_params
-from emotune import journal, sampling
+from emotune.generation import local
+from emotune.preferences import journal
 
 pytestmark = pytest.mark.pipeline
 
@@ -93,7 +94,7 @@ def _run(stage: str, folder: Path, root: Path, limit: int | None) -> None:
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     # A batch holds six prompts, or else a run would be one batch.
-    sampling.CPU_ROWS = 26
+    local.CPU_ROWS = 26
     # What was there before the fork is never garbage, and to look through it takes half a second.
     gc.freeze()
     # Its own lock is a semaphore, which a killed process would leave behind.

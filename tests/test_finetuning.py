@@ -13,14 +13,35 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from emotune import evaluation, finetuning, models, params, prompts
-from emotune.dialogue import Dialogue, Turn
-from emotune.errors import InputError
+from emotune.evaluation.control import control_by
+from emotune.evaluation.questions import control
+from emotune.generation.params import Sampling
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.prompts import rendering
+from emotune.training import trainer
+from emotune.training import workspace
+from emotune.training.arguments import arguments
+from emotune.training.dpo import dpo
+from emotune.training.heads import score_labelled
+from emotune.training.params import Dpo
+from emotune.training.params import Lora
+from emotune.training.params import Sft
+from emotune.training.params import Training
+from emotune.training.reference import Control
+from emotune.training.reference import FirstStep
+from emotune.training.reference import assert_reference_is_policy
+from emotune.training.rows import dpo_row
+from emotune.training.rows import sft_rows
+from emotune.training.sft import sft
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import Turn
+from emotune.core.errors import InputError
 
-CHOICE = params.Model(
+CHOICE = Model(
     base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
 )
-SFT = params.Sft(
+SFT = Sft(
     epochs=1.0,
     learning_rate=0.01,
     schedule="cosine",
@@ -33,10 +54,10 @@ SFT = params.Sft(
     seed=7,
     loss_on="replies",
     neutral_replies=None,
-    lora=params.Lora(rank=2, alpha=4, dropout=0.0, rslora=True, target_modules="all-linear"),
+    lora=Lora(rank=2, alpha=4, dropout=0.0, rslora=True, target_modules="all-linear"),
 )
-DPO = params.Dpo(
-    **{name: getattr(SFT, name) for name in params.Training.model_fields},
+DPO = Dpo(
+    **{name: getattr(SFT, name) for name in Training.model_fields},
     beta=0.1,
     sft_weight=0.0,
     control_contexts=0,
@@ -57,13 +78,13 @@ def ignore(logs: Mapping[str, float], step: int) -> None:
 @pytest.mark.parametrize("checkpoints", [1, 2, 4, 7])
 def test_a_checkpoint_falls_on_a_logged_step(checkpoints: int, tmp_path: Path) -> None:
     for rows in range(1, 600, 7):
-        found = finetuning.arguments(changed(SFT, checkpoints=checkpoints), "float32", tmp_path, rows)
+        found = arguments(changed(SFT, checkpoints=checkpoints), "float32", tmp_path, rows)
         assert found["save_steps"] % found["logging_steps"] == 0
         assert found["save_steps"] >= 1
 
 
 def test_a_run_is_one_pass_over_rows_that_stand_in_order(tmp_path: Path) -> None:
-    found = finetuning.arguments(changed(SFT, batch_size=8, accumulation=4), "float32", tmp_path, 1000)
+    found = arguments(changed(SFT, batch_size=8, accumulation=4), "float32", tmp_path, 1000)
     assert (found["num_train_epochs"], found["train_sampling_strategy"]) == (1, "sequential")
     # 1,000 rows of 8 x 4 a step are 32 steps; a tenth of them warm up.
     assert (found["warmup_steps"], found["logging_steps"], found["save_steps"]) == (3, 1, 10)
@@ -71,14 +92,14 @@ def test_a_run_is_one_pass_over_rows_that_stand_in_order(tmp_path: Path) -> None
 
 
 def test_no_checkpoints_are_written_where_none_are_wanted(tmp_path: Path) -> None:
-    assert finetuning.arguments(changed(SFT, checkpoints=0), "float32", tmp_path, 100)["save_strategy"] == "no"
+    assert arguments(changed(SFT, checkpoints=0), "float32", tmp_path, 100)["save_strategy"] == "no"
 
 
 # --- sft
 
 
-def caught_rows(tokenizer: Any, dialogues: list[Dialogue], p: params.Sft, context: int = 256) -> list[dict[str, Any]]:
-    return finetuning._sft_rows(tokenizer, dialogues, "neutral", p.neutral_replies, p, None, context)[0]
+def caught_rows(tokenizer: Any, dialogues: list[Dialogue], p: Sft, context: int = 256) -> list[dict[str, Any]]:
+    return sft_rows(tokenizer, dialogues, "neutral", p.neutral_replies, p, None, context)[0]
 
 
 def texts_learned(tokenizer: Any, row: Mapping[str, Any]) -> str:
@@ -117,9 +138,9 @@ def test_a_context_that_holds_no_exchange_is_refused(tokenizer: Any, dialogues: 
         caught_rows(tokenizer, dialogues, SFT, context=8)
 
 
-def sft(base: Path, tokenizer: Any, dialogues: list[Dialogue], folder: Path, **changes: Any) -> finetuning.Trained:
-    model = models.load_base(base, CHOICE)
-    return finetuning.sft(
+def sft(base: Path, tokenizer: Any, dialogues: list[Dialogue], folder: Path, **changes: Any) -> trainer.Trained:
+    model = loading.load_base(base, CHOICE)
+    return sft(
         model, tokenizer, dialogues, dialogues, "neutral", changed(SFT, **changes), None, CHOICE, folder, ignore
     )
 
@@ -127,7 +148,7 @@ def sft(base: Path, tokenizer: Any, dialogues: list[Dialogue], folder: Path, **c
 def test_sft_trains_lora_and_nothing_else(
     base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path
 ) -> None:
-    before = {name: weight.clone() for name, weight in models.load_base(base, CHOICE).named_parameters()}
+    before = {name: weight.clone() for name, weight in loading.load_base(base, CHOICE).named_parameters()}
     model, curve, measured = sft(base, tokenizer, dialogues, tmp_path, epochs=4.0)
     after = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
@@ -161,20 +182,20 @@ def adapter(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
         r=2, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
     folder = tmp_path / "adapter"
-    models.save_adapter(get_peft_model(models.load_base(base, CHOICE), lora), tokenizer, base, folder)
+    loading.save_adapter(get_peft_model(loading.load_base(base, CHOICE), lora), tokenizer, base, folder)
     return folder
 
 
 @pytest.fixture
 def policy(base: Path, adapter: Path) -> Any:
     """The adapter as DPO trains it, beside its frozen reference."""
-    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
     model.load_adapter(str(adapter), adapter_name="ref", is_trainable=False)
     return model
 
 
 def test_a_reference_that_is_the_policy_passes(policy: Any) -> None:
-    finetuning.assert_reference_is_policy(policy)
+    assert_reference_is_policy(policy)
 
 
 def test_a_reference_with_one_other_number_is_refused(policy: Any) -> None:
@@ -183,19 +204,19 @@ def test_a_reference_with_one_other_number_is_refused(policy: Any) -> None:
         weight[0, 0] += 1e-7
     own = name.replace(".ref.", ".default.").replace(".", r"\.")
     with pytest.raises(AssertionError, match=f"the reference lacks what the policy learned in sft: {own} differs"):
-        finetuning.assert_reference_is_policy(policy)
+        assert_reference_is_policy(policy)
 
 
 def test_a_policy_without_a_reference_is_refused(base: Path, adapter: Path) -> None:
-    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
     with pytest.raises(AssertionError, match="the reference lacks what the policy learned in sft"):
-        finetuning.assert_reference_is_policy(model)
+        assert_reference_is_policy(model)
 
 
 def test_a_policy_that_cannot_learn_is_refused(base: Path, adapter: Path) -> None:
-    model = models.load_adapter(models.load_base(base, CHOICE), adapter)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter)
     with pytest.raises(AssertionError, match="the policy has no trainable adapter weights"):
-        finetuning.assert_reference_is_policy(model)
+        assert_reference_is_policy(model)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +231,7 @@ def test_a_policy_that_cannot_learn_is_refused(base: Path, adapter: Path) -> Non
 def test_at_step_1_rewards_are_0_and_the_loss_is_ln_2(loss: float, rewards: tuple[float, float], passes: bool) -> None:
     logs = {"loss": loss, "rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
     on_cpu = SimpleNamespace(bf16=False, fp16=False)
-    law = finetuning._FirstStep(math.log(2))
+    law = FirstStep(math.log(2))
     law.on_log(on_cpu, SimpleNamespace(global_step=2), None, logs)
     if passes:
         law.on_log(on_cpu, SimpleNamespace(global_step=1), None, logs)
@@ -233,11 +254,11 @@ def pair(number: int) -> dict[str, Any]:
 def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     changes: dict[str, Any], base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    tokenizer = models.load_tokenizer(adapter, None)
-    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    tokenizer = loading.load_tokenizer(adapter, None)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
     pairs = [pair(number) for number in range(6)]
     p = changed(DPO, epochs=4.0, checkpoints=0, **changes)
-    _, curve, measured = finetuning.dpo(model, tokenizer, pairs, pairs[:2], p, None, CHOICE, tmp_path / "work", ignore)
+    _, curve, measured = dpo(model, tokenizer, pairs, pairs[:2], p, None, CHOICE, tmp_path / "work", ignore)
     # Although the adapter has dropout, which would part the policy from its reference.
     assert curve[0]["rewards/margins"] == 0.0
     assert (curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)) == ("sft_weight" not in changes)
@@ -246,12 +267,12 @@ def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     assert measured["pairs"] == 6
 
 
-def dpo_of_12_steps(base: Path, adapter: Path, folder: Path, control: finetuning.Control | None) -> finetuning.Trained:
-    tokenizer = models.load_tokenizer(adapter, None)
-    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+def dpo_of_12_steps(base: Path, adapter: Path, folder: Path, control: Control | None) -> trainer.Trained:
+    tokenizer = loading.load_tokenizer(adapter, None)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
     pairs = [pair(number) for number in range(6)]
     p = changed(DPO, epochs=4.0, checkpoints=0)
-    return finetuning.dpo(model, tokenizer, pairs, [], p, None, CHOICE, folder, ignore, control)
+    return dpo(model, tokenizer, pairs, [], p, None, CHOICE, folder, ignore, control)
 
 
 def test_control_by_both_judges_is_asked_for_at_five_steps(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -278,8 +299,8 @@ def test_control_by_both_judges_is_asked_for_at_five_steps(base: Path, adapter: 
 def test_asking_for_control_changes_no_weight(
     base: Path, adapter: Path, dialogues: list[Dialogue], tmp_path: Path
 ) -> None:
-    tokenizer = models.load_tokenizer(adapter, None)
-    asked = evaluation.control(dialogues, 3, 2, ("sadness", "neutral"), 7)
+    tokenizer = loading.load_tokenizer(adapter, None)
+    asked = control(dialogues, 3, 2, ("sadness", "neutral"), 7)
     heard: list[str] = []
 
     def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -287,13 +308,13 @@ def test_asking_for_control_changes_no_weight(
         return [("sadness", 1.0)] * len(texts)
 
     control = partial(
-        evaluation.control_by,
+        control_by,
         {"control_reward_judge": judge, "control_evaluate_judge": judge},
         tokenizer=tokenizer,
         questions=asked,
         system_prompt=None,
         context=128,
-        how=params.Sampling(
+        how=Sampling(
             temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8
         ),
         seed=7,
@@ -322,11 +343,11 @@ BATCHES = [
 @pytest.fixture
 def trainer(base: Path, tokenizer: Any, dialogues: list[Dialogue], adapter: Path, tmp_path: Path) -> Any:
     """TRL's trainer of the saved adapter, as sft makes it, before the head is ours."""
-    model = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
     rows = caught_rows(tokenizer, dialogues, SFT)
     made = SFTTrainer(
         model=model,
-        args=SFTConfig(**finetuning.arguments(SFT, "float32", tmp_path, len(rows)) | {"eval_strategy": "no"}),
+        args=SFTConfig(**arguments(SFT, "float32", tmp_path, len(rows)) | {"eval_strategy": "no"}),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -372,7 +393,7 @@ def test_scoring_labelled_positions_alone_gives_trls_loss_and_gradients(
     collated = trainer.data_collator(rows_of(tokenizer, dialogues, batch))
     assert len(set(collated["attention_mask"].sum(dim=1).tolist())) == 3
     of_trl, fields = gradient(trainer, collated), trainer.model(**collated, fused_lm_head=True)
-    finetuning.score_labelled(trainer.model)
+    score_labelled(trainer.model)
     assert_equal_gradients(gradient(trainer, collated), of_trl, 1e-6)
     ours = trainer.model(**collated, fused_lm_head=True)
     for name in ("loss", "log_probs", "entropy", "is_top1", "label_mask"):
@@ -380,7 +401,7 @@ def test_scoring_labelled_positions_alone_gives_trls_loss_and_gradients(
 
 
 def test_a_batch_without_labels_changes_nothing(trainer: Any, tokenizer: Any, dialogues: list[Dialogue]) -> None:
-    finetuning.score_labelled(trainer.model)
+    score_labelled(trainer.model)
     loss, grown = gradient(trainer, trainer.data_collator(rows_of(tokenizer, dialogues, [("nothing", 0)])))
     assert loss == 0.0
     assert not grown.any()
@@ -389,14 +410,14 @@ def test_a_batch_without_labels_changes_nothing(trainer: Any, tokenizer: Any, di
 def test_dpo_has_trls_log_probabilities_and_gradients(
     base: Path, tokenizer: Any, adapter: Path, tmp_path: Path
 ) -> None:
-    policy = models.load_adapter(models.load_base(base, CHOICE), adapter, trainable=True)
+    policy = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
     pairs = [pair(number) | {"rejected": "No! " * number + "Great!"} for number in range(3)]
     trainer = DPOTrainer(
         model=policy,
         args=DPOConfig(
-            **finetuning.arguments(DPO, "float32", tmp_path, 3) | {"eval_strategy": "no"}, max_length=CHOICE.context
+            **arguments(DPO, "float32", tmp_path, 3) | {"eval_strategy": "no"}, max_length=CHOICE.context
         ),
-        train_dataset=Dataset.from_list([finetuning._dpo_row(found, None) for found in pairs]),
+        train_dataset=Dataset.from_list([dpo_row(found, None) for found in pairs]),
         processing_class=tokenizer,
     )
     trainer.model.eval()
@@ -405,7 +426,7 @@ def test_dpo_has_trls_log_probabilities_and_gradients(
         # So that the policy is not its reference, and no pair has the same loss.
         next(weight for weight in policy.parameters() if weight.requires_grad).mul_(3)
     of_trl, log_probabilities = gradient(trainer, batch), trainer.compute_ref_log_probs(trainer.model, batch)
-    finetuning.score_labelled(trainer.model)
+    score_labelled(trainer.model)
     # What is left between chosen and rejected is small beside either, so that it rounds more.
     assert_equal_gradients(gradient(trainer, batch), of_trl, 1e-5)
     assert of_trl[0] != pytest.approx(math.log(2), abs=1e-6)
@@ -418,7 +439,7 @@ def test_a_model_that_scores_labelled_positions_still_generates(trainer: Any, to
     loss_asked = asked | {"labels": asked["input_ids"]}
     settings = {"max_new_tokens": 8, "do_sample": False}
     before, loss = trainer.model.generate(**asked, **settings), trainer.model(**loss_asked).loss
-    finetuning.score_labelled(trainer.model)
+    score_labelled(trainer.model)
     assert torch.equal(trainer.model.generate(**asked, **settings), before)
     assert trainer.model(**loss_asked).loss == loss
 
@@ -430,17 +451,17 @@ def test_a_row_ends_with_its_last_trained_token_and_loses_nothing_by_it(
     turns = [Turn(t.role, t.content, e) for t, e in zip(dialogues[0].turns, emotions, strict=True)]
     [row] = caught_rows(tokenizer, [Dialogue("ends neutral", tuple(turns))], changed(SFT, neutral_replies=1e-9))
     assert texts_learned(tokenizer, row) == " Where did you see them last?</s>"
-    ids, _ = prompts.training_row(tokenizer, turns, None)
+    ids, _ = rendering.training_row(tokenizer, turns, None)
     cut = len(ids) - len(row["input_ids"])
     assert row["input_ids"] == ids[:-cut]
     assert row["labels"][-1] == tokenizer.eos_token_id
-    finetuning.score_labelled(trainer.model)
+    score_labelled(trainer.model)
     whole = {"input_ids": ids, "labels": row["labels"] + [-100] * cut}
     assert loss_of(trainer, [row]) == pytest.approx(loss_of(trainer, [whole]), rel=1e-6)
 
 
 def test_rows_of_a_batch_do_not_see_one_another(trainer: Any, tokenizer: Any, dialogues: list[Dialogue]) -> None:
-    finetuning.score_labelled(trainer.model)
+    score_labelled(trainer.model)
     rows = rows_of(tokenizer, dialogues, BATCHES[0])
     # The first token of a row is predicted by none.
     counts = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
@@ -467,10 +488,10 @@ def test_a_work_folder_goes_after_success_and_stays_after_a_failure(repository: 
         (folder / "checkpoint-3").mkdir()
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), finetuning.workspace("sft", VALUES, INPUTS) as folder:
+    with pytest.raises(RuntimeError), workspace.workspace("sft", VALUES, INPUTS) as folder:
         fails_on_the_way(folder)
     assert folder.parent == repository / ".work" / "sft"
-    with finetuning.workspace("sft", VALUES, INPUTS) as again:
+    with workspace.workspace("sft", VALUES, INPUTS) as again:
         assert again == folder
         assert (again / "checkpoint-3").is_dir()
     assert not folder.exists()
@@ -484,7 +505,7 @@ def test_other_params_inputs_or_stages_have_other_work_folders(repository: Path)
         ("sft", {"sft": {"rank": 8}}, INPUTS),
         ("sft", VALUES, {"dialogues": "abd"}),
     ):
-        with finetuning.workspace(stage, values, inputs) as folder:
+        with workspace.workspace(stage, values, inputs) as folder:
             folders.add(folder)
     assert len(folders) == 4
 
@@ -492,19 +513,19 @@ def test_other_params_inputs_or_stages_have_other_work_folders(repository: Path)
 def test_code_that_changed_does_not_go_on_from_what_it_did_not_write(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with finetuning.workspace("sft", VALUES, INPUTS) as folder:
+    with workspace.workspace("sft", VALUES, INPUTS) as folder:
         pass
     monkeypatch.setattr(finetuning, "CODE", ("seeds.py",))
-    with finetuning.workspace("sft", VALUES, INPUTS) as other:
+    with workspace.workspace("sft", VALUES, INPUTS) as other:
         assert other != folder
 
 
 def test_two_runs_that_train_the_same_have_a_work_folder_each(repository: Path) -> None:
-    with finetuning.workspace("sft", VALUES, INPUTS) as folder:
-        with finetuning.workspace("sft", VALUES, INPUTS) as other:
+    with workspace.workspace("sft", VALUES, INPUTS) as folder:
+        with workspace.workspace("sft", VALUES, INPUTS) as other:
             assert other == folder.with_name(f"{folder.name}-2")
             assert other.is_dir()
         assert folder.is_dir()
         assert not other.exists()
-    with finetuning.workspace("sft", VALUES, INPUTS) as again:
+    with workspace.workspace("sft", VALUES, INPUTS) as again:
         assert again == folder

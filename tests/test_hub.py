@@ -17,8 +17,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import LABELS, ROOT, write_params
-from emotune import cards, cli, hub, params, records, release
-from emotune.errors import InputError
+from emotune.core import records
+from emotune.core.sections import read_yaml
+from emotune.faces import cli
+from emotune.publish import cards
+from emotune.publish import gate
+from emotune.publish import hub
+from emotune.publish import parts
+from emotune.publish.licences import forbidden
+from emotune.publish.licences import licenses
+from emotune.runs.params import parse
+from emotune.core.errors import InputError
 from hub_server import TOKEN, Hub, Refused
 
 DVC_YAML = """\
@@ -103,15 +112,15 @@ def write_adapter(base: Path, out: Path, seed: int) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from emotune import models
+    from emotune.models import loading
 
     torch.manual_seed(seed)
-    choice = params.parse(ROOT / "params.yaml").model
+    choice = parse(ROOT / "params.yaml").model
     config = LoraConfig(
         r=4, target_modules="all-linear", init_lora_weights=False, use_rslora=True, task_type="CAUSAL_LM"
     )
-    model = get_peft_model(models.load_base(base, choice), config)
-    models.save_adapter(model, models.load_tokenizer(base, "out_inst_uni"), base, out)
+    model = get_peft_model(loading.load_base(base, choice), config)
+    loading.save_adapter(model, loading.load_tokenizer(base, "out_inst_uni"), base, out)
 
 
 def pair(number: int) -> dict[str, Any]:
@@ -298,7 +307,7 @@ def test_a_card_s_head_has_what_the_hub_and_trl_look_for(dry: Path) -> None:
 def test_a_card_says_where_the_model_comes_from(dry: Path, made: Path) -> None:
     card = (dry / "sft/README.md").read_text()
     known = subprocess.run(["git", "rev-parse", "HEAD"], cwd=made, capture_output=True, text=True).stdout.strip()
-    locked = params.read_yaml(made / "dvc.lock")
+    locked = read_yaml(made / "dvc.lock")
     assert f"git checkout {known}\nmake repro\n" in card
     assert f"| `models/sft` | `{locked['stages']['sft']['outs'][0]['md5']}` |" in card
     assert "0.123 [0.099, 0.146]" in card
@@ -366,12 +375,12 @@ def test_a_long_curve_is_shown_by_few_rows_and_its_last() -> None:
     ],
 )
 def test_a_licence_is_possible_where_that_of_the_data_allows_it(source: str, wanted: str, allowed: bool) -> None:
-    assert (release.forbidden(source, wanted) is None) is allowed
+    assert (forbidden(source, wanted) is None) is allowed
 
 
 def licensed(tmp_path: Path, **changes: Any) -> tuple[str, str, str]:
     write_params(tmp_path, {key.replace("__", "."): value for key, value in changes.items()})
-    return release.licenses(params.parse(tmp_path / "params.yaml"))
+    return licenses(parse(tmp_path / "params.yaml"))
 
 
 def test_dailydialog_is_published_under_its_own_licence_or_not_at_all(tmp_path: Path) -> None:
@@ -396,13 +405,13 @@ def test_data_and_base_model_of_one_s_own_have_to_state_their_licence(tmp_path: 
 
 
 def test_the_data_is_what_dvc_lock_says_not_what_params_yaml_says_since(made: Path) -> None:
-    content, locked = params.read_yaml(made / "params.yaml"), params.read_yaml(made / "dvc.lock")
+    content, locked = read_yaml(made / "params.yaml"), read_yaml(made / "dvc.lock")
     ran = locked["stages"]["prepare"]["params"]["params.yaml"]["data"]
     ran |= {"source": "folder", "path": "somewhere"}
     # A key that is newer than the run.
     del ran["limit"]
-    found = release.as_run(content, locked)
-    assert release.licenses(found)[0] == "cc-by-nc-sa-4.0"
+    found = gate.as_run(content, locked)
+    assert licenses(found)[0] == "cc-by-nc-sa-4.0"
     assert (found.data.limit, found.sft.lora.rank) == (None, 4)
 
 
@@ -417,8 +426,8 @@ def objections(made: Path, tmp_path: Path, **changes: Any) -> list[str]:
         if name == "prefs.json":
             found |= changes.get("prefs", {})
         records.write_json(tmp_path / name, found)
-    whole = params.parse(made / "params.yaml")
-    return release.objections(whole, tmp_path, changes.get("dirty", False), changes.get("stale", []))
+    whole = parse(made / "params.yaml")
+    return gate.objections(whole, tmp_path, changes.get("dirty", False), changes.get("stale", []))
 
 
 def test_nothing_speaks_against_a_run_that_is_better_audited_committed_and_current(made: Path, tmp_path: Path) -> None:
@@ -457,7 +466,7 @@ def test_a_stale_lock_is_refused_and_a_forced_card_says_why(repository: Path, tm
 
 
 def test_a_run_that_is_not_complete_is_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    locked = params.read_yaml(Path("dvc.lock"))
+    locked = read_yaml(Path("dvc.lock"))
     del locked["stages"]["dpo"]
     YAML().dump(locked, Path("dvc.lock"))
     assert cli.main(["publish", "--force", "whatever"]) == 2
@@ -672,7 +681,7 @@ def test_merged_weights_are_bfloat16_and_as_near_to_the_truth_as_bfloat16_is(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from emotune import models
+    from emotune.models import loading
 
     assert cli.main(["publish", "--merged", "--dry-run", str(tmp_path / "out")]) == 0
     assert re.search(r"merged: [1-7] of 7 greedy replies equal", capsys.readouterr().out)
@@ -680,11 +689,11 @@ def test_merged_weights_are_bfloat16_and_as_near_to_the_truth_as_bfloat16_is(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out/merged", dtype="auto")
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
 
-    whole = params.parse(Path("params.yaml"))
+    whole = parse(Path("params.yaml"))
     rounded = whole.model.model_copy(update={"dtype": "bfloat16"})
-    truth = models.load_tuned(Path("models/base"), whole.model, Path("models/dpo"))
-    unmerged = models.load_tuned(Path("models/base"), rounded, Path("models/dpo"))
-    tokenizer = models.load_tokenizer(Path("models/dpo"), None)
+    truth = loading.load_tuned(Path("models/base"), whole.model, Path("models/dpo"))
+    unmerged = loading.load_tuned(Path("models/base"), rounded, Path("models/dpo"))
+    tokenizer = loading.load_tokenizer(Path("models/dpo"), None)
     prompts = cards.prompts(whole, tokenizer)
     assert len(prompts) == len(LABELS)
 
@@ -701,16 +710,16 @@ def test_replies_part_by_so_many_steps_of_bfloat16() -> None:
     import torch
 
     logits = [torch.tensor([1.0, 0.0]), torch.tensor([10.0, 9.5])]
-    spoken: release.Spoken = ([0, 0], logits)
-    assert release.parting(spoken, ([0, 0], [])) == 0.0
+    spoken: parts.Spoken = ([0, 0], logits)
+    assert parts.parting(spoken, ([0, 0], [])) == 0.0
     # Between 8 and 16, bfloat16 has a value every 1/16.
-    assert release.parting(spoken, ([0, 1], [])) == 8.0
+    assert parts.parting(spoken, ([0, 1], [])) == 8.0
     # Between 1 and 2, every 1/128.
-    assert release.parting(spoken, ([1, 0], [])) == 128.0
+    assert parts.parting(spoken, ([1, 0], [])) == 128.0
 
 
 def test_a_base_model_under_another_licence_is_not_merged(made: Path) -> None:
-    whole = params.parse(made / "params.yaml")
+    whole = parse(made / "params.yaml")
     places: Sequence[str] = ("base", "sft", "dpo", "merged", "prefs")
     facts = cards.Facts(
         p=whole,
@@ -727,11 +736,11 @@ def test_a_base_model_under_another_licence_is_not_merged(made: Path) -> None:
         reason=None,
     )
     with pytest.raises(InputError, match=r"--merged: the base model is under llama2"):
-        release.wanted("merged", facts, True)
-    assert release.wanted("merged", facts, False) is False
+        gate.wanted("merged", facts, True)
+    assert gate.wanted("merged", facts, False) is False
 
 
 def test_two_parts_do_not_share_a_place(tmp_path: Path) -> None:
     write_params(tmp_path, {"publish.sft": "emotune-dpo"})
     with pytest.raises(InputError, match=r"publish.base, sft, dpo, merged and prefs must be five"):
-        params.parse(tmp_path / "params.yaml")
+        parse(tmp_path / "params.yaml")

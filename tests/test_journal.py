@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from emotune import journal
-from emotune.errors import InputError
+from emotune.preferences import journal
+from emotune.core.errors import InputError
 
 MADE_OF = {"base": "b" * 64, "sft": "a" * 64, "sampling": {"temperature": 0.7, "top_k": 50}, "candidates": 6}
 

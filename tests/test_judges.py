@@ -11,12 +11,24 @@ import pytest
 import skops.io
 from sklearn.linear_model import LinearRegression
 
-from emotune import judges, models, sources
-from emotune.corpus import dialogues
-from emotune.dialogue import DAILY_DIALOG_LABELS, Dialogue, deduplicate
-from emotune.errors import InputError
-from emotune.judges import GIBBERISH_LABELS, RECIPES, corrupt
-from emotune.params import JudgeChoice
+from emotune.data import sources
+from emotune.judges import corruption
+from emotune.judges import emotion
+from emotune.judges import files
+from emotune.judges import gibberish
+from emotune.judges import hub
+from emotune.judges.verdicts import Judge
+from emotune.models import pins
+from emotune.stages import judges_measure
+from emotune.data.corpus import dialogues
+from emotune.core.dialogue import DAILY_DIALOG_LABELS
+from emotune.core.dialogue import Dialogue
+from emotune.data.splits import deduplicate
+from emotune.core.errors import InputError
+from emotune.judges.corruption import corrupt
+from emotune.judges.emotion import RECIPES
+from emotune.judges.verdicts import GIBBERISH_LABELS
+from emotune.judges.params import JudgeChoice
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "daily_dialog"
 
@@ -72,7 +84,7 @@ def test_mild_gibberish_keeps_most_words_and_salad_their_order_no_more() -> None
 
 
 def test_every_second_row_is_clean_and_the_three_corruptions_take_turns() -> None:
-    rows, labels = judges.with_corruptions(["One two three.", "Four five six.", "Seven eight nine."], random.Random(0))
+    rows, labels = corruption.with_corruptions(["One two three.", "Four five six.", "Seven eight nine."], random.Random(0))
     assert labels == ["clean", "mild gibberish", "clean", "word salad", "clean", "noise"]
     assert rows[::2] == ["One two three.", "Four five six.", "Seven eight nine."]
 
@@ -82,7 +94,7 @@ def test_every_second_row_is_clean_and_the_three_corruptions_take_turns() -> Non
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_an_emotion_judge_gives_a_label_and_its_probability_for_each_text(recipe: str) -> None:
-    judge = judges.verdicts_of(judges.train_emotion(TEXTS, LABELS, recipe, 0))
+    judge = files.verdicts_of(emotion.train_emotion(TEXTS, LABELS, recipe, 0))
     verdicts = judge(NEW)
     assert [verdicts[row][0] for row in (0, 1, 3)] == ["happiness", "sadness", "neutral"]
     assert all(0 < confidence <= 1 for _, confidence in verdicts)
@@ -90,40 +102,40 @@ def test_an_emotion_judge_gives_a_label_and_its_probability_for_each_text(recipe
 
 
 def test_the_two_emotion_judges_differ_in_features_learner_and_rows() -> None:
-    words, characters = (judges.train_emotion(TEXTS, LABELS, recipe, 0) for recipe in RECIPES)
+    words, characters = (emotion.train_emotion(TEXTS, LABELS, recipe, 0) for recipe in RECIPES)
     assert words[0].analyzer == "word"
     assert characters[0].analyzer == "char"
     assert type(words[-1].estimator) is not type(characters[-1].estimator)
     skewed = ["neutral"] * 900 + ["fear"] * 100
-    assert judges._thinned(skewed, 3, random.Random("words 0")) != judges._thinned(skewed, 3, random.Random("chars 0"))
+    assert emotion._thinned(skewed, 3, random.Random("words 0")) != emotion._thinned(skewed, 3, random.Random("chars 0"))
 
 
 def test_the_commonest_label_is_thinned_and_a_rare_one_reaches_every_fold() -> None:
-    rows = judges._thinned(["neutral"] * 900 + ["fear"] * 99 + ["anger"], 2, random.Random(0))
+    rows = emotion._thinned(["neutral"] * 900 + ["fear"] * 99 + ["anger"], 2, random.Random(0))
     assert sum(row < 900 for row in rows) == 200
     assert rows[-3:] == [999, 999, 999]
     assert rows == sorted(rows)
 
 
 def test_weights_are_one_on_average_and_equal_labels_out_at_evenness_one() -> None:
-    assert judges._weights(["a", "a", "a", "b"], 0).tolist() == [1, 1, 1, 1]
-    assert judges._weights(["a", "a", "a", "b"], 1) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
+    assert emotion._weights(["a", "a", "a", "b"], 0).tolist() == [1, 1, 1, 1]
+    assert emotion._weights(["a", "a", "a", "b"], 1) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
 
 
 def test_bad_training_input_is_refused() -> None:
     with pytest.raises(InputError, match=r"unknown recipe 'letters'.*words, characters"):
-        judges.train_emotion(TEXTS, LABELS, "letters", 0)
+        emotion.train_emotion(TEXTS, LABELS, "letters", 0)
     with pytest.raises(InputError, match=r"at least two labels, found \['neutral'\]"):
-        judges.train_emotion(["a", "b"], ["neutral", "neutral"], "words", 0)
+        emotion.train_emotion(["a", "b"], ["neutral", "neutral"], "words", 0)
     with pytest.raises(InputError, match="at least 10 distinct clean texts, found 1"):
-        judges.train_gibberish(["a"] * 20, 0)
+        gibberish.train_gibberish(["a"] * 20, 0)
 
 
 def test_gibberish_is_told_from_clean_text() -> None:
     texts = list(dict.fromkeys(turn.content for d in dialogues(800, 3)["train"] for turn in d.turns))
     train, test = texts[:2500], texts[2500:]
-    judge = judges.verdicts_of(judges.train_gibberish(train, 0))
-    measured = judges.measure(judge, *judges.with_corruptions(test, random.Random(1)), GIBBERISH_LABELS)
+    judge = files.verdicts_of(gibberish.train_gibberish(train, 0))
+    measured = judges_measure.measure(judge, *corruption.with_corruptions(test, random.Random(1)), GIBBERISH_LABELS)
     assert measured["macro_f1"] > 0.8
     assert measured["per_class"]["clean"]["recall"] > 0.9
     broken = ["[/INST] that [/INST]", "xq3 zz#k @@9w qqpz", "the of of it the a of of", "?!?!? ,,,, .;.; ''\"\""]
@@ -134,20 +146,20 @@ def test_gibberish_is_told_from_clean_text() -> None:
 
 
 def trained(kind: str) -> Any:
-    return judges.train_gibberish(TEXTS, 0) if kind == "gibberish" else judges.train_emotion(TEXTS, LABELS, kind, 0)
+    return gibberish.train_gibberish(TEXTS, 0) if kind == "gibberish" else emotion.train_emotion(TEXTS, LABELS, kind, 0)
 
 
 @pytest.mark.parametrize("kind", [*RECIPES, "gibberish"])
 def test_a_saved_judge_says_the_same_and_training_again_writes_the_same_bytes(kind: str, tmp_path: Path) -> None:
     estimator = trained(kind)
-    judges.save(estimator, tmp_path / "first.skops")
-    judges.save(trained(kind), tmp_path / "second.skops")
+    files.save(estimator, tmp_path / "first.skops")
+    files.save(trained(kind), tmp_path / "second.skops")
     assert (tmp_path / "first.skops").read_bytes() == (tmp_path / "second.skops").read_bytes()
-    assert judges.load(tmp_path / "first.skops")(NEW) == judges.verdicts_of(estimator)(NEW)
+    assert files.load(tmp_path / "first.skops")(NEW) == files.verdicts_of(estimator)(NEW)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
-    judges.save(trained("gibberish"), tmp_path / "here.skops")
+    files.save(trained("gibberish"), tmp_path / "here.skops")
     code = (
         "from pathlib import Path; import emotune.judges as j, test_judges as t; "
         f"j.save(t.trained('gibberish'), Path({str(tmp_path / 'there.skops')!r}))"
@@ -158,15 +170,15 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_file_of_anything_else_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.skops: no such file"):
-        judges.load(tmp_path / "absent.skops")
+        files.load(tmp_path / "absent.skops")
     skops.io.dump({"model": LinearRegression(), "open": Path.unlink}, tmp_path / "bad.skops")
     with pytest.raises(InputError, match=r"bad\.skops: holds .*unlink.*accepted beside scikit-learn"):
-        judges.load(tmp_path / "bad.skops")
+        files.load(tmp_path / "bad.skops")
 
 
 def test_measure_counts_what_a_judge_gets_right() -> None:
     said = {"one": "joy", "two": "joy", "three": "calm", "four": "calm"}
-    measured = judges.measure(
+    measured = judges_measure.measure(
         lambda texts: [(said[text], 1.0) for text in texts],
         list(said),
         ["joy", "calm", "calm", "calm"],
@@ -222,8 +234,8 @@ def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder
 
 
-def hub(folder: Path, label_map: dict[str, str] | None, batch_size: int = 4) -> judges.Judge:
-    return judges.load_hub(str(folder), models.folder_revision(folder), label_map, batch_size)
+def hub(folder: Path, label_map: dict[str, str] | None, batch_size: int = 4) -> Judge:
+    return hub.load_hub(str(folder), pins.folder_revision(folder), label_map, batch_size)
 
 
 def test_a_sequence_classifier_judges_each_text_alone_and_in_input_order(classifier: Path) -> None:
@@ -254,17 +266,17 @@ def test_a_label_map_must_name_all_labels_of_the_model_and_no_other(classifier: 
 
 def test_a_classifier_that_is_not_pinned_is_refused(classifier: Path) -> None:
     with pytest.raises(InputError, match=r"revision must be the hash of its content, [0-9a-f]{64}; got None"):
-        judges.load_hub(str(classifier), None, None, 4)
+        hub.load_hub(str(classifier), None, None, 4)
     with pytest.raises(InputError, match=r"owner/model: no such folder.*40-digit commit, not a branch.*got main"):
-        judges.load_hub("owner/model", "main", None, 4)
+        hub.load_hub("owner/model", "main", None, 4)
 
 
 def test_open_judge_takes_the_trained_file_or_the_named_model(classifier: Path, tmp_path: Path) -> None:
-    judges.save(trained("words"), tmp_path / "words.skops")
-    embedded = judges.open_judge(tmp_path / "words.skops", JudgeChoice(name="embedded", revision=None, labels=None))
+    files.save(trained("words"), tmp_path / "words.skops")
+    embedded = files.open_judge(tmp_path / "words.skops", JudgeChoice(name="embedded", revision=None, labels=None))
     assert embedded(NEW[:1])[0][0] == "happiness"
-    choice = JudgeChoice(name=str(classifier), revision=models.folder_revision(classifier), labels=None)
-    assert judges.open_judge(tmp_path / "absent.skops", choice)(NEW[:1])[0][0] in ("GLAD", "SAD", "UPSET")
+    choice = JudgeChoice(name=str(classifier), revision=pins.folder_revision(classifier), labels=None)
+    assert files.open_judge(tmp_path / "absent.skops", choice)(NEW[:1])[0][0] in ("GLAD", "SAD", "UPSET")
 
 
 # DailyDialog.
@@ -282,8 +294,8 @@ def test_on_daily_dialog_both_emotion_judges_are_good_and_not_the_same_and_gibbe
     train, (texts, gold) = texts_and_emotions(splits["train"]), texts_and_emotions(splits["test"])
     judged = {}
     for recipe in RECIPES:
-        judge = judges.verdicts_of(judges.train_emotion(*train, recipe, 7))
-        measured = judges.measure(judge, texts, gold, DAILY_DIALOG_LABELS)
+        judge = files.verdicts_of(emotion.train_emotion(*train, recipe, 7))
+        measured = judges_measure.measure(judge, texts, gold, DAILY_DIALOG_LABELS)
         assert measured["accuracy"] >= 0.82
         assert measured["weighted_f1"] >= 0.83
         assert measured["macro_f1"] >= 0.42
@@ -291,8 +303,8 @@ def test_on_daily_dialog_both_emotion_judges_are_good_and_not_the_same_and_gibbe
     wrong = [judged[recipe] != np.array(gold) for recipe in RECIPES]
     assert (wrong[0] & wrong[1]).sum() / (wrong[0] | wrong[1]).sum() < 0.8
 
-    judge = judges.verdicts_of(judges.train_gibberish(train[0], 7))
-    measured = judges.measure(judge, *judges.with_corruptions(texts, random.Random(1)), GIBBERISH_LABELS)
+    judge = files.verdicts_of(gibberish.train_gibberish(train[0], 7))
+    measured = judges_measure.measure(judge, *corruption.with_corruptions(texts, random.Random(1)), GIBBERISH_LABELS)
     assert measured["macro_f1"] >= 0.8
     assert measured["per_class"]["clean"]["recall"] >= 0.9
     assert np.mean([label == "clean" and confidence >= 0.8 for label, confidence in judge(texts)]) >= 0.85

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from emotune import launch
+from emotune.core import processes
 
 PACKAGE = Path(launch.__file__).parent
 STAGE = '''
@@ -168,18 +168,18 @@ def test_in_an_experiments_workspace_the_code_there_runs_not_the_one_that_is_ins
 def test_root_is_dvcs_or_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert launch.work("sft", "abc") == tmp_path / ".work" / "sft" / "abc"
+    assert processes.work("sft", "abc") == tmp_path / ".work" / "sft" / "abc"
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert launch.root() == Path("/elsewhere")
+    assert processes.root() == Path("/elsewhere")
 
 
 def test_processes_of_one_launcher_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    alone = launch.cores()
+    alone = processes.cores()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert launch.cores() == max(1, alone // 2)
+    assert processes.cores() == max(1, alone // 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
-    assert launch.cores() == 1
+    assert processes.cores() == 1
 
 
 # --- several processes
@@ -235,9 +235,9 @@ def run_shared(folder: Path, out: str, launcher: str, parallel: bool = True, **m
 def test_one_process_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert launch.gather(launch.share([3, 1, 2])) == [3, 1, 2]
-    assert launch.first()
-    launch.wait()
+    assert processes.gather(processes.share([3, 1, 2])) == [3, 1, 2]
+    assert processes.first()
+    processes.wait()
 
 
 def test_each_process_has_every_nth_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_each_process_has_every_nth_row(monkeypatch: pytest.MonkeyPatch) -> None
     parts = []
     for rank in ("0", "1", "2"):
         monkeypatch.setenv("RANK", rank)
-        parts.append((launch.first(), launch.share("abcdefg")))
+        parts.append((processes.first(), processes.share("abcdefg")))
     assert parts == [(True, ["a", "d", "g"]), (False, ["b", "e"]), (False, ["c", "f"])]
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from emotune import cli, mirror, tracking
+from emotune.faces import cli
+from emotune.runs import mirror
+from emotune.runs import tracking
 
 STAGE = """
 import sys

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emotune import cli, lock
-from emotune.errors import InputError
+from emotune.faces import cli
+from emotune.runs import lock
+from emotune.core.errors import InputError
 
 DVC_YAML = """\
 stages:

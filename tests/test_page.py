@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emotune import charts, cli, records
+from emotune.core import records
+from emotune.faces import charts
+from emotune.faces import cli
 from test_report import LABELS, write_metrics
 
 PROJECT = Path(__file__).parents[1]

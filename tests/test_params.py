@@ -9,15 +9,19 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from emotune import params
-from emotune.errors import InputError
+from emotune.core.sections import read_yaml
+from emotune.runs.params import Params
+from emotune.runs.params import check
+from emotune.runs.params import load
+from emotune.runs.params import parse
+from emotune.core.errors import InputError
 
 FILE = Path(__file__).resolve().parents[1] / "params.yaml"
 
 
-def parsed(*changes: tuple[str, Any], without: str = "") -> params.Params:
+def parsed(*changes: tuple[str, Any], without: str = "") -> Params:
     """The repository's params.yaml with dotted keys set, and one left out."""
-    content = params.read_yaml(FILE)
+    content = read_yaml(FILE)
     for key, value in changes:
         *above, last = key.split(".")
         section: Any = content
@@ -30,7 +34,7 @@ def parsed(*changes: tuple[str, Any], without: str = "") -> params.Params:
         for name in above:
             section = section[name]
         del section[last]
-    return params.check(content, "params.yaml")
+    return check(content, "params.yaml")
 
 
 def error(*changes: tuple[str, Any], without: str = "") -> str:
@@ -41,7 +45,7 @@ def error(*changes: tuple[str, Any], without: str = "") -> str:
 
 def test_the_repositorys_params_are_valid() -> None:
     # Their values are the user's: no test of ours may fail because one was turned.
-    assert isinstance(params.parse(FILE), params.Params)
+    assert isinstance(parse(FILE), Params)
 
 
 def test_reward_weights_is_the_last_key_of_the_file() -> None:
@@ -165,7 +169,7 @@ def test_a_number_with_an_exponent_arrives_as_a_float(written: str, tmp_path: Pa
     changed.write_text(
         re.sub(r"(?m)(^sft:\n(?:  .*\n)*?  learning_rate: ).*", rf"\g<1>{written}", text), encoding="utf-8"
     )
-    assert params.parse(changed).sft.learning_rate == 2e-5
+    assert parse(changed).sft.learning_rate == 2e-5
 
 
 @pytest.mark.parametrize("value", ["yes", "off"])
@@ -189,25 +193,25 @@ def test_broken_yaml_names_file_and_line(text: str, message: str, tmp_path: Path
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        params.parse(path)
+        parse(path)
 
 
 def test_a_file_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.yaml: no such file"):
-        params.parse(tmp_path / "gone.yaml")
+        parse(tmp_path / "gone.yaml")
 
 
 def test_a_date_is_refused_under_its_key(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(FILE.read_text(encoding="utf-8").replace("beta: 0.1", "beta: 2026-01-01"), encoding="utf-8")
     with pytest.raises(InputError, match=r'dpo\.beta: input should be a valid number, got "2026-01-01"'):
-        params.parse(path)
+        parse(path)
 
 
 def test_a_stage_reads_what_it_declares_and_nothing_else() -> None:
-    p = params.load("template", "sft", "model.base", "reward.length.unit", path=FILE)
+    p = load("template", "sft", "model.base", "reward.length.unit", path=FILE)
     assert p.template == "out_inst_uni"
-    assert p.sft == params.parse(FILE).sft
+    assert p.sft == parse(FILE).sft
     assert p.model.base == "embedded"
     assert p.reward.length.unit == "characters"
     with pytest.raises(AttributeError, match=r"^dpo is not among the params this stage declares"):
@@ -219,7 +223,7 @@ def test_a_stage_reads_what_it_declares_and_nothing_else() -> None:
 
 
 def test_the_dump_has_the_declared_parts_only() -> None:
-    p = params.load("template", "data.labels", "model.base", "model.context", "reward.length", path=FILE)
+    p = load("template", "data.labels", "model.base", "model.context", "reward.length", path=FILE)
     assert p.model_dump() == {
         "template": "out_inst_uni",
         "data": {"labels": ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]},
@@ -232,10 +236,10 @@ def test_the_whole_file_is_checked_whatever_is_declared(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(FILE.read_text(encoding="utf-8").replace("beta: 0.1", "beta: -0.1"), encoding="utf-8")
     with pytest.raises(InputError, match=r"dpo\.beta: input should be greater than 0, got -0\.1"):
-        params.load("sft", path=path)
+        load("sft", path=path)
 
 
 def test_what_was_loaded_cannot_be_changed() -> None:
-    whole = params.parse(FILE)
+    whole = parse(FILE)
     with pytest.raises(ValidationError, match="frozen"):
         whole.sft.learning_rate = 1.0  # type: ignore[misc]

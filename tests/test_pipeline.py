@@ -148,11 +148,12 @@ def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
 
 
 def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None:
-    from emotune import finetuning
+    from emotune.training.dpo import DPO_CURVE
+    from emotune.training.sft import SFT_CURVE
 
     columns = {
-        "metrics/sft_history.csv": finetuning.SFT_CURVE,
-        "metrics/dpo_history.csv": finetuning.DPO_CURVE,
+        "metrics/sft_history.csv": SFT_CURVE,
+        "metrics/dpo_history.csv": DPO_CURVE,
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
     } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
     assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}

@@ -11,19 +11,43 @@ from typing import Any
 import pytest
 
 from conftest import Pipeline
-from emotune import journal, models, params, preferences, prompts, records, sampling
-from emotune.dialogue import Dialogue, Turn, alternate
-from emotune.journal import Journal
-from emotune.judges import Judge
-from emotune.preferences import Outcome, Prompt
-from emotune.sampling import Reply
-from emotune.selection import Candidate, Pair
+from emotune.core import records
+from emotune.generation.params import Sampling
+from emotune.judges.params import JudgeChoice
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.preferences import attempts
+from emotune.preferences import journal
+from emotune.preferences.audit import audit
+from emotune.preferences.audit import measure
+from emotune.preferences.candidates import Judged
+from emotune.preferences.candidates import Wanted
+from emotune.preferences.candidates import candidate
+from emotune.preferences.candidates import judging
+from emotune.preferences.candidates import local
+from emotune.preferences.pairs import rows
+from emotune.preferences.params import Audit
+from emotune.preferences.params import Length
+from emotune.preferences.params import Prefs
+from emotune.preferences.params import Reward
+from emotune.prompts import rendering
+from emotune.runs.params import parse
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import Turn
+from emotune.core.dialogue import alternate
+from emotune.preferences.journal import Journal
+from emotune.judges.verdicts import Judge
+from emotune.preferences.attempts import Outcome
+from emotune.preferences.candidates import Prompt
+from emotune.generation.local import Reply
+from emotune.preferences.selection import Candidate
+from emotune.preferences.selection import Pair
 
 LABELS = ("neutral", "happiness", "sadness")
-SAMPLING = params.Sampling(
+SAMPLING = Sampling(
     temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8
 )
-PREFS = params.Prefs(
+PREFS = Prefs(
     prompts=100,
     emotions="dataset",
     candidates=4,
@@ -34,7 +58,7 @@ PREFS = params.Prefs(
     validation=0.1,
     seed=7,
     sampling=SAMPLING,
-    audit=params.Audit(
+    audit=Audit(
         min_yield=0.0,
         min_pairs_per_emotion=0,
         max_chosen_longer=1.0,
@@ -43,16 +67,16 @@ PREFS = params.Prefs(
         max_prompts_in_test=1.0,
     ),
 )
-REWARD = params.Reward(
-    emotion_judge=params.JudgeChoice(name="embedded", revision=None, labels=None),
+REWARD = Reward(
+    emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     bias=0.001,
-    length=params.Length(shape="published", unit="characters", low=5, high=20),
+    length=Length(shape="published", unit="characters", low=5, high=20),
     weights=(0.4, 0.25, 0.35),
 )
 
 
-def prefs(**changes: Any) -> params.Prefs:
-    return params.Prefs.model_validate(PREFS.model_dump() | changes)
+def prefs(**changes: Any) -> Prefs:
+    return Prefs.model_validate(PREFS.model_dump() | changes)
 
 
 def clean(texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -79,16 +103,16 @@ def talk() -> list[Dialogue]:
 
 @pytest.fixture(scope="module")
 def model(base: Path) -> Any:
-    choice = params.Model(
+    choice = Model(
         base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
     )
-    return models.load_base(base, choice)
+    return loading.load_base(base, choice)
 
 
 def choose(
-    talk: Sequence[Dialogue], tokenizer: Any, p: params.Prefs, history_turns: int = 5, context: int = 256
+    talk: Sequence[Dialogue], tokenizer: Any, p: Prefs, history_turns: int = 5, context: int = 256
 ) -> list[Prompt]:
-    return preferences.choose_prompts(talk, tokenizer, LABELS, p, history_turns, None, context)
+    return attempts.choose_prompts(talk, tokenizer, LABELS, p, history_turns, None, context)
 
 
 # --- the prompts
@@ -126,7 +150,7 @@ def test_the_seed_draws_the_prompts(talk: list[Dialogue], tokenizer: Any) -> Non
 
 def test_a_prompt_is_the_token_ids_that_ask_for_its_emotion(talk: list[Dialogue], tokenizer: Any) -> None:
     for prompt in choose(talk, tokenizer, prefs()):
-        assert list(prompt.ids) == prompts.prompt_ids(tokenizer, prompt.history, prompt.emotion, None)
+        assert list(prompt.ids) == rendering.prompt_ids(tokenizer, prompt.history, prompt.emotion, None)
 
 
 def test_a_history_has_at_most_so_many_turns_from_a_user_turn_on(talk: list[Dialogue], tokenizer: Any) -> None:
@@ -154,9 +178,9 @@ def test_a_prompt_that_never_makes_a_pair_is_given_up_with_every_failure_counted
     model: Any, tokenizer: Any, talk: list[Dialogue], memo: Journal
 ) -> None:
     asked = choose(talk, tokenizer, prefs(prompts=3))
-    sample = preferences.local(lambda: model, tokenizer, prefs())
-    judge = preferences.judging(lambda: (never, clean))
-    for outcome in preferences.generate(asked, prefs(), REWARD, sample, judge, memo):
+    sample = local(lambda: model, tokenizer, prefs())
+    judge = judging(lambda: (never, clean))
+    for outcome in attempts.generate(asked, prefs(), REWARD, sample, judge, memo):
         assert (outcome.pair, outcome.attempts) == (None, 3)
         assert Counter(outcome.failures)["emotion"] == 3
 
@@ -171,32 +195,32 @@ class Speaker:
     sampling: dict[str, Any]
     heard: list[int]
 
-    def prefs(self, **changes: Any) -> params.Prefs:
+    def prefs(self, **changes: Any) -> Prefs:
         return prefs(sampling=self.sampling, **changes)
 
     def generate(
-        self, order: slice, judge: Judge, memo: Journal, ahead: int = 0, r: params.Reward = REWARD, **changes: Any
+        self, order: slice, judge: Judge, memo: Journal, ahead: int = 0, r: Reward = REWARD, **changes: Any
     ) -> list[Outcome]:
         def hear(texts: Sequence[str]) -> list[tuple[str, float]]:
             self.heard.append(len(texts))
             return judge(texts)
 
         p = self.prefs(**changes)
-        sample = preferences.local(self.open_model, self.tokenizer, p)
-        judged = preferences.judging(lambda: (hear, clean))
-        return preferences.generate(self.asked[order], p, r, sample, judged, memo, ahead)
+        sample = local(self.open_model, self.tokenizer, p)
+        judged = judging(lambda: (hear, clean))
+        return attempts.generate(self.asked[order], p, r, sample, judged, memo, ahead)
 
 
 @pytest.mark.pipeline
 class TestWithAModelThatSpeaks:
     @pytest.fixture
     def speaker(self, pipeline: Pipeline) -> Speaker:
-        tokenizer = models.load_tokenizer(pipeline.folder / "models/sft", None)
-        whole = params.parse(pipeline.folder / "params.yaml")
+        tokenizer = loading.load_tokenizer(pipeline.folder / "models/sft", None)
+        whole = parse(pipeline.folder / "params.yaml")
 
         def open_model() -> Any:
-            base = models.load_base(pipeline.folder / "models/base", whole.model)
-            return models.load_adapter(base, pipeline.folder / "models/sft")
+            base = loading.load_base(pipeline.folder / "models/base", whole.model)
+            return loading.load_adapter(base, pipeline.folder / "models/sft")
 
         dialogues = records.read_dialogues(pipeline.folder / "data/dialogues/train.jsonl")
         asked = choose(dialogues, tokenizer, prefs(prompts=8))
@@ -236,14 +260,14 @@ class TestWithAModelThatSpeaks:
     ) -> None:
         monkeypatch.setattr(sampling, "CPU_ROWS", 8)
         wanted: list[list[int]] = []
-        sample = preferences.local(speaker.open_model, speaker.tokenizer, speaker.prefs())
+        sample = local(speaker.open_model, speaker.tokenizer, speaker.prefs())
 
-        def watched(waiting: Sequence[preferences.Wanted]) -> list[list[Reply]]:
+        def watched(waiting: Sequence[Wanted]) -> list[list[Reply]]:
             wanted.append([attempt for _, attempt in waiting])
             return sample(waiting)
 
-        judge = preferences.judging(lambda: (never, clean))
-        preferences.generate(speaker.asked, speaker.prefs(), REWARD, watched, judge, empty())
+        judge = judging(lambda: (never, clean))
+        attempts.generate(speaker.asked, speaker.prefs(), REWARD, watched, judge, empty())
         # Two prompts a batch, and the shortest come first: what failed is asked again before the others are reached.
         assert wanted[:3] == [[1] * 8, [2, 2, *[1] * 6], [3, 3, *[1] * 6]]
         assert len(wanted) == 12
@@ -278,9 +302,9 @@ class TestWithAModelThatSpeaks:
         def nothing() -> Any:
             raise AssertionError("a model was opened")
 
-        sample = preferences.local(nothing, speaker.tokenizer, speaker.prefs())
-        judge = preferences.judging(nothing)
-        assert preferences.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
+        sample = local(nothing, speaker.tokenizer, speaker.prefs())
+        judge = judging(nothing)
+        assert attempts.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
 
 
 def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
@@ -293,8 +317,8 @@ def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
     def gibberish(texts: Sequence[str]) -> list[tuple[str, float]]:
         return [("clean", 0.8), ("noise", 0.5)]
 
-    [judged] = preferences.judging(lambda: (judge, gibberish))(replies)
-    good, bad = (preferences.candidate(reply, "sadness", REWARD) for reply in judged)
+    [judged] = judging(lambda: (judge, gibberish))(replies)
+    good, bad = (candidate(reply, "sadness", REWARD) for reply in judged)
     # 13 characters: a = 8/5, b = -7/20, |a + b| x 10 = 12.5; 3 characters: a = -2/5, a x 0.0001.
     assert (good.emotion_score, good.length_score, good.gibberish_score) == pytest.approx((5.0, 12.5, 8.0))
     assert (bad.emotion_score, bad.length_score, bad.gibberish_score) == pytest.approx((0.0, -0.00004, -1.0))
@@ -302,18 +326,18 @@ def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
     assert bad.reward == pytest.approx(-0.25 * 0.00004 - 0.35 + 0.001)
 
 
-JUDGED = preferences.Judged("It is a pity.", 7, "sadness", 0.5, "clean", 0.8)
+JUDGED = Judged("It is a pity.", 7, "sadness", 0.5, "clean", 0.8)
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("characters", 12.5), ("words", -0.00002), ("tokens", 0.00004)])
 def test_length_is_counted_in_the_unit_of_params(unit: Any, expected: float) -> None:
-    r = REWARD.model_copy(update={"length": params.Length(shape="published", unit=unit, low=5, high=20)})
-    assert preferences.candidate(JUDGED, "sadness", r).length_score == pytest.approx(expected)
+    r = REWARD.model_copy(update={"length": Length(shape="published", unit=unit, low=5, high=20)})
+    assert candidate(JUDGED, "sadness", r).length_score == pytest.approx(expected)
 
 
 def test_the_shape_of_the_length_term_is_that_of_params() -> None:
-    r = REWARD.model_copy(update={"length": params.Length(shape="plateau", unit="characters", low=5, high=20)})
-    assert preferences.candidate(JUDGED, "sadness", r).length_score == 10.0
+    r = REWARD.model_copy(update={"length": Length(shape="plateau", unit="characters", low=5, high=20)})
+    assert candidate(JUDGED, "sadness", r).length_score == 10.0
 
 
 # --- what is kept
@@ -334,7 +358,7 @@ OUTCOMES = [
 
 
 def test_a_row_holds_the_five_published_columns_and_what_led_to_them() -> None:
-    first, second = preferences.rows(ASKED, OUTCOMES)
+    first, second = rows(ASKED, OUTCOMES)
     assert first == {
         "prompt": "a?",
         "chosen": "That is a pity.",
@@ -368,8 +392,8 @@ IN_TEST = Dialogue("t", alternate(("HELLO", "Hi!", "It rains.", "Yes."), ("neutr
 
 
 def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
-    pairs = preferences.rows(ASKED, OUTCOMES)
-    assert preferences.measure(ASKED, OUTCOMES, pairs, ("neutral", "sadness", "fear"), [IN_TEST], 5) == {
+    pairs = rows(ASKED, OUTCOMES)
+    assert measure(ASKED, OUTCOMES, pairs, ("neutral", "sadness", "fear"), [IN_TEST], 5) == {
         "prompts": 3,
         "pairs": 2,
         "given_up": 1,
@@ -390,9 +414,9 @@ def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
 
 
 def test_equal_prompts_and_equal_chosen_replies_are_counted() -> None:
-    pairs = preferences.rows(ASKED, OUTCOMES)
+    pairs = rows(ASKED, OUTCOMES)
     twice = [pairs[0], pairs[0] | {"chosen": "that is a PITY"}, pairs[1]]
-    measured = preferences.measure(ASKED, OUTCOMES, twice, ("sadness",), [], 5)
+    measured = measure(ASKED, OUTCOMES, twice, ("sadness",), [], 5)
     assert measured["duplicate_prompts"] == measured["duplicate_chosen"] == pytest.approx(2 / 3)
 
 
@@ -429,12 +453,12 @@ MEASURED = {
 def test_the_audit_names_the_number_and_the_bound_that_is_broken(
     bound: str, value: float, broken: float, says: str
 ) -> None:
-    assert preferences.audit(MEASURED, PREFS.audit.model_copy(update={bound: value})) == []
-    [reason] = preferences.audit(MEASURED, PREFS.audit.model_copy(update={bound: broken}))
+    assert audit(MEASURED, PREFS.audit.model_copy(update={bound: value})) == []
+    [reason] = audit(MEASURED, PREFS.audit.model_copy(update={bound: broken}))
     assert reason.startswith(f"prefs.audit.{bound}: ")
     assert says in reason
 
 
 def test_no_pair_at_all_is_never_enough() -> None:
-    [reason] = preferences.audit(MEASURED | {"pairs": 0, "yield_total": 0.0}, PREFS.audit)
+    [reason] = audit(MEASURED | {"pairs": 0, "yield_total": 0.0}, PREFS.audit)
     assert reason.startswith("prefs.audit: of 5 prompts none made a pair, and dpo needs some; train sft for longer")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from emotune import records, sources
-from emotune.dialogue import SPLITS
-from emotune.errors import InputError
+from emotune.core import records
+from emotune.data import sources
+from emotune.core.dialogue import SPLITS
+from emotune.core.errors import InputError
 from emotune.stages import prepare
 
 ROOT = Path(__file__).resolve().parents[1]

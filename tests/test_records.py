@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from emotune import records
-from emotune.dialogue import Dialogue, Turn, to_record
-from emotune.errors import InputError
+from emotune.core import records
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import Turn
+from emotune.core.dialogue import to_record
+from emotune.core.errors import InputError
 
 
 def test_json_has_sorted_keys_six_decimals_and_plain_letters(tmp_path: Path) -> None:

@@ -5,16 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from emotune import cli, evaluation, judges, params, preferences, records, report
-from emotune.dialogue import Turn
-from emotune.errors import InputError
-from emotune.selection import Candidate, Pair
+from emotune.core import records
+from emotune.evaluation import measures
+from emotune.evaluation.answers import Answers
+from emotune.faces import cli
+from emotune.faces import report
+from emotune.preferences import attempts
+from emotune.preferences.audit import measure
+from emotune.preferences.candidates import Prompt
+from emotune.preferences.pairs import rows
+from emotune.runs import tables
+from emotune.runs.params import parse
+from emotune.stages import judges_measure
+from emotune.core.dialogue import Turn
+from emotune.core.errors import InputError
+from emotune.preferences.selection import Candidate
+from emotune.preferences.selection import Pair
 
 PROJECT = Path(__file__).parents[1]
 LABELS = ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]
 
 
-def answers(skill: float) -> evaluation.Answers:
+def answers(skill: float) -> Answers:
     """Rows of a model that meets the emotion it is asked for with probability `skill`."""
     rng = random.Random(3)
     rows = [
@@ -33,7 +45,7 @@ def answers(skill: float) -> evaluation.Answers:
         }
         for n in range(70)
     ]
-    return evaluation.Answers(rows, rows)
+    return Answers(rows, rows)
 
 
 def prefs() -> dict[str, object]:
@@ -41,27 +53,27 @@ def prefs() -> dict[str, object]:
     chosen = Candidate("Oh, how lovely!", "happiness", 0.9, "clean", 1.0, 9.0, 2.0, 10.0, 9.5)
     rejected = Candidate("No.", "neutral", 0.9, "clean", 1.0, 0.0, 2.0, 10.0, 2.25)
     hello = (Turn("user", "Hi!", "neutral"),)
-    asked = [preferences.Prompt(f"d{n}", f"d{n}", hello, "happiness", "Hi!", (1,)) for n in (0, 1)]
+    asked = [Prompt(f"d{n}", f"d{n}", hello, "happiness", "Hi!", (1,)) for n in (0, 1)]
     outcomes = [
-        preferences.Outcome(Pair(chosen, rejected), 2, ("emotion",)),
-        preferences.Outcome(None, 30, ("emotion",) * 30),
+        attempts.Outcome(Pair(chosen, rejected), 2, ("emotion",)),
+        attempts.Outcome(None, 30, ("emotion",) * 30),
     ]
-    return preferences.measure(asked, outcomes, preferences.rows(asked, outcomes), LABELS, [], 5)
+    return measure(asked, outcomes, rows(asked, outcomes), LABELS, [], 5)
 
 
 def write_metrics(folder: Path) -> None:
     """The files that a report reads, of models that meet an emotion more and more often."""
-    p = params.parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
+    p = parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
     rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
-    measured = {name: evaluation.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
-    measured["majority"] = evaluation.majority(rows["sft"], LABELS, "neutral")
+    measured = {name: measures.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
+    measured["majority"] = measures.majority(rows["sft"], LABELS, "neutral")
     measured["paired"] = {
-        f"{a}_to_{b}": evaluation.compare(rows[a], rows[b], LABELS, "neutral", p)
+        f"{a}_to_{b}": measures.compare(rows[a], rows[b], LABELS, "neutral", p)
         for a, b in (("baseline", "sft"), ("sft", "dpo"))
     }
     records.write_json(folder / "evaluate.json", measured)
     records.write_json(folder / "prefs.json", prefs())
-    found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
+    found = judges_measure.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
     records.write_json(folder / "judges.json", {"evaluate_emotion": found})
 
 
@@ -76,7 +88,7 @@ def metrics(tmp_path, monkeypatch):
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
-    assert report.markdown([["run", "why"], ["a", "x | y"]]) == "| run | why |\n| --- | ---: |\n| a | x \\| y |"
+    assert tables.markdown([["run", "why"], ["a", "x | y"]]) == "| run | why |\n| --- | ---: |\n| a | x \\| y |"
 
 
 def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, capsys):
@@ -94,7 +106,7 @@ def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, c
 def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metrics):
     evaluated = records.read_json(metrics / "evaluate.json")
     del evaluated["sft"]["reference"]["bits_per_character"]
-    head, *rows = report.comparison(evaluated, " [{}, {}]")
+    head, *rows = tables.comparison(evaluated, " [{}, {}]")
     # 6 nats over the 10 characters of "I am fine.", the same in every row.
     assert [row[head.index("bits/char")] for row in rows] == ["–", "0.87 [0.87, 0.87]", "–", "0.87 [0.87, 0.87]"]
 

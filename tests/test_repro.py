@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, STAGES, TINY, Pipeline, declared, write_params
-from emotune import params, records
+from emotune.core import records
+from emotune.runs.params import load
 
 pytestmark = pytest.mark.pipeline
 
@@ -195,7 +196,7 @@ def test_a_float_in_scientific_notation_arrives_as_a_float(clone: Clone) -> None
     try:
         # `judges` does not depend on it, so nothing runs; the file is written all the same.
         clone("dvc", "exp", "run", "--name", "slow", "-S", "sft.learning_rate=2e-5", "judges")
-        assert params.load("sft", path=path).sft.learning_rate == 0.00002
+        assert load("sft", path=path).sft.learning_rate == 0.00002
         assert clone.changed() == AFTER_SFT
     finally:
         path.write_bytes(before)

@@ -2,7 +2,11 @@
 
 import pytest
 
-from emotune.reward import emotion_score, gibberish_score, length_score, plateau_score, reward
+from emotune.preferences.reward import emotion_score
+from emotune.preferences.reward import gibberish_score
+from emotune.preferences.reward import length_score
+from emotune.preferences.reward import plateau_score
+from emotune.preferences.reward import reward
 
 
 def test_emotion_scores_ten_times_the_confidence_or_nothing() -> None:

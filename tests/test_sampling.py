@@ -19,34 +19,40 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from emotune import models, params
-from emotune import sampling as sampler
-from emotune.sampling import Reply, Request, _gumbel, end_tokens, replies
-from emotune.seeds import key
+from emotune.generation.params import Sampling
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.generation import local
+from emotune.generation.local import Reply
+from emotune.generation.local import Request
+from emotune.generation.local import _gumbel
+from emotune.generation.local import end_tokens
+from emotune.generation.local import replies
+from emotune.core.seeds import key
 
-PUBLISHED = params.Sampling(
+PUBLISHED = Sampling(
     temperature=2.0, top_k=5, top_p=1.0, repetition_penalty=1.5, min_new_tokens=5, max_new_tokens=20
 )
-NUCLEUS = params.Sampling(
+NUCLEUS = Sampling(
     temperature=0.7, top_k=0, top_p=0.9, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20
 )
-GREEDY = params.Sampling(
+GREEDY = Sampling(
     temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20
 )
 WAYS = {"published": PUBLISHED, "nucleus": NUCLEUS, "greedy": GREEDY}
 
 
-def way(sampling: params.Sampling, **changes: Any) -> params.Sampling:
-    return params.Sampling.model_validate(sampling.model_dump() | changes)
+def way(sampling: Sampling, **changes: Any) -> Sampling:
+    return Sampling.model_validate(sampling.model_dump() | changes)
 
 
 @pytest.fixture(scope="module")
 def model(base: Path) -> Any:
     """The tiny Llama with weights so large that its logits are sharp and every token of the prompt matters."""
-    choice = params.Model(
+    choice = Model(
         base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
     )
-    model = models.load_base(base, choice)
+    model = loading.load_base(base, choice)
     with torch.no_grad():
         for weights in model.parameters():
             if weights.ndim == 2:
@@ -72,7 +78,7 @@ def requests(model: Any) -> list[Request]:
 
 
 @pytest.fixture(params=WAYS)
-def sampling(request: pytest.FixtureRequest) -> params.Sampling:
+def sampling(request: pytest.FixtureRequest) -> Sampling:
     return WAYS[request.param]
 
 
@@ -93,7 +99,7 @@ def passes(model: Any) -> Iterator[Counter[str]]:
 
 
 def test_a_reply_does_not_depend_on_the_batch(
-    model: Any, tokenizer: Any, requests: list[Request], sampling: params.Sampling
+    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
 ) -> None:
     found = replies(model, tokenizer, requests, sampling)
     assert [len(texts) for texts in found] == [len(request.keys) for request in requests]
@@ -102,7 +108,7 @@ def test_a_reply_does_not_depend_on_the_batch(
 
 
 def test_a_reply_does_not_depend_on_order_and_company(
-    model: Any, tokenizer: Any, requests: list[Request], sampling: params.Sampling
+    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
 ) -> None:
     found = replies(model, tokenizer, requests, sampling)
     assert replies(model, tokenizer, requests[::-1], sampling) == found[::-1]
@@ -131,7 +137,7 @@ def test_candidates_differ_and_so_do_seeds(model: Any, tokenizer: Any, requests:
 
 
 def test_second_looks_are_rare(
-    model: Any, tokenizer: Any, requests: list[Request], passes: Counter[str], sampling: params.Sampling
+    model: Any, tokenizer: Any, requests: list[Request], passes: Counter[str], sampling: Sampling
 ) -> None:
     many = [Request(request.prompt, tuple(key("rare", i, n) for n in range(8))) for i, request in enumerate(requests)]
     found = replies(model, tokenizer, many, sampling)
@@ -143,7 +149,7 @@ def test_a_second_look_at_every_token_changes_nothing(
     model: Any,
     tokenizer: Any,
     requests: list[Request],
-    sampling: params.Sampling,
+    sampling: Sampling,
     passes: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -188,14 +194,14 @@ def test_greedy_is_what_transformers_generates(
     [
         way(PUBLISHED, min_new_tokens=0, max_new_tokens=1),
         way(NUCLEUS, temperature=1.3, max_new_tokens=1),
-        params.Sampling(
+        Sampling(
             temperature=1.0, top_k=40, top_p=0.8, repetition_penalty=1.2, min_new_tokens=0, max_new_tokens=1
         ),
     ],
     ids=["top-k", "top-p", "all"],
 )
 def test_a_token_is_drawn_as_often_as_the_filtered_softmax_says(
-    model: Any, tokenizer: Any, requests: list[Request], sampling: params.Sampling
+    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
 ) -> None:
     draws, prompt = 4000, requests[5].prompt
     [found] = replies(model, tokenizer, [Request(prompt, tuple(key("draw", n) for n in range(draws)))], sampling)
@@ -341,6 +347,6 @@ def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.Mon
     config = model.config
     # Two layers of 2 heads x 16, keys and values of 50 positions in float32; four floats for each word.
     row = 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * config.vocab_size
-    for free, rows in ((20 * row, 10), (0, 1), (10**12, sampler.CPU_ROWS)):
+    for free, rows in ((20 * row, 10), (0, 1), (10**12, local.CPU_ROWS)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        assert sampler.fitting_rows(model, 50) == rows
+        assert local.fitting_rows(model, 50) == rows

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from emotune import scores
-from emotune.errors import InputError
+from emotune.evaluation import scores
+from emotune.core.errors import InputError
 
 LABELS = ("neutral", "anger", "joy")
 GOLD = ["neutral", "neutral", "neutral", "neutral", "anger", "anger", "joy", "joy"]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from emotune import seeds
+from emotune.core import seeds
 
 LENGTHS = random.Random(7).choices(range(10, 200), k=103)
 

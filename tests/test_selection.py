@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from emotune.selection import Candidate, Pair, select
+from emotune.preferences.selection import Candidate
+from emotune.preferences.selection import Pair
+from emotune.preferences.selection import select
 
 BEST = Candidate(
     text="That is great!",

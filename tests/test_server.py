@@ -18,15 +18,24 @@ from typing import Any
 import httpx2
 import pytest
 
-from emotune import journal, models, params, preferences, sampling, server
-from emotune.dialogue import Dialogue
-from emotune.errors import InputError
-from emotune.sampling import Reply
+from emotune.generation import local
+from emotune.generation import server
+from emotune.generation.params import Sampling
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.preferences import attempts
+from emotune.preferences import journal
+from emotune.preferences.candidates import judging
+from emotune.preferences.candidates import remote
+from emotune.runs.params import parse
+from emotune.core.dialogue import Dialogue
+from emotune.core.errors import InputError
+from emotune.generation.local import Reply
 
 # What a request is answered with: status, body, and headers.
 Answer = tuple[int, bytes, dict[str, str]]
 
-SAMPLING = params.Sampling(
+SAMPLING = Sampling(
     temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.1, min_new_tokens=2, max_new_tokens=16
 )
 WORDS = ("so", "glad", "you", "came", "back", "home", "at", "last")
@@ -430,11 +439,11 @@ def test_a_server_that_begins_prompts_by_itself_is_refused(served: Server) -> No
 
 
 @pytest.fixture(scope="module")
-def merged(tuned: Path, model_choice: params.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tuned: Path, model_choice: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dpo model with its adapter merged into the base, and its tokenizer with the template."""
     folder = tmp_path_factory.mktemp("merged")
-    models.load_tuned(tuned / "base", model_choice, tuned / "dpo").save_pretrained(folder)
-    models.load_tokenizer(tuned / "dpo", None).save_pretrained(folder)
+    loading.load_tuned(tuned / "base", model_choice, tuned / "dpo").save_pretrained(folder)
+    loading.load_tokenizer(tuned / "dpo", None).save_pretrained(folder)
     return folder
 
 
@@ -474,7 +483,7 @@ def transformers_serve(merged: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_transformers_serve_heeds_seed_and_settings(
-    transformers_serve: str, merged: Path, model_choice: params.Model, monkeypatch: pytest.MonkeyPatch
+    transformers_serve: str, merged: Path, model_choice: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
@@ -494,14 +503,14 @@ def test_transformers_serve_heeds_seed_and_settings(
     # Of one token there is no choice, whatever the seed.
     assert sample((1,), top_k=1) == sample((2,), top_k=1)
     # Where nothing is drawn both engines give the same reply. A heavy penalty makes it another.
-    tokenizer = models.load_tokenizer(merged, None)
-    request = sampling.Request(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), (1,))
+    tokenizer = loading.load_tokenizer(merged, None)
+    request = local.Request(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), (1,))
     greedy = {
         penalty: SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": penalty})
         for penalty in (1.1, 5.0)
     }
-    model = models.load_base(merged, model_choice)
-    here = [sampling.replies(model, tokenizer, [request], settings) for settings in greedy.values()]
+    model = loading.load_base(merged, model_choice)
+    here = [local.replies(model, tokenizer, [request], settings) for settings in greedy.values()]
     assert [server.replies(endpoint, [(prompt, (1,))], settings) for settings in greedy.values()] == here
     assert here[0] != here[1]
 
@@ -512,15 +521,15 @@ def test_preferences_are_sampled_by_a_server_as_they_are_here(
     """And what the journal holds is not asked for again, by whichever name."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
-    whole = params.parse(Path(__file__).parents[1] / "params.yaml")
+    whole = parse(Path(__file__).parents[1] / "params.yaml")
     p = whole.prefs.model_copy(update={"sampling": SAMPLING, "candidates": 2, "attempts": 2, "prompts": 3})
-    tokenizer = models.load_tokenizer(merged, "out_inst_uni")
-    asked = preferences.choose_prompts(dialogues, tokenizer, whole.data.labels, p, 5, None, 256)
-    judge = preferences.judging(lambda: (unsure, unsure))
+    tokenizer = loading.load_tokenizer(merged, "out_inst_uni")
+    asked = attempts.choose_prompts(dialogues, tokenizer, whole.data.labels, p, 5, None, 256)
+    judge = judging(lambda: (unsure, unsure))
     with journal.opened(tmp_path / "journal.sqlite", {}) as memo:
-        sample = preferences.remote(str(merged), p)
-        first = preferences.generate(asked, p, whole.reward, sample, judge, memo, ahead=1)
-        again = preferences.generate(asked, p, whole.reward, preferences.remote("absent", p), judge, memo, ahead=1)
+        sample = remote(str(merged), p)
+        first = attempts.generate(asked, p, whole.reward, sample, judge, memo, ahead=1)
+        again = attempts.generate(asked, p, whole.reward, remote("absent", p), judge, memo, ahead=1)
         kept = [memo.find(prompt.digest, attempt) for prompt in asked for attempt in (1, 2)]
     assert first == again
     assert [outcome.attempts for outcome in first] == [2, 2, 2]
@@ -541,7 +550,7 @@ def test_transformers_serve_names_the_model_it_is_pinned_to(
 
 
 def test_transformers_serve_replies_in_the_emotion_that_an_openai_client_asks_for(
-    transformers_serve: str, merged: Path, model_choice: params.Model, monkeypatch: pytest.MonkeyPatch
+    transformers_serve: str, merged: Path, model_choice: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the template that the tokenizer carries. Of a message it hands role and content alone to the template, so the
     emotion of what the user said is empty there.
@@ -549,7 +558,7 @@ def test_transformers_serve_replies_in_the_emotion_that_an_openai_client_asks_fo
     openai = pytest.importorskip("openai")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     client = openai.OpenAI(base_url=transformers_serve, api_key="none", max_retries=0)
-    model, tokenizer = models.load_base(merged, model_choice), models.load_tokenizer(merged, None)
+    model, tokenizer = loading.load_base(merged, model_choice), loading.load_tokenizer(merged, None)
     greedy = SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0})
     said = {"role": "user", "content": "I lost my keys again.", "emotion": "sadness"}
     texts = []
@@ -563,7 +572,7 @@ def test_transformers_serve_replies_in_the_emotion_that_an_openai_client_asks_fo
         }
         prompt = f"<s>[INST] [EMOTION]  [/EMOTION] I lost my keys again. [/INST] [EMOTION] {emotion} [/EMOTION]"
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        [[reply]] = sampling.replies(model, tokenizer, [sampling.Request(ids, (1,))], greedy)
+        [[reply]] = local.replies(model, tokenizer, [local.Request(ids, (1,))], greedy)
         whole = client.chat.completions.create(**asked)
         assert whole.usage.prompt_tokens == len(ids)
         assert " ".join(whole.choices[0].message.content.split()) == reply.text

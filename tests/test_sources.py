@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
-from emotune import sources
-from emotune.dialogue import DAILY_DIALOG_LABELS, SPLITS, Dialogue, Turn, clean, deduplicate, to_record, usable
-from emotune.errors import InputError
+from emotune.data import sources
+from emotune.core.dialogue import DAILY_DIALOG_LABELS
+from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import SPLITS
+from emotune.core.dialogue import Turn
+from emotune.core.dialogue import to_record
+from emotune.data.splits import clean
+from emotune.data.splits import deduplicate
+from emotune.data.splits import usable
+from emotune.core.errors import InputError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "daily_dialog"
 LABELS = ("calm", "joy", "grief")

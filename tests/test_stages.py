@@ -180,7 +180,7 @@ def test_a_stage_run_again_elsewhere_writes_the_same_bytes(stage: str, pipeline:
 def test_preferences_do_not_depend_on_how_many_are_sampled_at_once(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emotune import sampling
+    pass
 
     monkeypatch.setattr(sampling, "CPU_ROWS", 26)
     folder = without("generate_prefs", pipeline, tmp_path)
@@ -242,8 +242,9 @@ def test_a_killed_stage_goes_on_from_its_last_complete_checkpoint_to_the_same_by
 def test_dpo_sees_the_token_ids_that_sft_would_see(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emotune import finetuning, models, prompts
-    from emotune.dialogue import Turn
+    from emotune.models import loading
+    from emotune.prompts import rendering
+    from emotune.core.dialogue import Turn
 
     class Caught(Exception):
         pass
@@ -256,18 +257,18 @@ def test_dpo_sees_the_token_ids_that_sft_would_see(
         run_stage("dpo", without("dpo", pipeline, tmp_path))
     prepared = caught.value.args[0]
 
-    tokenizer = models.load_tokenizer(pipeline.folder / "models/sft", None)
+    tokenizer = loading.load_tokenizer(pipeline.folder / "models/sft", None)
     pairs = rows_of(pipeline.folder / "data/prefs/validation.jsonl")
     assert len(prepared) == len(pairs) > 0
     for seen, pair in zip(prepared, pairs, strict=True):
         history = [Turn(**turn) for turn in pair["history"]]
         for side in ("chosen", "rejected"):
-            ids, of_reply = prompts.reply_row(tokenizer, history, Turn("assistant", pair[side], pair["emotion"]), None)
+            ids, of_reply = rendering.reply_row(tokenizer, history, Turn("assistant", pair[side], pair["emotion"]), None)
             assert seen["prompt_ids"] + seen[f"{side}_ids"] == ids
             assert len(seen[f"{side}_ids"]) == sum(of_reply)
         # And what SFT would see, where the reply is a dialogue's last turn.
         turns = [*history, Turn("assistant", pair["chosen"], pair["emotion"])]
-        assert seen["prompt_ids"] + seen["chosen_ids"] == prompts.training_row(tokenizer, turns, None)[0]
+        assert seen["prompt_ids"] + seen["chosen_ids"] == rendering.training_row(tokenizer, turns, None)[0]
 
 
 def test_dpo_without_a_validation_pair_trains_all_the_same(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_an_nf4_base_is_asked_and_trained_on_a_cpu(pipeline: Pipeline, tmp_path:
 
 
 def test_the_whole_pipeline_runs_on_real_dialogues(shared: Path, tmp_path: Path) -> None:
-    from emotune import sources
+    from emotune.data import sources
 
     real = shared / "daily_dialog"
     done = Pipeline(tmp_path)
@@ -309,13 +310,13 @@ def test_the_whole_pipeline_runs_on_real_dialogues(shared: Path, tmp_path: Path)
 def test_the_whole_pipeline_runs_on_a_model_that_somebody_else_trained(
     shared: Path, pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    from emotune import models
+    from emotune.models import pins
 
     tiny1m = shared / "models" / "tiny1m"
     folder = tmp_path / "foreign"
     for path in ("data/dialogues", "models/judges"):
         shutil.copytree(pipeline.folder / path, folder / path)
-    write_params(folder, SHORT | {"model.base": str(tiny1m), "model.revision": models.folder_revision(tiny1m)})
+    write_params(folder, SHORT | {"model.base": str(tiny1m), "model.revision": pins.folder_revision(tiny1m)})
     for stage in STAGES:
         if stage not in ("prepare", "judges"):
             run_stage(stage, folder)

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from emotune import evidence, params, study
-from emotune.errors import InputError
+from emotune.core.sections import read_yaml
+from emotune.studies import evidence
+from emotune.studies import plan
+from emotune.studies import queue
+from emotune.core.errors import InputError
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / "experiments"
-CONTENT = params.read_yaml(PROJECT / "params.yaml")
+CONTENT = read_yaml(PROJECT / "params.yaml")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -30,29 +33,29 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_of_the_project_asks_for_params_that_are_accepted(name: str) -> None:
-    asked = study.read(FOLDER, name)
+    asked = plan.read(FOLDER, name)
     content = CONTENT | {"data": CONTENT["data"] | {"path": "somewhere"}}
-    settings, wanted = study.plan(name, asked, content, PROJECT / "profiles")
+    settings, wanted = plan.plan(name, asked, content, PROJECT / "profiles")
     assert list(settings) == list(wanted) == [f"{name}-{run.name}" for run in asked.asked()]
     different = {str(params) for params in wanted.values()}
     assert len(different) == len(wanted), "two runs of a study are the same experiment"
 
 
 def test_choices_never_look_at_the_test_split() -> None:
-    assert {study.read(FOLDER, name).common["evaluate.split"] for name in NAMES} == {"validation"}
+    assert {plan.read(FOLDER, name).common["evaluate.split"] for name in NAMES} == {"validation"}
 
 
 def test_a_grid_is_every_combination_named_after_its_values() -> None:
-    names = [run.name for run in study.read(FOLDER, "sweep").asked()]
+    names = [run.name for run in plan.read(FOLDER, "sweep").asked()]
     assert len(names) == 32
     assert names[0] == "rank-8_alpha-16_rslora-true_learning_rate-0.001_epochs-1"
-    templates = [run.name for run in study.read(FOLDER, "templates").asked()]
+    templates = [run.name for run in plan.read(FOLDER, "templates").asked()]
     assert templates == ["out_inst", "out_inst_uni", "in_inst_uni", "in_inst"]
 
 
 def test_a_profile_is_below_what_the_study_and_the_run_set() -> None:
-    asked = study.read(FOLDER, "bases-7b")
-    settings = study.overrides(asked, asked.runs[0], CONTENT, PROJECT / "profiles")
+    asked = plan.read(FOLDER, "bases-7b")
+    settings = plan.overrides(asked, asked.runs[0], CONTENT, PROJECT / "profiles")
     assert settings["model.base"] == "meta-llama/Llama-2-7b-chat-hf"
     assert settings["prefs.sampling.top_k"] == 5
     assert settings["evaluate.split"] == "validation"
@@ -92,12 +95,12 @@ published:
 def test_a_wrong_study_is_one_message(tmp_path: Path, before: str, after: str, message: str) -> None:
     (tmp_path / "size.yaml").write_text(STUDY.replace(before, after))
     with pytest.raises(InputError, match=message):
-        study.read(tmp_path, "size")
+        plan.read(tmp_path, "size")
 
 
 def test_an_unknown_study_names_those_there_are() -> None:
     with pytest.raises(InputError, match=r"no study 'base'; there are bases, bases-7b, "):
-        study.read(FOLDER, "base")
+        plan.read(FOLDER, "base")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_an_unknown_study_names_those_there_are() -> None:
 )
 def test_an_override_that_params_yaml_has_not_is_refused_before_anything_is_queued(key: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        study.effective(CONTENT, {key: 3}, "experiments/size.yaml, size-small")
+        plan.effective(CONTENT, {key: 3}, "experiments/size.yaml, size-small")
 
 
 @pytest.mark.parametrize(
@@ -119,17 +122,17 @@ def test_dvc_reads_back_the_value_that_was_meant(tmp_path: Path, value: Any) -> 
     from dvc.utils.hydra import apply_overrides
 
     (tmp_path / "params.yaml").write_text("key: 1\n")
-    apply_overrides(tmp_path / "params.yaml", [f"key={study.hydra(value)}"])
+    apply_overrides(tmp_path / "params.yaml", [f"key={plan.hydra(value)}"])
     assert YAML(typ="safe", pure=True).load(tmp_path / "params.yaml") == {"key": value}
 
 
 def test_the_code_of_a_stage_is_its_own_and_that_of_all_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
-    stages = params.read_yaml(PROJECT / "dvc.yaml")["stages"]
-    baseline = study.code_of(stages, "baseline")
+    stages = read_yaml(PROJECT / "dvc.yaml")["stages"]
+    baseline = queue.code_of(stages, "baseline")
     assert {"src/emotune/corpus.py", "src/emotune/pretraining.py", "src/emotune/stages/baseline.py"} <= baseline
     assert not baseline & {"src/emotune/finetuning.py", "src/emotune/report.py"}
-    assert "src/emotune/templates/in_inst.jinja" in study.code_of(stages, "evaluate")
+    assert "src/emotune/templates/in_inst.jinja" in queue.code_of(stages, "evaluate")
 
 
 # What a difference is.
@@ -372,16 +375,16 @@ def test_what_is_done_is_not_queued_again_even_after_a_commit(ran: tuple[Reposit
 @pytest.mark.pipeline
 def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
-    asked = study.read(repository.folder / "experiments", "size")
-    _, wanted = study.plan("size", asked, CONTENT, PROJECT / "profiles")
+    asked = plan.read(repository.folder / "experiments", "size")
+    _, wanted = plan.plan("size", asked, CONTENT, PROJECT / "profiles")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository.folder)
-        states = {made.name: made.state for made in study.experiments(wanted, "baseline").values()}
+        states = {made.name: made.state for made in queue.experiments(wanted, "baseline").values()}
         assert (states["size-small"], states["size-large"]) == ("done", "done")
         other = {name: whole | {"history_turns": 4} for name, whole in wanted.items()}
-        assert {made.state for made in study.experiments(other, "baseline").values()} == {"absent"}
+        assert {made.state for made in queue.experiments(other, "baseline").values()} == {"absent"}
         (repository.folder / "src/baseline.py").write_text(STAGE + "\n")
-        assert {made.state for made in study.experiments(wanted, "baseline").values()} == {"absent"}
+        assert {made.state for made in queue.experiments(wanted, "baseline").values()} == {"absent"}
         (repository.folder / "src/baseline.py").write_text(STAGE)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from emotune import records, tracking
+from emotune.core import records
+from emotune.runs import tracking
 
 PARAMS = {"sft": {"lora": {"rank": 16}, "learning_rate": 2e-5}, "reward": {"weights": [0.4, 0.25, 0.35]}, "note": "x"}
 

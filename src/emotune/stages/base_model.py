@@ -2,33 +2,172 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from emotune import launch, params, records, tracking
+from emotune.core import records, seeds
+from emotune.core.contract import Dep, Log, Metrics, Out
+from emotune.core.dialogue import Dialogue
+from emotune.core.sections import Section
+from emotune.data.params import Labels
+from emotune.models import pins
+from emotune.models.params import Pretrain
+
+if TYPE_CHECKING:
+    import torch
+
+TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
+POINTS = 20
+# What GPT-2 takes for a word (Radford et al. 2019): no merge crosses its end.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def main(dialogues: Path, out: Path, metrics: Path) -> None:
+class Data(Section):
+    """The emotions, whose names the tokenizer has to know."""
+
+    labels: Labels
+
+
+class Model(Section):
+    """Which base model, and how long a row it may hold."""
+
+    base: str
+    revision: str | None
+    context: int
+
+
+class Params(Section):
+    """`pretrain`, and what the pin of another model needs."""
+
+    data: Data
+    model: Model
+    pretrain: Pretrain
+
+
+def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     """Write the embedded model and its tokenizer, or the name, commit and hashes of `model.base`."""
-    p = params.load("data.labels", "model.base", "model.revision", "model.context", "pretrain")
-    from emotune import models, pretraining
-
-    inputs = records.digests(dialogues=dialogues)
-    with tracking.run("base_model", p.model_dump(), inputs) as run:
-        if p.model.base != models.EMBEDDED:
-            found = models.resolve(p.model.base, p.model.revision)
-            records.write_json(out / models.BASE_FILE, found)
-            measured = {"files": len(found["files"])}
-        else:
-            train = records.read_dialogues(dialogues / "train.jsonl")
-            validation = records.read_dialogues(dialogues / "validation.jsonl")
-            tokenizer = pretraining.tokenizer(train, p.data.labels, p.pretrain.vocabulary)
-            model, measured = pretraining.train(tokenizer, train, validation, p.pretrain, p.model.context, run.log)
-            model.save_pretrained(out)
-            tokenizer.save_pretrained(out)
-            records.write_json(out / models.BASE_FILE, {"name": models.EMBEDDED})
-        records.write_json(metrics, measured)
-        run.metrics(measured)
+    if p.model.base != pins.EMBEDDED:
+        pinned = pins.resolve(p.model.base, p.model.revision)
+        records.write_json(out / pins.BASE_FILE, pinned)
+        return {"files": len(pinned["files"])}
+    train = records.read_dialogues(dialogues / "train.jsonl")
+    validation = records.read_dialogues(dialogues / "validation.jsonl")
+    tokenizer = make_tokenizer(train, p.data.labels, p.pretrain.vocabulary)
+    model, measured = pretrain(tokenizer, train, validation, p.pretrain, p.model.context, log)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    records.write_json(out / pins.BASE_FILE, {"name": pins.EMBEDDED})
+    return measured
 
 
-if __name__ == "__main__":
-    launch.stage(main)
+def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens, with a pad token that is none of the others.
+
+    It reads the tags and the emotions' names beside the dialogues, and never splits a tag, so that one costs a token.
+    They remain plain text: merges, not special tokens; and the model never sees those of emotion.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from emotune.prompts import rendering
+
+    texts = [turn.content for dialogue in dialogues for turn in dialogue.turns]
+    marks = [f"{tag} {label} {tag}" for tag in TAGS for label in labels]
+    bpe = Tokenizer(models.BPE())
+    pieces = Regex(f" ?(?:{'|'.join(map(re.escape, TAGS))})|{WORDS}")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts + marks * (1 + len(texts) // len(marks)), trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    made.chat_template = rendering.template("native")
+    return made
+
+
+def pretrain(
+    tokenizer: Any,
+    dialogues: Sequence[Dialogue],
+    validation: Sequence[Dialogue],
+    p: Pretrain,
+    context: int,
+    log: Log,
+) -> tuple[Any, dict[str, Any]]:
+    """A Llama that predicts every token of the dialogues in the native chat format; returns it and its metrics."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup, set_seed
+
+    set_seed(p.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=p.hidden_size,
+        intermediate_size=8 * p.hidden_size // 3,
+        num_hidden_layers=p.layers,
+        num_attention_heads=p.heads,
+        num_key_value_heads=p.heads,
+        max_position_embeddings=context,
+        # Untied, so that tokens the dialogues lack (the tags) keep input embeddings that differ from one another.
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    rows = _rows(tokenizer, dialogues, context)
+    held_out = _rows(tokenizer, validation, context)
+    order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
+    batches = [order[start : start + p.batch_size] for start in range(0, len(order), p.batch_size)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
+    began, every = time.monotonic(), max(1, len(batches) // POINTS)
+    model.train()
+    for step, batch in enumerate(batches, start=1):
+        loss = _loss(model, tokenizer.pad_token_id, [rows[i] for i in batch])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % every == 0:
+            log({"loss": loss.item()}, step)
+            left = (time.monotonic() - began) / step * (len(batches) - step)
+            print(f"base_model: step {step} of {len(batches)}, loss {loss.item():.3f}, {left:.0f} s left", flush=True)
+    model.eval()
+    with torch.inference_mode():
+        losses = [
+            _loss(model, tokenizer.pad_token_id, held_out[start : start + p.batch_size]).item()
+            for start in range(0, len(held_out), p.batch_size)
+        ]
+    return model, {
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "train_tokens": sum(map(len, rows)),
+        "validation_loss": sum(losses) / len(losses),
+    }
+
+
+def _rows(tokenizer: Any, dialogues: Sequence[Dialogue], context: int) -> list[list[int]]:
+    from emotune.prompts import fitting, rendering
+
+    return [
+        rendering.training_row(tokenizer, piece, None)[0]
+        for dialogue in dialogues
+        for piece in fitting.fitting_rows(tokenizer, dialogue.turns, None, context)
+    ]
+
+
+def _loss(model: Any, pad: int, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    held = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return model(input_ids=ids, attention_mask=held, labels=ids.masked_fill(held == 0, -100)).loss

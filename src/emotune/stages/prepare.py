@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
-from emotune import corpus, dialogue, launch, params, records, sources, tracking
-from emotune.dialogue import ASSISTANT, SPLITS, Dialogue
-from emotune.errors import InputError
+from emotune.core import dialogue, records
+from emotune.core.contract import Log, Metrics, Out
+from emotune.core.dialogue import ASSISTANT, SPLITS, Dialogue
+from emotune.core.errors import InputError
+from emotune.core.sections import Section
+from emotune.data import corpus, sources
+from emotune.data.params import Data
+from emotune.data.splits import deduplicate, usable
 
 
-def main(out: Path, metrics: Path) -> None:
+class Params(Section):
+    """All of `data`."""
+
+    data: Data
+
+
+def main(p: Params, log: Log, out: Out) -> Metrics:
     """Write train, validation and test dialogues and their labels, and what was kept and dropped on the way."""
-    p = params.load("data")
-    with tracking.run("prepare", p.model_dump(), {}) as run:
-        found, dropped = read(p.data)
-        check_labels(found, p.data.labels)
-        splits: dict[str, list[Dialogue]] = {}
+    found, dropped = read(p.data)
+    check_labels(found, p.data.labels)
+    splits: dict[str, list[Dialogue]] = {}
+    for split in SPLITS:
+        splits[split], unusable = usable(found[split])
+        dropped[split] += unusable
+        check_dropped(split, len(splits[split]), dropped[split], p.data.max_dropped)
+    splits, duplicates = deduplicate(splits)
+    for split in SPLITS:
+        dropped[split].update({f"duplicate_of_{owner}": count for owner, count in duplicates[split].items()})
+        if not splits[split]:
+            raise InputError(f"data: no dialogue is left in the split {split}; dropped: {reasons(dropped[split])}")
+    if p.data.limit and len(splits["train"]) > p.data.limit:
+        dropped["train"]["beyond_limit"] = len(splits["train"]) - p.data.limit
+        random.Random(p.data.seed).shuffle(splits["train"])
+        del splits["train"][p.data.limit :]
+    with records.replacing_folder(out) as folder:
         for split in SPLITS:
-            splits[split], unusable = dialogue.usable(found[split])
-            dropped[split] += unusable
-            check_dropped(split, len(splits[split]), dropped[split], p.data.max_dropped)
-        splits, duplicates = dialogue.deduplicate(splits)
-        for split in SPLITS:
-            dropped[split].update({f"duplicate_of_{owner}": count for owner, count in duplicates[split].items()})
-            if not splits[split]:
-                raise InputError(f"data: no dialogue is left in the split {split}; dropped: {reasons(dropped[split])}")
-        if p.data.limit and len(splits["train"]) > p.data.limit:
-            dropped["train"]["beyond_limit"] = len(splits["train"]) - p.data.limit
-            random.Random(p.data.seed).shuffle(splits["train"])
-            del splits["train"][p.data.limit :]
-        measured = measure(found, splits, dropped, p.data.labels)
-        with appearing_whole(out) as folder:
-            for split in SPLITS:
-                records.write_jsonl(folder / f"{split}.jsonl", map(dialogue.to_record, splits[split]))
-            records.write_json(folder / "labels.json", {"labels": p.data.labels, "neutral": p.data.neutral})
-        records.write_json(metrics, measured)
-        run.metrics(measured)
+            records.write_jsonl(folder / f"{split}.jsonl", map(dialogue.to_record, splits[split]))
+        records.write_json(folder / "labels.json", {"labels": p.data.labels, "neutral": p.data.neutral})
+    return measure(found, splits, dropped, p.data.labels)
 
 
-def read(data: params.Data) -> sources.Read:
+def read(data: Data) -> sources.Read:
     """The dialogues of the source that `data.source` names."""
     if data.source == "embedded":
         return sources.embedded(data.dialogues, data.seed)
@@ -105,21 +108,3 @@ def measure(
     )
     measured["test_replies_in_train"] = {f"{n}-grams": corpus.ngram_overlap(train, test, n) for n in (3, 4, 5)}
     return measured
-
-
-@contextmanager
-def appearing_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to fill, which becomes `out` once it is full and vanishes on an error."""
-    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if out.exists():
-            shutil.rmtree(out)
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    launch.stage(main)

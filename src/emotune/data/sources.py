@@ -1,0 +1,306 @@
+"""Where dialogues come from: the embedded corpus, the official DailyDialog, a Hub dataset, JSONL files of one's own.
+
+Each reader returns `Read(splits, dropped)`: dialogues as the source has them, not yet cleaned, whose speakers alternate
+from the user.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emotune.core import processes
+from emotune.core.dialogue import ASSISTANT, DAILY_DIALOG_LABELS, SPLITS, USER, Dialogue, Turn
+from emotune.core.errors import InputError
+from emotune.data import corpus
+
+EMOTIONS = "dialogues_emotion_{}.txt"
+TEXTS = "dialogues_{}.txt"
+JSONL = "{}.jsonl"
+READABLE = {name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS, JSONL)}
+
+
+class Read(NamedTuple):
+    """The dialogues of train, validation and test, and how many the reader had to drop, by split and reason."""
+
+    splits: dict[str, list[Dialogue]]
+    dropped: dict[str, Counter[str]]
+
+
+def embedded(count: int, seed: int) -> Read:
+    """The corpus written for this project: `count` dialogues, the same ones for the same seed."""
+    return _all_kept(corpus.dialogues(count, seed))
+
+
+def daily_dialog(path: str | Path, revision: str | None) -> Read:
+    """DailyDialog as published: its folder or its zip, whose fingerprint must be `revision`.
+
+    A dialogue with more or fewer labels than utterances is dropped as `label_mismatch`. Any other fault is an
+    InputError: a missing file, files of different length, a label that is not 0..6.
+    """
+    files = _pinned(path, revision, [name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS)])
+    splits: dict[str, list[Dialogue]] = {}
+    dropped = {split: Counter[str]() for split in SPLITS}
+    for split in SPLITS:
+        texts, labels = _lines(files[TEXTS.format(split)]), _lines(files[EMOTIONS.format(split)])
+        if len(texts) != len(labels):
+            raise InputError(
+                f"{files[EMOTIONS.format(split)].origin}: expected a line of labels for each of the {len(texts)} "
+                f"dialogues, found {len(labels)} lines"
+            )
+        splits[split] = []
+        for number, ((_, text), (where, numbers)) in enumerate(zip(texts, labels, strict=True), start=1):
+            # Every utterance ends with the mark, so what follows the last one is no utterance.
+            utterances = [utterance.strip() for utterance in text.strip().removesuffix("__eou__").split("__eou__")]
+            emotions = [DAILY_DIALOG_LABELS[_index(label, DAILY_DIALOG_LABELS, where)] for label in numbers.split()]
+            if len(utterances) != len(emotions):
+                dropped[split]["label_mismatch"] += 1
+                continue
+            splits[split].append(Dialogue(f"{split}-{number}", _turns(utterances, emotions)))
+    return Read(splits, dropped)
+
+
+def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Read:
+    """One's own dialogues: a folder (or zip) with train.jsonl, validation.jsonl and test.jsonl.
+
+    A line is what `dialogue.to_record` gives: `{"id": "a", "turns": [{"role": "user", "content": "Hi!", "emotion":
+    "happiness"}, ...]}`. `id` may be left out, and so may `role`: speakers alternate from the user. Anything else that
+    is not so is an InputError with file and line.
+    """
+    files = _pinned(path, revision, [JSONL.format(split) for split in SPLITS])
+    splits: dict[str, list[Dialogue]] = {}
+    places: dict[str, str] = {}
+    for split in SPLITS:
+        splits[split] = []
+        for number, (where, line) in enumerate(_lines(files[JSONL.format(split)]), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: not JSON: {error.msg}") from None
+            dialogue = _from_foreign_record(record, f"{split}-{number}", labels, where)
+            _claim(dialogue.id, where, places)
+            splits[split].append(dialogue)
+    return _all_kept(splits)
+
+
+def hub(name: str, revision: str | None, labels: Sequence[str]) -> Read:
+    """A dataset of the Hub at a commit, or a local folder of parquet files (then no revision is needed).
+
+    Columns: `turns` as in `jsonl`, or DailyDialog's `dialog` (or `utterances`) with `emotion` (or `emotions`): names,
+    class labels, or numbers in the order of DailyDialog.
+    """
+    folder = _resolved(name)
+    if not folder.is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(
+            f"data.revision must be the commit of {name} (40 hex digits), which cannot move; got {revision!r}. For a "
+            "dataset made by a script, take the commit of its branch refs/convert/parquet"
+        )
+    import datasets  # 1.3 s, and only this source needs it
+
+    try:
+        if folder.is_dir():
+            tables = datasets.load_dataset(str(folder))
+        else:
+            tables = datasets.load_dataset(name, revision=revision)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"data.name: cannot load the dataset {name} at revision {revision}: {error}") from error
+    if missing := [split for split in SPLITS if split not in tables]:
+        raise InputError(f"{name}: no split {', '.join(missing)}; it has {', '.join(tables)}")
+    splits: dict[str, list[Dialogue]] = {split: [] for split in SPLITS}
+    dropped = {split: Counter[str]() for split in SPLITS}
+    places: dict[str, str] = {}
+    for split in SPLITS:
+        read = _row_reader(tables[split].features, labels, name)
+        for number, row in enumerate(tables[split], start=1):
+            dialogue = read(row, f"{split}-{number}")
+            if dialogue is None:
+                dropped[split]["label_mismatch"] += 1
+                continue
+            _claim(dialogue.id, f"{name}: row {split}-{number}", places)
+            splits[split].append(dialogue)
+    return Read(splits, dropped)
+
+
+def _row_reader(
+    features: Mapping[str, Any], labels: Sequence[str], where: str
+) -> Callable[[dict[str, Any], str], Dialogue | None]:
+    """How a row of a dataset with these columns becomes a dialogue; None where its labels do not match its text."""
+    if "turns" in features:
+        return lambda row, row_id: _from_foreign_record(row, row_id, labels, f"{where}: row {row_id}")
+    texts = next((column for column in ("dialog", "utterances") if column in features), None)
+    emotions = next((column for column in ("emotion", "emotions") if column in features), None)
+    if texts is None or emotions is None:
+        raise InputError(
+            f"{where}: expected the column turns, or dialog (utterances) and emotion (emotions); "
+            f"found {', '.join(features)}"
+        )
+    names = getattr(getattr(features[emotions], "feature", None), "names", None) or DAILY_DIALOG_LABELS
+
+    def read(row: dict[str, Any], row_id: str) -> Dialogue | None:
+        place = f"{where}: row {row_id}"
+        if len(row[emotions]) != len(row[texts]):
+            return None
+        named = [found if isinstance(found, str) else names[_index(found, names, place)] for found in row[emotions]]
+        utterances = [_text(utterance, place) for utterance in row[texts]]
+        return Dialogue(row_id, _turns(utterances, [_emotion(emotion, labels, place) for emotion in named]))
+
+    return read
+
+
+def _from_foreign_record(record: Any, default_id: str, labels: Sequence[str], where: str) -> Dialogue:
+    turns = _value(record, "turns", where)
+    if not isinstance(turns, list):
+        raise InputError(f"{where}: turns must be a list, found {type(turns).__name__}")
+    utterances, emotions = [], []
+    for number, (turn, speaker) in enumerate(zip(turns, cycle((USER, ASSISTANT))), start=1):
+        place = f"{where}: turn {number}"
+        utterances.append(_text(_value(turn, "content", place), place))
+        emotions.append(_emotion(_value(turn, "emotion", place), labels, place))
+        if (role := turn.get("role") or speaker) != speaker:
+            raise InputError(f"{place}: roles alternate from {USER}, so role must be {speaker!r}, found {role!r}")
+    given = record.get("id")
+    if given is not None and not (isinstance(given, str) and given):
+        raise InputError(f"{where}: id must be text, found {given!r}")
+    return Dialogue(given or default_id, _turns(utterances, emotions))
+
+
+def _claim(name: str, where: str, places: dict[str, str]) -> None:
+    if name in places:
+        raise InputError(f"{where}: the id {name!r} is taken by {places[name]}")
+    places[name] = where
+
+
+def _value(record: Any, key: str, where: str) -> Any:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    if key not in record:
+        raise InputError(f"{where}: the key {key!r} is missing, found {', '.join(map(repr, record)) or 'none'}")
+    return record[key]
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: content must be text, found {value!r}")
+    if not value.strip():
+        raise InputError(f"{where}: content is empty")
+    return value
+
+
+def _emotion(value: Any, labels: Sequence[str], where: str) -> str:
+    if value in labels:
+        return value
+    if value == "no emotion" and "neutral" in labels:
+        return "neutral"
+    near = difflib.get_close_matches(str(value), labels, n=1, cutoff=0.0)
+    raise InputError(
+        f"{where}: unknown emotion {value!r}; data.labels has {', '.join(labels)}; the nearest is {', '.join(near)}"
+    )
+
+
+def _index(value: Any, names: Sequence[str], where: str) -> int:
+    if not re.fullmatch("[0-9]+", str(value)) or int(value) >= len(names):
+        raise InputError(f"{where}: expected labels 0 to {len(names) - 1} ({', '.join(names)}), found {value!r}")
+    return int(value)
+
+
+def _turns(utterances: Iterable[str], emotions: Iterable[str]) -> tuple[Turn, ...]:
+    return tuple(map(Turn, cycle((USER, ASSISTANT)), utterances, emotions))
+
+
+def _all_kept(splits: dict[str, list[Dialogue]]) -> Read:
+    return Read(splits, {split: Counter() for split in splits})
+
+
+class _File(NamedTuple):
+    origin: str
+    content: bytes
+
+
+def fingerprint(path: str | Path) -> str:
+    """The sha256 of the names and contents of a source's files, sorted: the same for a folder and for a zip of it.
+
+    Only files that a reader may read count (dialogues_SPLIT.txt, dialogues_emotion_SPLIT.txt, SPLIT.jsonl), wherever
+    they lie in the folder or in zips; a README beside them does not.
+    """
+    return _digest(_files(path))
+
+
+def _digest(files: Mapping[str, _File]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {len(files[name].content)}\n".encode())
+        digest.update(files[name].content)
+    return digest.hexdigest()
+
+
+def _pinned(path: str | Path, revision: str | None, names: Sequence[str]) -> dict[str, _File]:
+    """The named files of a folder or zip, once its fingerprint is the revision that the params declare."""
+    files = _files(path)
+    if missing := [name for name in names if name not in files]:
+        raise InputError(f"{_resolved(path)}: no {', no '.join(missing)}; expected {', '.join(names)}")
+    if revision != (found := _digest(files)):
+        raise InputError(
+            f"data.revision pins what DVC cannot hash: the content of {_resolved(path)} has {found}, "
+            f"data.revision is {revision}. If this is the data you mean, set data.revision={found}"
+        )
+    return files
+
+
+def _files(path: str | Path) -> dict[str, _File]:
+    files: dict[str, _File] = {}
+    for file in _walk(_resolved(path)):
+        first = files.setdefault(file.origin.rsplit("/", 1)[-1], file)
+        # A zip often lies beside what was extracted from it: no conflict while they agree.
+        if first.content != file.content:
+            raise InputError(f"{first.origin} and {file.origin} differ: keep one of them")
+    return files
+
+
+def _walk(path: Path) -> Iterator[_File]:
+    """The files that a reader may read, in a folder, its subfolders, or a zip (and zips within)."""
+    if not path.exists():
+        raise InputError(f"data.path: no such folder or zip: {path}")
+    for file in sorted([*path.glob("*"), *path.glob("*/*")]) if path.is_dir() else [path]:
+        if file.name in READABLE or file.suffix == ".zip":
+            yield from _unzipped(_File(file.as_posix(), file.read_bytes()))
+
+
+def _unzipped(file: _File) -> Iterator[_File]:
+    if not file.origin.endswith(".zip"):
+        yield file
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(file.content)) as archive:
+            for name in sorted(archive.namelist()):
+                if name.rsplit("/", 1)[-1] in READABLE or name.endswith(".zip"):
+                    yield from _unzipped(_File(f"{file.origin}/{name}", archive.read(name)))
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{file.origin}: not a readable zip: {error}") from None
+
+
+def _lines(file: _File) -> list[tuple[str, str]]:
+    """The lines of a UTF-8 file, each after its place `file:line`."""
+    try:
+        text = file.content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = file.content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{file.origin}:{line}: not UTF-8: {error.reason}") from None
+    # Not splitlines: a form feed or U+2028 inside an utterance ends no line of the file.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return [(f"{file.origin}:{number}", line) for number, line in enumerate(lines, start=1)]
+
+
+def _resolved(path: str | Path) -> Path:
+    # A DVC experiment runs in a temporary copy of the repository, from where `../data` would lead elsewhere.
+    return processes.root() / Path(path).expanduser()

@@ -1,0 +1,122 @@
+"""The same questions to every model: held-out prompts -> replies -> what a judge and plain counting say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from emotune.evaluation import scores
+from emotune.evaluation.answers import Answers, Rows
+from emotune.evaluation.params import Evaluate
+from emotune.judges.verdicts import CLEAN
+
+# Words over which distinct-n is counted, the same for every model, because it falls with length.
+DISTINCT_WORDS = 5000
+
+
+def measure(answers: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
+    """All that the metrics say of one model, from its rows alone."""
+    replies = scores.score(*_columns(answers.replies), labels, neutral, p.resamples, p.seed)
+    control = scores.score(*_columns(answers.control), labels, neutral, p.resamples, p.seed)
+    recalls = scores.per_label(*_columns(answers.control)[1:], labels)
+    return {
+        "replies": replies,
+        "control": control | {"per_emotion": {label: recalls[label]["recall"] for label in labels}},
+        "reference": _reference(answers.replies, p.resamples, p.seed),
+        "text": _text(answers.replies),
+    }
+
+
+def compare(before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
+    """Paired tests of two models over the same questions: differences after - before, and McNemar's test."""
+    result: dict[str, Any] = {}
+    for kind in ("replies", "control"):
+        ids, asked, first = _columns(getattr(before, kind))
+        second = _columns(getattr(after, kind))[2]
+        result[kind] = scores.paired(ids, asked, first, second, labels, neutral, p.resamples, p.seed)
+        hits = [[judged == emotion for judged, emotion in zip(found, asked, strict=True)] for found in (first, second)]
+        result[kind]["mcnemar"] = scores.mcnemar(*hits)
+    return result
+
+
+def majority(answers: Answers, labels: Sequence[str], neutral: str) -> dict[str, Any]:
+    """The row of a model that answers every natural question in the most frequent emotion."""
+    return {"replies": scores.majority([row["emotion"] for row in answers.replies], labels, neutral)}
+
+
+def _columns(rows: Rows) -> tuple[list[str], list[str], list[str]]:
+    return [row["dialogue"] for row in rows], [row["emotion"] for row in rows], [row["judged"] for row in rows]
+
+
+def _reference(rows: Rows, resamples: int, seed: int) -> dict[str, Any]:
+    """What the human replies cost the model: perplexity and bits per character, 95 % intervals over dialogues.
+
+    Perplexity is a token's, so it compares under one tokenizer alone. Bits per character spread the same negative
+    log-likelihood, that of the reply's tokens and its end, over the characters of the replies' text, which no tokenizer
+    changes: models of different families compare.
+    """
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        if "reference" in row:
+            own = sums.setdefault(row["dialogue"], [0.0, 0.0, 0.0])
+            for i, value in enumerate((row["reference_nats"], row["reference_tokens"], len(row["reference"]))):
+                own[i] += value
+    table = np.array(list(sums.values()))
+    nats, tokens, characters = table.sum(axis=0)
+    ppl = scores.bootstrap(table, lambda s: np.exp(s[:, 0] / s[:, 1]), resamples, seed)
+    bits = scores.bootstrap(table, lambda s: s[:, 0] / s[:, 2] / np.log(2), resamples, seed)
+    return {
+        "perplexity": {"value": scores.perplexity(nats, int(tokens)), "low": ppl[0], "high": ppl[1]},
+        "bits_per_character": {
+            "value": scores.bits_per_character(nats, int(characters)),
+            "low": bits[0],
+            "high": bits[1],
+        },
+        "left_out_too_long": sum("reference" not in row for row in rows),
+    }
+
+
+def _text(rows: Rows) -> dict[str, Any]:
+    replies = [row["reply"] for row in rows]
+    words = sorted(len(reply.split()) for reply in replies)
+    return {
+        "distinct_1": scores.distinct(replies, 1, DISTINCT_WORDS),
+        "distinct_2": scores.distinct(replies, 2, DISTINCT_WORDS),
+        "words_mean": sum(words) / len(words),
+        "words_median": words[len(words) // 2],
+        "characters_mean": sum(map(len, replies)) / len(replies),
+        "ends_properly": _share(scores.ends_properly(reply) for reply in replies),
+        "hit_token_limit": _share(not row["ended"] for row in rows),
+        "gibberish": _share(row["gibberish"] != CLEAN for row in rows),
+        "copies_context": _share(scores.copies_context(row["reply"], row["context"]) for row in rows),
+        "prompt_text_share": _share(map(scores.has_prompt_text, replies)),
+        "empty": _share(not reply for reply in replies),
+        "history_trimmed": _share(row["trimmed"] for row in rows),
+    }
+
+
+def _share(hits: Iterable[bool]) -> dict[str, float]:
+    found = list(hits)
+    low, high = scores.wilson(sum(found), len(found))
+    return {"value": sum(found) / len(found), "low": low, "high": high}
+
+
+def table(measured: Mapping[str, Any]) -> Rows:
+    """The comparison as rows of model, metric, value, low, high: what the plot and the README's table show."""
+    shown = {
+        "accuracy": ("replies", "accuracy"),
+        "weighted F1": ("replies", "weighted_f1"),
+        "macro F1": ("replies", "macro_f1"),
+        "micro F1 without neutral": ("replies", "micro_f1_without_neutral"),
+        "control": ("control", "macro_accuracy"),
+        "perplexity": ("reference", "perplexity"),
+        "bits per character": ("reference", "bits_per_character"),
+    }
+    return [
+        {"model": model, "metric": metric, **measured[model][part][name]}
+        for metric, (part, name) in shown.items()
+        for model in ("majority", "baseline", "sft", "dpo")
+        if part in measured[model]
+    ]

@@ -1,0 +1,203 @@
+"""emotune compare: a page in the browser that puts the replies of baseline, sft and dpo side by side."""
+
+from __future__ import annotations
+
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.resources import files
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from peft import PeftModel
+from pydantic import Field, StringConstraints, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from emotune.core import records, seeds
+from emotune.core.dialogue import ASSISTANT, USER, Turn
+from emotune.core.errors import InputError
+from emotune.core.sections import Section
+from emotune.faces.chat import Voice, heard, located, open_listener, open_voice, prompt_ids
+from emotune.generation import local
+from emotune.judges.verdicts import Judge
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.runs.params import Params
+
+# Lends a model by its name: models may share their weights, and then only one of them can speak at a time.
+Lend = Callable[[str], AbstractContextManager[Voice]]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+
+NAMES = ("baseline", "sft", "dpo")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+# Bytes of a question: more than any conversation that a model of ours can read.
+LONGEST = 200_000
+# The page brings its own style and script, asks this server and no other, and stands in nobody's frame.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class Said(Section):
+    """A turn of the conversation so far."""
+
+    role: Literal["user", "assistant"]
+    content: Annotated[str, Field(max_length=20_000)]
+    emotion: str
+
+
+class Question(Section):
+    """What the page asks: one model, one message after a history, in some emotions. Equal draws give equal replies."""
+
+    model: str
+    history: tuple[Said, ...]
+    message: Text
+    emotions: Annotated[tuple[str, ...], Field(min_length=1)]
+    draw: Annotated[int, Field(ge=0, lt=2**53)]
+
+
+def open_voices(folder: Path, choice: Model) -> Lend:
+    """The three models. Where adapters stay on top of their base model, all of them stand on one copy of it."""
+    folders = {name: located(folder, name) for name in NAMES}
+    sft = open_voice(folder, "sft", choice)
+    shared = isinstance(sft.model, PeftModel)
+    if shared:
+        sft.model.load_adapter(folders["dpo"], adapter_name="dpo")
+        voices = {name: Voice(sft.model, loading.load_tokenizer(folders[name], None)) for name in NAMES}
+    else:
+        voices = {name: sft if name == "sft" else open_voice(folder, name, choice) for name in NAMES}
+
+    @contextmanager
+    def lend(name: str) -> Iterator[Voice]:
+        if shared:
+            sft.model.set_adapter("dpo" if name == "dpo" else "default")
+        with sft.model.disable_adapter() if shared and name == "baseline" else nullcontext():
+            yield voices[name]
+
+    return lend
+
+
+def answer(voice: Voice, judge: Judge, p: Params, question: Question) -> dict[str, Any]:
+    """A model's reply in each emotion that is asked for, sampled together, and what the judge hears in them."""
+    said = heard(judge, question.message)
+    turns = [*(Turn(turn.role, turn.content, turn.emotion) for turn in question.history), said]
+    requests = [
+        local.Request(
+            tuple(prompt_ids(voice.tokenizer, turns, emotion, p)),
+            (seeds.key(p.evaluate.seed, "compare", question.draw, emotion),),
+        )
+        for emotion in question.emotions
+    ]
+    began = time.perf_counter()
+    found = local.replies(voice.model, voice.tokenizer, requests, p.evaluate.sampling)
+    seconds = time.perf_counter() - began
+    replies = [reply for [reply] in found]
+    verdicts = judge([reply.text for reply in replies])
+    return {
+        "message": said.content,
+        "heard": said.emotion,
+        "replies": [
+            {"emotion": emotion, "reply": reply.text, "judged": judged, "confidence": confidence}
+            for emotion, reply, (judged, confidence) in zip(question.emotions, replies, verdicts, strict=True)
+        ],
+        "tokens": sum(reply.tokens for reply in replies),
+        "seconds": seconds,
+    }
+
+
+def checked(body: bytes, emotions: tuple[str, ...]) -> Question:
+    """The question in a request's body; InputError says all that is wrong with it."""
+    try:
+        question = Question.model_validate_json(body)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise InputError("; ".join(wrong)) from None
+    if question.model not in NAMES:
+        raise InputError(f"model must be one of {', '.join(NAMES)}, got {question.model!r}")
+    named = [*question.emotions, *(turn.emotion for turn in question.history)]
+    if not set(named) <= set(emotions) or len(set(question.emotions)) < len(question.emotions):
+        raise InputError(f"emotions must be some of {', '.join(emotions)}, each once; got {', '.join(named)}")
+    roles = [turn.role for turn in question.history]
+    if roles != [USER, ASSISTANT] * (len(roles) // 2):
+        raise InputError(f"history must alternate from the user to a reply, got {roles}")
+    return question
+
+
+def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str]) -> Starlette:
+    """The page, what it shows at first, and the answers to its questions, one at a time.
+
+    A request must name one of `hosts` as its host ("*": any), or a page elsewhere could give its own name our address.
+    """
+    html = (files("emotune.faces") / "compare.html").read_text("utf-8")
+    settings = p.evaluate.sampling.model_dump()
+    about = {"models": NAMES, "emotions": p.data.labels, "neutral": p.data.neutral, "sampling": settings}
+    speaking = Lock()
+
+    def speak(question: Question) -> dict[str, Any]:
+        with speaking, lend(question.model) as voice:
+            return records.rounded(answer(voice, judge, p, question))
+
+    async def replies(request: Request) -> Response:
+        # No form of another page can send this type, and its scripts would have to ask us first.
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return JSONResponse({"error": "a question must be application/json"}, 415)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LONGEST:
+                return JSONResponse({"error": f"a question may have {LONGEST} bytes"}, 413)
+        try:
+            question = checked(body, p.data.labels)
+        except InputError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse(await run_in_threadpool(speak, question))
+
+    return Starlette(
+        routes=[
+            Route("/", lambda request: HTMLResponse(html, headers=HEADERS)),
+            Route("/about", lambda request: JSONResponse(about)),
+            Route("/replies", replies, methods=["POST"]),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there and nowhere else; InputError where it cannot."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((str(address[0]), port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def run(folder: Path, p: Params, host: str, port: int) -> None:
+    """Serve the page for the models of `folder` until Ctrl-C."""
+    # What the libraries will change some day is no news to whoever compares.
+    warnings.simplefilter("ignore", FutureWarning)
+    with listen(host, port) as listening:
+        address, number = listening.getsockname()[:2]
+        alone = ip_address(address).is_loopback
+        hosts = [*LOOPBACK, host] if alone else ["*"]
+        page = app(open_voices(folder, p.model), open_listener(folder, p), p, hosts)
+        where = f"[{address}]" if ":" in address else address
+        print(f"{', '.join(NAMES)} side by side: http://{where}:{number}/ (Ctrl-C ends it)", flush=True)
+        if not alone:
+            print("Whoever reaches this machine can ask: there is no password.", flush=True)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(page, log_level="warning")).run(sockets=[listening])

@@ -1,0 +1,88 @@
+"""A judge as a file of equal bytes, and the judge that a section of params.yaml means."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+
+import numpy as np
+import skops.io
+from sklearn.pipeline import Pipeline
+
+from emotune.core.errors import InputError
+from emotune.judges.hub import HUB_BATCH, load_hub
+from emotune.judges.params import JudgeChoice
+from emotune.judges.verdicts import Judge
+
+EMBEDDED = "embedded"
+
+
+def open_judge(trained: Path, choice: JudgeChoice) -> Judge:
+    """The judge of a params.yaml section: the one that the judges stage trained, or the one that is named there."""
+    if choice.name == EMBEDDED:
+        return load(trained)
+    return load_hub(choice.name, choice.revision, choice.labels, HUB_BATCH)
+
+
+# Files: skops, never pickle, and the same bytes for the same estimator.
+
+# What skops does not know by itself and we do: calibration's plain holders of numbers, and our own language model.
+TRUSTED = [
+    "emotune.judges.Fluency",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+]
+
+
+def save(estimator: Pipeline, path: Path) -> None:
+    """Write an estimator so that equal estimators are equal bytes.
+
+    skops names objects by their address in memory and dates its zip; here they are numbered in order of appearance, and
+    the date is the zip format's first.
+    """
+    for step in estimator:
+        # The address of a vectorizer's stop words, by which scikit-learn knows that it has looked at them.
+        vars(step).pop("_stop_words_id", None)
+    numbers: dict[str, str] = {}
+    with ZipFile(io.BytesIO(skops.io.dumps(estimator))) as found, ZipFile(path, "w") as written:
+        schema = re.sub(
+            r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.npy")',
+            lambda address: numbers.setdefault(address[0], str(len(numbers))),
+            found.read("schema.json").decode(),
+        )
+        written.writestr(ZipInfo("schema.json"), schema, ZIP_DEFLATED)
+        arrays = {int(numbers[Path(name).stem]): name for name in found.namelist() if name.endswith(".npy")}
+        for number, name in sorted(arrays.items()):
+            written.writestr(ZipInfo(f"{number}.npy"), found.read(name), ZIP_DEFLATED)
+
+
+def load(path: Path) -> Judge:
+    """The judge of a file that `save` wrote: texts -> [(label, probability of that label)], in order.
+
+    InputError where there is no such file or its types are not those of our judges.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the judges stage writes it")
+    unknown = sorted(set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED))
+    if unknown:
+        raise InputError(f"{path}: holds {', '.join(unknown)}; accepted beside scikit-learn: {', '.join(TRUSTED)}")
+    return verdicts_of(skops.io.load(path, trusted=TRUSTED))
+
+
+def verdicts_of(estimator: Pipeline) -> Judge:
+    """The judge that a fitted scikit-learn classifier of texts is; where labels tie, the first in order."""
+
+    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+        if not texts:
+            return []
+        return best(estimator.predict_proba(list(texts)), [str(label) for label in estimator.classes_])
+
+    return judge
+
+
+def best(probabilities: np.ndarray, labels: Sequence[str]) -> list[tuple[str, float]]:
+    """[texts, labels] -> the most probable label of each text, with its probability."""
+    return [(labels[best], float(row[best])) for row, best in zip(probabilities, probabilities.argmax(1), strict=True)]

@@ -1,0 +1,82 @@
+"""Any sequence classifier of the Hub, or of a folder, as a judge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from emotune.core.errors import InputError
+from emotune.judges.files import best
+from emotune.judges.verdicts import Judge
+
+HUB_BATCH = 32
+
+
+def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int) -> Judge:
+    """A transformers sequence classifier as a judge: a Hub name at a commit, or a local folder at its content's hash.
+
+    `label_map` turns all of the model's labels into ours; labels that become one are added up. None keeps them.
+    InputError where the pin is missing or wrong, or a label is not mapped.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from emotune.models import loading, pins
+
+    folder = pins.located(name)
+    if folder.is_dir():
+        if revision != (found := pins.folder_revision(folder)):
+            raise InputError(f"judge {name}: revision must be the hash of its content, {found}; got {revision}")
+        where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
+    elif re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        where = {"pretrained_model_name_or_path": name, "revision": revision}
+    else:
+        raise InputError(
+            f"judge {name}: no such folder, and as a Hub name it needs its 40-digit commit, not a branch, as revision; "
+            f"got {revision}"
+        )
+    tokenizer = loading.opened(AutoTokenizer, "judge", where)
+    model = loading.opened(AutoModelForSequenceClassification, "judge", where, dtype=torch.float32)
+    model = model.to(loading.device()).eval()
+    own = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    ours, share = _mapped(own, label_map, name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    # RoBERTa numbers its positions from behind the padding token.
+    longest -= model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+
+    @torch.inference_mode()
+    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        verdicts: dict[int, tuple[str, float]] = {}
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            )
+            batch.pop("token_type_ids", None)
+            probabilities = model(**batch.to(model.device)).logits.double().softmax(-1).cpu().numpy()
+            verdicts |= zip(rows, best(probabilities @ share, ours), strict=True)
+        return [verdicts[row] for row in range(len(texts))]
+
+    return judge
+
+
+def _mapped(own: Sequence[str], label_map: Mapping[str, str] | None, name: str) -> tuple[list[str], np.ndarray]:
+    """Our labels in order of first use, and [own, ours]: 1 where a model's label counts for ours."""
+    mapping = {label: label for label in own} if label_map is None else label_map
+    for label in own:
+        if label not in mapping:
+            raise InputError(
+                f"judge {name}: label {label!r} of the model is not mapped; mapped are {', '.join(mapping)}"
+            )
+    for label in mapping:
+        if label not in own:
+            raise InputError(f"judge {name}: labels maps {label!r}; the model's labels are {', '.join(own)}")
+    ours = list(dict.fromkeys(mapping[label] for label in own))
+    return ours, np.array([[mapping[label] == our for our in ours] for label in own], dtype=np.float64)

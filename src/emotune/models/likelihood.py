@@ -1,0 +1,36 @@
+"""What texts cost a model, in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emotune.prompts import rendering
+
+
+@torch.inference_mode()
+def negative_log_likelihoods(
+    model: Any, pad: int, rows: Sequence[rendering.Row], tokens: int = 4096
+) -> list[tuple[float, int]]:
+    """For each row the sum of -ln p over its marked tokens (nats), and how many these are.
+
+    Rows of like length go together, right-padded, at most `tokens` positions at a time.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    while order:
+        longest = len(rows[order[-1]][0])
+        batch, order = order[-max(1, tokens // longest) :], order[: -max(1, tokens // longest)]
+        ids = torch.tensor([rows[i][0] + [pad] * (longest - len(rows[i][0])) for i in batch], device=model.device)
+        marked = torch.tensor([rows[i][1] + [False] * (longest - len(rows[i][1])) for i in batch], device=model.device)
+        held = torch.tensor(
+            [[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=model.device
+        )
+        logits = model(input_ids=ids, attention_mask=held).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        sums = (losses * marked[:, 1:]).sum(dim=1, dtype=torch.float64).tolist()
+        for i, total in zip(batch, sums, strict=True):
+            results[i] = (total, sum(rows[i][1]))
+    return results

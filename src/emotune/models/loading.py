@@ -1,0 +1,136 @@
+"""Tokenizer, base model (quantised or not), adapters, attention, dtype, device: as params.yaml says, or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from emotune.core import records
+from emotune.core.errors import InputError
+from emotune.models.params import Model
+from emotune.models.pins import BASE_FILE, where
+from emotune.prompts import rendering
+
+transformers_logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    """The GPU of this process where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def opened(kind: Any, setting: str, where: Mapping[str, Any], **how: Any) -> Any:
+    """`kind.from_pretrained`; InputError, which names the setting, where neither Hub nor folder gives the model."""
+    try:
+        return kind.from_pretrained(**where, **how)
+    except OSError as error:
+        # The system's own have a number: a full disk is no fault of the model.
+        if error.errno is not None:
+            raise
+        named = " at ".join(filter(None, (where["pretrained_model_name_or_path"], where.get("revision"))))
+        raise InputError(f"{setting}: {named}: {' '.join(str(error).split())}") from None
+
+
+def load_tokenizer(folder: Path, template: str | None) -> Any:
+    """A base model's or an adapter's tokenizer, speaking one of our templates, or (`None`) the one it came with.
+
+    It pads on the right, with a token that no reply trains: its own, else the unknown token, else the end token (then
+    masks, never token ids, say what is padding).
+    """
+    tokenizer = opened(AutoTokenizer, "model.base", where(folder))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if template is not None:
+        tokenizer.chat_template = rendering.template(template, special)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = rendering.template("native", special)
+    return tokenizer
+
+
+def load_base(base: Path, choice: Model) -> Any:
+    """The base model in the dtype, attention and quantisation asked for, on this process's device, in eval mode.
+
+    InputError where the machine lacks what was asked for; nothing falls back in silence.
+    """
+    if choice.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise InputError(
+            "model.attention: flash_attention_2 needs the package flash-attn (pip install -e '.[gpu]' with nvcc); "
+            "accepted here: sdpa, eager"
+        )
+    if choice.attention == "flash_attention_2" and not torch.cuda.is_available():
+        raise InputError("model.attention: flash_attention_2 needs a CUDA GPU; accepted here: sdpa, eager")
+    # These and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, choice.dtype)
+    quantization = None
+    if choice.quantization == "nf4":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("model.quantization: nf4 needs the package bitsandbytes; accepted here: none")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = opened(
+        AutoModelForCausalLM,
+        "model.base",
+        where(base),
+        dtype=dtype,
+        attn_implementation=choice.attention,
+        quantization_config=quantization,
+        device_map={"": device()},
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and choice.context > longest:
+        raise InputError(f"model.context must be at most {longest}, what the base model can hold; got {choice.context}")
+    return model.eval()
+
+
+def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
+    """The base model under a saved LoRA adapter; InputError where the adapter is of another shape of model."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+    except RuntimeError as error:
+        # The first tensor that differs says enough; torch lists them all.
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        raise InputError(f"{adapter} does not fit the base model: {reason}") from None
+
+
+def load_tuned(base: Path, choice: Model, adapter: Path) -> Any:
+    """The base model under a saved adapter, to answer with: in float32 their weights are added up, which is faster.
+
+    In 16 bits the sum would be rounded, and 4-bit weights cannot take it: there the adapter stays on top.
+    """
+    model = load_adapter(load_base(base, choice), adapter)
+    exact = choice.dtype == "float32" and choice.quantization == "none"
+    return model.merge_and_unload() if exact else model
+
+
+def save_adapter(model: Any, tokenizer: Any, base: Path, out: Path) -> None:
+    """Adapter and tokenizer, and nothing else: no optimizer, no reference copy, no card, no path of this machine."""
+    with records.replacing_folder(out) as part:
+        model.save_pretrained(part, selected_adapters=["default"])
+        tokenizer.save_pretrained(part)
+        (part / "README.md").unlink(missing_ok=True)
+        # PEFT writes this set in the order of Python's hashes, which differs from run to run.
+        config = records.read_json(part / "adapter_config.json")
+        pinned = records.read_json(base / BASE_FILE)
+        config["base_model_name_or_path"] = Path(pinned["name"]).name if pinned.get("files") else pinned["name"]
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()
+        records.write_json(part / "adapter_config.json", config)

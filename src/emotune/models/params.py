@@ -1,0 +1,35 @@
+"""What a user may turn of the base model, and of the one that is trained here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from emotune.core.sections import Count, Positive, Section
+
+
+class Model(Section):
+    base: str
+    revision: str | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    attention: Literal["sdpa", "flash_attention_2", "eager"]
+    quantization: Literal["none", "nf4"]
+    context: Annotated[int, Field(ge=32)]
+
+
+class Pretrain(Section):
+    vocabulary: Annotated[int, Field(ge=300)]
+    hidden_size: Annotated[int, Field(ge=16)]
+    layers: Count
+    heads: Count
+    epochs: Positive
+    learning_rate: Positive
+    batch_size: Count
+    seed: int
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden_size}")
+        return self

@@ -1,0 +1,61 @@
+"""What makes a reply better than another, and what makes a pair of two."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from emotune.core.sections import Count, NotNegative, Positive, Section, Share
+from emotune.generation.params import Sampling
+from emotune.judges.params import JudgeChoice
+
+
+class Length(Section):
+    shape: Literal["published", "plateau"]
+    unit: Literal["characters", "words", "tokens"]
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high = {self.high}, got {self.low}")
+        return self
+
+
+class Reward(Section):
+    emotion_judge: JudgeChoice
+    bias: float
+    length: Length
+    weights: tuple[float, ...]
+
+    @field_validator("weights")
+    @classmethod
+    def _three(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if len(weights) != 3 or min(weights) < 0 or sum(weights) == 0:
+            raise ValueError(f"must be three numbers >= 0 (emotion, length, gibberish), not all 0; got {list(weights)}")
+        return weights
+
+
+class Audit(Section):
+    min_yield: Share
+    min_pairs_per_emotion: Annotated[int, Field(ge=0)]
+    max_chosen_longer: Share
+    max_duplicate_prompts: Share
+    max_duplicate_chosen: Share
+    max_prompts_in_test: Share
+
+
+class Prefs(Section):
+    prompts: Count
+    emotions: Literal["dataset", "balanced"]
+    candidates: Annotated[int, Field(ge=2)]
+    attempts: Count
+    target_score_range: NotNegative
+    min_chosen_score: float
+    min_clean_confidence: Share
+    validation: Annotated[float, Field(ge=0, lt=1)]
+    seed: int
+    sampling: Sampling
+    audit: Audit

@@ -1,0 +1,78 @@
+"""The whole of params.yaml: every section stands in the room that uses it, and here they come together.
+
+`publish` alone is here: no stage reads it, and the room that does lies above this one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from emotune.core.sections import Count, Section, check, read_yaml
+from emotune.data.params import Data
+from emotune.evaluation.params import Evaluate
+from emotune.generation.params import Generation
+from emotune.judges.params import JudgeChoice
+from emotune.models.params import Model, Pretrain
+from emotune.preferences.params import Prefs, Reward
+from emotune.prompts.params import Template
+from emotune.training.params import Dpo, Sft
+
+PARAMS = Path("params.yaml")
+Repository = Annotated[str, Field(pattern=r"^\w[\w.-]{0,90}(@\w[\w./-]*)?$")]
+License = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+class Publish(Section):
+    owner: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None
+    base: Repository
+    sft: Repository
+    dpo: Repository
+    merged: Repository
+    prefs: Repository
+    license: License | None
+    data_license: License | None
+    base_license: License | None
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        places = [self.base, self.sft, self.dpo, self.merged, self.prefs]
+        if len(set(places)) != len(places):
+            raise ValueError(f"base, sft, dpo, merged and prefs must be five repositories or branches, got {places}")
+        return self
+
+
+class Params(Section):
+    """The whole of params.yaml; a section is what a stage of dvc.yaml can depend on."""
+
+    data: Data
+    history_turns: Count
+    system_prompt: str | None
+    model: Model
+    pretrain: Pretrain
+    gibberish_judge: JudgeChoice
+    evaluate: Evaluate
+    template: Template
+    sft: Sft
+    generation: Generation
+    prefs: Prefs
+    dpo: Dpo
+    publish: Publish
+    reward: Reward
+
+    @model_validator(mode="after")
+    def _two_judges(self) -> Self:
+        rewarding, evaluating = self.reward.emotion_judge, self.evaluate.emotion_judge
+        if rewarding.name != "embedded" and rewarding.name == evaluating.name:
+            raise ValueError(
+                "reward.emotion_judge and evaluate.emotion_judge must differ: the judge that rewards cannot be the "
+                f"judge that evaluates; got {rewarding.name!r} for both"
+            )
+        return self
+
+
+def parse(path: Path = PARAMS) -> Params:
+    """All of a params.yaml, checked."""
+    return check(Params, read_yaml(path), str(path))

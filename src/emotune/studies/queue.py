@@ -1,0 +1,215 @@
+"""Studies: experiments that answer one question, each a file of experiments/, queued by DVC under their own names.
+
+A run of a study is the experiment STUDY-RUN. It counts as done where such an experiment has the params that the study
+asks for now, and no code that its stages import has changed since; it is then not queued again, from whatever commit
+it was made. The queue belongs to DVC: it goes on when whoever watches it leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from emotune.core import git
+from emotune.core.errors import InputError
+from emotune.core.sections import read_yaml
+from emotune.runs import mirror
+from emotune.runs.params import Params, check
+from emotune.studies.plan import Study, hydra
+
+# Seconds between two looks at the queue, and after how many of them the workers are looked for.
+PAUSE = 2.0
+LOOKS = 15
+
+
+# What DVC has of it.
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A run as DVC has it: `state` is done, running, queued, failed or absent; its files are those of `commit`."""
+
+    name: str
+    state: str
+    commit: str | None = None
+    log: Path | None = None
+
+
+def experiments(wanted: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, Experiment]:
+    """For each name, the experiment with the params that are wanted and the code that is here now.
+
+    Of several, one that is done counts before one that runs or waits, and these before one that failed.
+    """
+    code = code_of(read_yaml(Path("dvc.yaml"))["stages"], target)
+    found = {name: Experiment(name, "absent") for name in wanted}
+    done = [Experiment(ended.name, "done", ended.revision) for ended in mirror.experiments()]
+    for made in [*_waiting(), *done]:
+        if made.name in wanted and made.commit and _same(made.commit, wanted[made.name], code):
+            found[made.name] = made
+    return found
+
+
+def _same(commit: str, wanted: Mapping[str, Any], code: set[str]) -> bool:
+    """Whether a commit has these params, and every file of the code as it is here now."""
+    try:
+        if check(Params, params_of(commit), commit).model_dump(mode="json") != wanted:
+            return False
+    except InputError:
+        return False
+    changed = set(git.told("diff", "--name-only", commit, "--", "src").splitlines())
+    return not changed & code
+
+
+def _waiting() -> Iterator[Experiment]:
+    """The experiments that the queue holds and that did not end well: failed, then queued, then running."""
+    queue = _queue()
+    held = [(done.entry, "failed") for done in queue.iter_failed()]
+    held += [(entry, "queued") for entry in queue.iter_queued()]
+    held += [(entry, "running") for entry in queue.iter_active()]
+    for entry, state in held:
+        started = queue.proc.get(entry.stash_rev)
+        yield Experiment(entry.name, state, entry.stash_rev, Path(started.stdout) if started else None)
+
+
+def code_of(stages: Mapping[str, Any], target: str) -> set[str]:
+    """The files under src that a stage of dvc.yaml and all it needs depend on."""
+    makers = {_path(out): name for name, stage in stages.items() for out in stage.get("outs", [])}
+    code: set[str] = set()
+    seen, waiting = {target}, [target]
+    while waiting:
+        for dep in stages[waiting.pop()].get("deps", []):
+            if dep in makers and makers[dep] not in seen:
+                seen.add(makers[dep])
+                waiting.append(makers[dep])
+            elif dep.startswith("src/"):
+                # Of a template that params.yaml chooses, all.
+                code |= {str(path) for path in Path().glob(re.sub(r"\$\{.*?\}", "*", dep))}
+    return code
+
+
+def _path(out: str | Mapping[str, Any]) -> str:
+    return out if isinstance(out, str) else next(iter(out))
+
+
+def params_of(commit: str) -> dict[str, Any]:
+    """The params.yaml of a commit, unchecked."""
+    return dict(YAML(typ="safe", pure=True).load(StringIO(shown(commit, "params.yaml"))))
+
+
+def shown(commit: str, path: str) -> str:
+    """A file as a commit has it; InputError where it has none."""
+    return git.told("show", f"{commit}:{path}")
+
+
+def _queue() -> Any:
+    from dvc.repo import Repo
+
+    return Repo().experiments.celery_queue
+
+
+# Queue, run, watch.
+
+
+def queue(
+    study: Study, settings: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Experiment]:
+    """Queue what is neither done, running nor queued, a failed run anew; returns the experiments as they were before.
+
+    `settings` are the keys that each experiment sets, `wanted` the whole params that come of it.
+    """
+    held = experiments(wanted, study.target)
+    missing = [made.name for made in held.values() if made.state in ("absent", "failed")]
+    # What the queue still holds under such a name is an older attempt: other params, other code, or a failure.
+    for old in [made for made in _waiting() if made.name in missing and made.state in ("failed", "queued")]:
+        _queue().remove([old.commit])
+    head = git.told("rev-parse", "HEAD")
+    for name in missing:
+        values = [word for key, value in settings[name].items() for word in ("-S", f"{key}={hydra(value)}")]
+        # What has that name on this commit has other params or code. Not --force: it would run what the cache restores.
+        git.told("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}")
+        _dvc("exp", "run", "--queue", "--name", name, *values, study.target)
+    return held
+
+
+def start(jobs: int) -> None:
+    """Start as many workers of DVC's queue as are asked for; those that work already count."""
+    queue = _queue()
+    # A machine or a worker that died leaves an experiment running for ever: it failed.
+    while (names := [entry.name for entry in queue.iter_active()]) and not queue.worker_status():
+        queue.kill(names)
+    _dvc("queue", "start", "--jobs", str(jobs))
+
+
+def watch(names: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
+    """Say what changes until none of the experiments runs or waits. Workers that died are replaced."""
+    began = time.monotonic()
+    before = dict.fromkeys(names, "queued")
+    for look in itertools.count(1):
+        held = {made.name: made for made in _waiting() if made.name in names}
+        for number, name in enumerate(names, start=1):
+            news = f"{held[name].state}{stage_of(held[name])}" if name in held else "done"
+            if before[name] != news:
+                minutes, seconds = divmod(int(time.monotonic() - began), 60)
+                say(f"{minutes:3}:{seconds:02}  {number}/{len(names)}  {name}  {news}")
+            before[name] = news
+        if not {"queued", "running"} & {made.state for made in held.values()}:
+            return
+        if look % LOOKS == 0 and not _queue().worker_status():
+            start(jobs)
+        time.sleep(PAUSE)
+
+
+def stage_of(made: Experiment) -> str:
+    """`, stage sft` while it runs, by its log."""
+    stages = re.findall(r"^Running stage '(.+?)'", _text(made.log), flags=re.MULTILINE)
+    return f", stage {stages[-1]}" if stages and made.state == "running" else ""
+
+
+def reason(made: Experiment) -> str:
+    """Why a failed experiment failed: what its log says last, before DVC's own word."""
+    text = _text(made.log)
+    if killed := re.search(r"exited with (?:-9|137)\b", text):
+        return f"killed ({killed[0]}), as Linux does where memory runs out"
+    if not re.search(r"^ERROR: ", text, flags=re.MULTILINE):
+        return "stopped, or killed with its worker"
+    return [line for line in text.splitlines() if line.strip() and not re.match("ERROR: failed to repro", line)][-1]
+
+
+def _text(log: Path | None) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log and log.is_file() else ""
+
+
+def _dvc(*words: str) -> None:
+    """Run a command of DVC to its end, whatever the terminal says: while it queues, it holds the workspace's state."""
+    # The pipeline's `python` and the worker's `dvc` are those beside this one, whatever the PATH says.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    # A file, not a pipe: a worker that `dvc queue start` leaves behind would hold that open.
+    with TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            ["dvc", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=os.environ | {"PATH": path},
+            start_new_session=True,
+        )
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        if process.returncode:
+            said.seek(0)
+            raise InputError(f"dvc {' '.join(words)}: {said.read().strip()}")
