@@ -55,10 +55,10 @@ def main() -> None:
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     from emotune.core import records
+    from emotune.judges.files import open_judge
     from emotune.models import loading
     from emotune.preferences import attempts
     from emotune.runs.params import parse
-    from emotune.judges.files import open_judge
 
     whole = parse(ROOT / "params.yaml")
     every = {"attempts": 1, "target_score_range": 0.0, "min_chosen_score": -100.0}
@@ -136,11 +136,9 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
     import torch
     from transformers import set_seed
 
-    from emotune.preferences.candidates import candidate
-    from emotune.preferences.candidates import judging
     from emotune.generation.local import Reply
-    from emotune.preferences.selection import Pair
-    from emotune.preferences.selection import select
+    from emotune.preferences.candidates import candidate, judging
+    from emotune.preferences.selection import Pair, select
 
     model, tokenizer, judges, p, r = work
     s = p.sampling
@@ -190,10 +188,8 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
 
 def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
     """The stage's own loop, journal and all."""
-    from emotune.preferences import attempts
-    from emotune.preferences import journal
-    from emotune.preferences.candidates import judging
-    from emotune.preferences.candidates import local
+    from emotune.preferences import attempts, journal
+    from emotune.preferences.candidates import judging, local
 
     model, tokenizer, judges, p, r = work
     p = p.model_copy(update={"seed": seed})

@@ -17,8 +17,7 @@ import tempfile
 from pathlib import Path
 
 import scratch
-from emotune.faces.profiles import apply
-from emotune.faces.profiles import read_profile
+from emotune.faces.profiles import apply, read_profile
 
 # Emotion, length, gibberish; the published ones first.
 WEIGHTS = [

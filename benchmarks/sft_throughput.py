@@ -88,9 +88,7 @@ def prepared(name: str, dialogues: int, folder: Path) -> Task:
     from emotune.core.sections import read_yaml
     from emotune.data import sources
     from emotune.data.splits import usable
-    from emotune.models import embedded
-    from emotune.models import loading
-    from emotune.models import pins
+    from emotune.models import embedded, loading, pins
     from emotune.runs.params import parse
 
     p = parse(ROOT / "params.yaml")
@@ -182,14 +180,11 @@ def parts(
 
 def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The stage's rows, and the same rows as they are before it cuts them behind their last trained token."""
-    from emotune.prompts import fitting
-    from emotune.prompts import rendering
+    from emotune.prompts import fitting, rendering
     from emotune.training.rows import sft_rows
 
     p, context = task.sft, task.model.context
-    cut, _ = sft_rows(
-        task.tokenizer, task.train, task.neutral, p.neutral_replies, p, task.system_prompt, context
-    )
+    cut, _ = sft_rows(task.tokenizer, task.train, task.neutral, p.neutral_replies, p, task.system_prompt, context)
     rendered = (
         rendering.training_row(task.tokenizer, piece, task.system_prompt)[0]
         for found in task.train
@@ -205,8 +200,9 @@ def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def ours(task: Task, folder: Path) -> Callable[[], Run]:
     """The stage's own training, from a fresh base model."""
-    from emotune.models import loading
     from emotune.training.sft import sft
+
+    from emotune.models import loading
 
     def run() -> None:
         sft(
@@ -338,10 +334,8 @@ def one_batch(mine: Any, theirs: Any, cut: Sequence[Any], whole: Sequence[Any]) 
 
 def validation_loss(task: Task, model: Any) -> float:
     """Nats per token of the validation replies, by the function that the evaluation uses."""
-    from emotune.models import likelihood
-    from emotune.models import loading
-    from emotune.prompts import fitting
-    from emotune.prompts import rendering
+    from emotune.models import likelihood, loading
+    from emotune.prompts import fitting, rendering
 
     model = (model or loading.load_base(task.base, task.model)).eval()
     pieces = itertools.chain.from_iterable(

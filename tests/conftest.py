@@ -44,8 +44,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def dialogues() -> list[Any]:
     """A few invented dialogues, enough to make a tokenizer of."""
-    from emotune.core.dialogue import Dialogue
-    from emotune.core.dialogue import alternate
+    from emotune.core.dialogue import Dialogue, alternate
 
     texts = [
         ("I lost my keys again.", "Where did you see them last?", "On the kitchen table.", "Then let us look there!"),
@@ -65,11 +64,11 @@ def base(dialogues: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from emotune.core import records
-    from emotune.models import embedded
     from emotune.models import pins
+    from emotune.stages.base_model import make_tokenizer
 
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = embedded.tokenizer(dialogues, LABELS, vocabulary=400)
+    tokenizer = make_tokenizer(dialogues, LABELS, vocabulary=400)
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -103,9 +102,7 @@ def model_choice() -> Any:
     """The `model` section for `base`."""
     from emotune.models.params import Model
 
-    return Model(
-        base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256
-    )
+    return Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +111,7 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from emotune.judges import emotion
-    from emotune.judges import files
+    from emotune.judges import emotion, files
     from emotune.models import loading
 
     folder = tmp_path_factory.mktemp("models")
@@ -191,7 +187,7 @@ def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
 
 def flags(stage: str) -> list[str]:
     """`--out`, `models/sft` ...: what dvc.yaml hands to a stage."""
-    return STAGES[stage]["cmd"].split()[3:]
+    return STAGES[stage]["cmd"].split()[4:]
 
 
 def declared(stage: str) -> list[str]:
@@ -207,13 +203,16 @@ def _paths_of(out: str | Mapping[str, Any]) -> list[str]:
 
 def run_stage(stage: str, folder: Path) -> None:
     """A stage in this process, in `folder`, with the paths of dvc.yaml; untracked."""
+    from emotune.runs.costs import Cost
+    from emotune.runs.stage import run
+
     words = flags(stage)
     paths = {flag[2:].replace("-", "_"): Path(path) for flag, path in zip(words[::2], words[1::2], strict=True)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
         patch.setenv("EMOTUNE_TRACKING", "off")
-        importlib.import_module(f"emotune.stages.{stage}").main(**paths)
+        run(importlib.import_module(f"emotune.stages.{stage}"), paths, Cost(stage))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

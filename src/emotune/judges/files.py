@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-import numpy as np
 import skops.io
 from sklearn.pipeline import Pipeline
 
 from emotune.core.errors import InputError
-from emotune.judges.hub import HUB_BATCH, load_hub
+from emotune.judges.hub import load_hub
 from emotune.judges.params import JudgeChoice
-from emotune.judges.verdicts import Judge
+from emotune.judges.verdicts import Judge, most_probable
 
 EMBEDDED = "embedded"
 
@@ -24,14 +23,14 @@ def open_judge(trained: Path, choice: JudgeChoice) -> Judge:
     """The judge of a params.yaml section: the one that the judges stage trained, or the one that is named there."""
     if choice.name == EMBEDDED:
         return load(trained)
-    return load_hub(choice.name, choice.revision, choice.labels, HUB_BATCH)
+    return load_hub(choice.name, choice.revision, choice.labels)
 
 
 # Files: skops, never pickle, and the same bytes for the same estimator.
 
 # What skops does not know by itself and we do: calibration's plain holders of numbers, and our own language model.
 TRUSTED = [
-    "emotune.judges.Fluency",
+    "emotune.judges.gibberish.Fluency",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
 ]
@@ -78,11 +77,6 @@ def verdicts_of(estimator: Pipeline) -> Judge:
     def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
         if not texts:
             return []
-        return best(estimator.predict_proba(list(texts)), [str(label) for label in estimator.classes_])
+        return most_probable(estimator.predict_proba(list(texts)), [str(label) for label in estimator.classes_])
 
     return judge
-
-
-def best(probabilities: np.ndarray, labels: Sequence[str]) -> list[tuple[str, float]]:
-    """[texts, labels] -> the most probable label of each text, with its probability."""
-    return [(labels[best], float(row[best])) for row, best in zip(probabilities, probabilities.argmax(1), strict=True)]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from emotune.core.errors import InputError
-from emotune.judges.files import best
-from emotune.judges.verdicts import Judge
+from emotune.judges.verdicts import Judge, most_probable
 
 HUB_BATCH = 32
 
 
-def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int) -> Judge:
+def load_hub(
+    name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int = HUB_BATCH
+) -> Judge:
     """A transformers sequence classifier as a judge: a Hub name at a commit, or a local folder at its content's hash.
 
     `label_map` turns all of the model's labels into ours; labels that become one are added up. None keeps them.
@@ -61,7 +62,7 @@ def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | Non
             )
             batch.pop("token_type_ids", None)
             probabilities = model(**batch.to(model.device)).logits.double().softmax(-1).cpu().numpy()
-            verdicts |= zip(rows, best(probabilities @ share, ours), strict=True)
+            verdicts |= zip(rows, most_probable(probabilities @ share, ours), strict=True)
         return [verdicts[row] for row in range(len(texts))]
 
     return judge

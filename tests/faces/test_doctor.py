@@ -1,0 +1,316 @@
+"""Laws of `emotune doctor`: what it finds here, what a profile lacks, what it never prints, when it exits with 1."""
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401  before a test sets OMP_NUM_THREADS, which torch reads once for all that follow
+from huggingface_hub import constants
+
+from conftest import ROOT, write_params
+from emotune.core.errors import InputError
+from emotune.faces import cli, doctor
+from emotune.faces.doctor import GB, Finding, Gpu
+
+MACHINE = [
+    *("python", "packages", "git", "cpu", "memory", "gpu", "bf16", "flash-attn", "bitsandbytes", "disk"),
+    *("dvc cache", "dvc remote", "dvc.lock", "tracker", "hub token"),
+]
+SECRET = "hf_aTokenThatNobodyMayRead"
+LLAMA = "llama2-7b-12gb"
+CARD = Gpu("A card", memory=int(12.6 * GB), free=int(12 * GB), bf16=True)
+SMALL_CARD = Gpu("A small card", memory=int(8.2 * GB), free=int(8 * GB), bf16=True)
+JUDGE = {"name": "embedded", "revision": None, "labels": None}
+# Whatever params.yaml says.
+EMBEDDED = {
+    "data.source": "embedded",
+    "data.path": None,
+    "model.base": "embedded",
+    "model.revision": None,
+    "model.attention": "sdpa",
+    "model.quantization": "none",
+    "gibberish_judge": JUDGE,
+    "evaluate.emotion_judge": JUDGE,
+    "sft.optimizer": "adamw_torch",
+    "generation.engine": "local",
+    "generation.model": None,
+    "dpo.optimizer": "adamw_torch",
+    "reward.emotion_judge": JUDGE,
+}
+FREE_PORT = 9  # "discard", which nobody serves
+
+
+@pytest.fixture(scope="module")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What doctor reads of the project, under a DVC of its own."""
+    folder = tmp_path_factory.mktemp("doctor")
+    for name in ("dvc.yaml", "dvc.lock", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    write_params(folder, EMBEDDED)
+    dvc("init", "--no-scm", "--quiet", folder=folder)
+    return folder
+
+
+@pytest.fixture
+def repository(initialised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to spoil, on a machine without settings."""
+    settings = ("DVC_ROOT", "MLFLOW_TRACKING_URI", "EMOTUNE_TRACKING", "EMOTUNE_SERVER", "HF_TOKEN")
+    for name in settings:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "dvc"))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf/token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(initialised, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def dvc(*arguments: str, folder: Path | None = None) -> None:
+    command = [Path(sys.executable).parent / "dvc", *arguments]
+    subprocess.run(command, check=True, cwd=folder, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+
+
+def line(subject: str, findings: list[Finding]) -> Finding:
+    (found,) = [finding for finding in findings if finding.subject == subject]
+    return found
+
+
+def profile(name: str, root: Path, gpu: Gpu | None) -> Finding:
+    return line(name, doctor.profiles(root, gpu))
+
+
+# --- the report
+
+
+def test_one_aligned_screen_with_a_line_for_each_part_and_profile(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    machine, profiles = (block.splitlines() for block in shown.split("\n\n"))
+    assert len(machine) + len(profiles) <= 40
+    assert max(map(len, [*machine, *profiles])) <= 120
+    for lines, subjects in (
+        (machine, MACHINE),
+        (profiles, ["params.yaml", *sorted(p.stem for p in Path("profiles").iterdir())]),
+    ):
+        begun = [line for line in lines if not line.startswith(" ")]
+        assert {line[:6] for line in begun} <= {"ok    ", "warn  ", "fail  "}
+        column = 6 + max(map(len, subjects))
+        assert [line[6:column].rstrip() for line in begun] == subjects
+        assert {line[column : column + 2] for line in begun} == {"  "}
+
+
+def test_as_json_it_says_the_same(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["subject"] for finding in found["machine"]] == MACHINE
+    assert found["profiles"][0] == {
+        "state": "ok",
+        "subject": "params.yaml",
+        "found": "a model trained here",
+        "to_do": "",
+    }
+
+
+def test_whatever_is_no_ok_says_what_to_do(repository: Path) -> None:
+    for finding in [*doctor.machine(repository, None), *doctor.profiles(repository, None)]:
+        assert (finding.state == "ok") == (finding.to_do == "")
+
+
+def test_it_runs_in_the_repository_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no dvc\.yaml in"):
+        doctor.examined(tmp_path)
+
+
+# --- the machine
+
+
+def test_a_dependency_that_is_absent_fails_the_default(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = repository / "pyproject.toml"
+    path.write_text(path.read_text().replace('    "torch>=', '    "no-such-package>=1",\n    "torch>='))
+    assert line("packages", doctor.machine(repository, None)).found == "absent: no-such-package"
+    assert cli.main(["doctor"]) == 1
+    assert "fail  packages" in capsys.readouterr().out
+
+
+def test_a_version_that_is_not_pinned_is_a_warning(repository: Path) -> None:
+    path = repository / "constraints.txt"
+    pins = path.read_text().splitlines()
+    path.write_text("\n".join("jinja2==0.0.1" if pin.startswith("Jinja2==") else pin for pin in pins))
+    found = line("packages", doctor.machine(repository, None))
+    assert found.state == "warn"
+    assert found.found.endswith("(not 0.0.1)")
+
+
+def test_a_local_build_of_a_pinned_version_is_that_version(repository: Path) -> None:
+    from importlib import metadata
+
+    version = metadata.version("torch").split("+")[0]
+    assert f"torch=={version}" in (repository / "constraints.txt").read_text().splitlines()
+    assert "torch" not in line("packages", doctor.machine(repository, None)).found
+
+
+def test_more_threads_than_cores_is_a_warning(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert line("cpu", doctor.machine(repository, None)).state == "ok"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert line("cpu", doctor.machine(repository, None)).state == "warn"
+
+
+def test_a_gpu_is_named_with_its_memory(repository: Path) -> None:
+    found = doctor.machine(repository, CARD)
+    assert line("gpu", found) == Finding("ok", "gpu", "A card, 12.0 of 12.6 GB free")
+    assert line("bf16", found).found == "native"
+    without = Gpu("An old card", memory=16 * int(GB), free=16 * int(GB), bf16=False)
+    assert line("bf16", doctor.machine(repository, without)).state == "warn"
+
+
+def test_a_repository_that_dvc_cannot_read_fails(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(repository / ".dvc")
+    assert line("dvc", doctor.machine(repository, None)).state == "fail"
+    assert cli.main(["doctor"]) == 1
+
+
+def test_a_lock_that_is_not_current_is_a_warning(repository: Path) -> None:
+    found = line("dvc.lock", doctor.machine(repository, None))
+    assert (found.state, found.to_do) == ("warn", "emotune current says why")
+
+
+def test_the_remote_is_asked(repository: Path) -> None:
+    assert line("dvc remote", doctor.machine(repository, None)).found == "none: data stay in this cache"
+    dvc("remote", "add", "--quiet", "--default", "store", "store")
+    found = line("dvc remote", doctor.machine(repository, None))
+    assert (found.state, found.found.split(": ")[1]) == ("ok", "nothing pushed to it yet")
+    (repository / "store/files/md5").mkdir(parents=True)
+    assert line("dvc remote", doctor.machine(repository, None)).found.endswith(": answers")
+    dvc("remote", "modify", "store", "url", "gs://somebody@nobody/there")  # its package is not installed
+    found = line("dvc remote", doctor.machine(repository, None))
+    assert (found.state, "somebody" in str(found)) == ("warn", False)
+
+
+# --- tracker and token
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A tracking server's `/health`, which wants a password."""
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def tracker(root: Path) -> Finding:
+    return line("tracker", doctor.machine(root, None))
+
+
+def test_the_tracker_is_asked(repository: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracker(repository).found == f"sqlite:///{repository}/mlflow.db: the first stage makes it"
+    (repository / "mlflow.db").write_text("no database")
+    assert tracker(repository).state == "warn"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert tracker(repository) == Finding("ok", "tracker", f"{server}: answers")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{FREE_PORT}")
+    assert tracker(repository).state == "warn"
+    monkeypatch.setenv("EMOTUNE_TRACKING", "off")
+    assert tracker(repository) == Finding("ok", "tracker", "off (EMOTUNE_TRACKING)")
+
+
+def test_a_database_is_asked_for_its_port_and_its_password_is_not_shown(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://me:{SECRET}@127.0.0.1:{port}/runs")
+        found = tracker(repository)
+    assert found == Finding("ok", "tracker", f"postgresql+psycopg2://127.0.0.1:{port}/runs: port {port} answers")
+
+
+def test_the_token_is_found_and_never_printed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line("hub token", doctor.machine(repository, None)).state == "warn"
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    for arguments in (["doctor"], ["doctor", "--json"]):
+        assert cli.main(arguments) == 0
+        shown = capsys.readouterr()
+        assert SECRET not in shown.out + shown.err
+        assert "present" in shown.out
+
+
+# --- profiles
+
+
+def test_the_default_and_the_published_settings_lack_nothing(repository: Path) -> None:
+    assert profile("params.yaml", repository, None).state == "ok"
+    assert profile("published", repository, None).state == "ok"
+
+
+def test_real_dialogues_have_to_be_brought(repository: Path) -> None:
+    found = profile("daily-dialog-cpu", repository, None)
+    assert (found.state, found.to_do) == ("warn", "lacks dialogues (DATA=path)")
+    (repository / "dialogues").mkdir()
+    write_params(repository, EMBEDDED | {"data.path": "dialogues"})
+    assert profile("daily-dialog-cpu", repository, None).state == "ok"
+    (repository / "dialogues").rmdir()
+    found = profile("daily-dialog-cpu", repository, None)
+    assert (found.state, found.to_do) == ("fail", f"lacks dialogues (no such path: {repository}/dialogues)")
+
+
+def test_a_large_model_needs_a_gpu_with_memory_enough(repository: Path) -> None:
+    assert "lacks a GPU, " in profile(LLAMA, repository, None).to_do
+    assert "GPU memory: A small card has 8.2 GB" in profile(LLAMA, repository, SMALL_CARD).to_do
+    found = profile(LLAMA, repository, CARD)
+    # What its command names and what its first run downloads does not stop it.
+    assert (found.state, "GPU" in found.to_do) == ("warn", False)
+
+
+def test_a_model_of_the_hub_is_at_hand_where_all_its_files_are(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "(the first run downloads it" in profile(LLAMA, repository, CARD).to_do
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = profile(LLAMA, repository, CARD)
+    assert (found.state, "HF_HUB_OFFLINE is set" in found.to_do) == ("fail", True)
+    commit = "f5db02db724555f92da89c216ac04704f23d4590"
+    held = repository / f"hf/hub/models--meta-llama--Llama-2-7b-chat-hf/snapshots/{commit}"
+    held.mkdir(parents=True)
+    files = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (held / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    (held / "model-1.safetensors").touch()
+    assert profile(LLAMA, repository, CARD).state == "fail"
+    (held / "model-2.safetensors").touch()
+    assert profile(LLAMA, repository, CARD).to_do == "lacks dialogues (DATA=path)"
+
+
+def test_a_local_model_that_is_gone_fails(repository: Path) -> None:
+    write_params(repository, EMBEDDED | {"model.base": "./gone"})
+    assert profile("params.yaml", repository, None).to_do == f"lacks its model (no such folder: {repository}/gone)"
+
+
+def test_a_server_has_to_be_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(repository, EMBEDDED | {"generation.engine": "server", "generation.model": "sft"})
+    assert profile("params.yaml", repository, None).to_do == "lacks EMOTUNE_SERVER"
+    monkeypatch.setenv("EMOTUNE_SERVER", "http://localhost:8000/v1")
+    assert profile("params.yaml", repository, None).state == "ok"

@@ -1,0 +1,239 @@
+"""Laws of the report, on metrics that the project's own measuring wrote of a few rows."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from emotune.core import records
+from emotune.core.dialogue import Turn
+from emotune.core.errors import InputError
+from emotune.evaluation import measures
+from emotune.evaluation.answers import Answers
+from emotune.faces import cli, report
+from emotune.preferences import attempts
+from emotune.preferences.audit import measure
+from emotune.preferences.candidates import Prompt
+from emotune.preferences.pairs import rows
+from emotune.preferences.selection import Candidate, Pair
+from emotune.runs import tables
+from emotune.runs.params import parse
+from emotune.stages import judges_measure
+
+PROJECT = Path(__file__).parents[2]
+LABELS = ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]
+
+
+def answers(skill: float) -> Answers:
+    """Rows of a model that meets the emotion it is asked for with probability `skill`."""
+    rng = random.Random(3)
+    rows = [
+        {
+            "dialogue": f"d{n % 10}",
+            "emotion": LABELS[n % 7],
+            "judged": LABELS[n % 7] if rng.random() < skill else rng.choice(LABELS),
+            "reply": f"Well, that is number {n}.",
+            "context": ["How are you?"],
+            "trimmed": False,
+            "ended": True,
+            "gibberish": "clean",
+            "reference": "I am fine.",
+            "reference_nats": 6.0,
+            "reference_tokens": 4,
+        }
+        for n in range(70)
+    ]
+    return Answers(rows, rows)
+
+
+def prefs() -> dict[str, object]:
+    """Two prompts: one made a pair at the second attempt, one was given up after 30."""
+    chosen = Candidate("Oh, how lovely!", "happiness", 0.9, "clean", 1.0, 9.0, 2.0, 10.0, 9.5)
+    rejected = Candidate("No.", "neutral", 0.9, "clean", 1.0, 0.0, 2.0, 10.0, 2.25)
+    hello = (Turn("user", "Hi!", "neutral"),)
+    asked = [Prompt(f"d{n}", f"d{n}", hello, "happiness", "Hi!", (1,)) for n in (0, 1)]
+    outcomes = [
+        attempts.Outcome(Pair(chosen, rejected), 2, ("emotion",)),
+        attempts.Outcome(None, 30, ("emotion",) * 30),
+    ]
+    return measure(asked, outcomes, rows(asked, outcomes), LABELS, [], 5)
+
+
+def write_metrics(folder: Path) -> None:
+    """The files that a report reads, of models that meet an emotion more and more often."""
+    p = parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
+    rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
+    measured = {name: measures.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
+    measured["majority"] = measures.majority(rows["sft"], LABELS, "neutral")
+    measured["paired"] = {
+        f"{a}_to_{b}": measures.compare(rows[a], rows[b], LABELS, "neutral", p)
+        for a, b in (("baseline", "sft"), ("sft", "dpo"))
+    }
+    records.write_json(folder / "evaluate.json", measured)
+    records.write_json(folder / "prefs.json", prefs())
+    found = judges_measure.measure(
+        lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS
+    )
+    records.write_json(folder / "judges.json", {"evaluate_emotion": found})
+
+
+@pytest.fixture
+def metrics(tmp_path, monkeypatch):
+    """A metrics folder in a folder that looks like the repository to the command line."""
+    write_metrics(tmp_path / "metrics")
+    (tmp_path / "dvc.yaml").write_bytes((PROJECT / "dvc.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path / "metrics"
+
+
+def test_a_bar_in_a_cell_does_not_end_it() -> None:
+    assert tables.markdown([["run", "why"], ["a", "x | y"]]) == "| run | why |\n| --- | ---: |\n| a | x \\| y |"
+
+
+def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, capsys):
+    assert cli.main(["report"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[-1] == "words"
+    assert [lines[n].split()[0] for n in (1, 2, 4, 6)] == ["majority", "baseline", "sft", "dpo"]
+    sft = records.read_json(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
+    assert f"{sft['value']:.3f}" in lines[4]
+    assert f"{sft['low']:.3f}–{sft['high']:.3f}" in lines[5]
+    # The majority's answer is a label without a text: no interval, no control, no likelihood, no words.
+    assert lines[1].split()[-5:] == ["–", "–", "–", "–", "–"]
+
+
+def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metrics):
+    evaluated = records.read_json(metrics / "evaluate.json")
+    del evaluated["sft"]["reference"]["bits_per_character"]
+    head, *rows = tables.comparison(evaluated, " [{}, {}]")
+    # 6 nats over the 10 characters of "I am fine.", the same in every row.
+    assert [row[head.index("bits/char")] for row in rows] == ["–", "0.87 [0.87, 0.87]", "–", "0.87 [0.87, 0.87]"]
+
+
+def test_the_report_fits_in_120_columns(metrics, capsys):
+    cli.main(["report"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
+def test_the_report_shows_what_a_step_changed_and_what_the_pairs_are(metrics, capsys):
+    cli.main(["report"])
+    shown = capsys.readouterr().out
+    test = records.read_json(metrics / "evaluate.json")["paired"]["sft_to_dpo"]["control"]["macro_accuracy"]
+    assert test["difference"] > 0
+    assert f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]" in shown
+    assert shown.split("longer one chosen\n")[1].split()[:6] == ["1", "2", "50%", "16.0", "7.25", "100%"]
+
+
+def test_the_cost_of_each_stage_that_ran_here_stands_in_the_order_of_the_pipeline(metrics, capsys):
+    cli.main(["report"])
+    assert "Last run of each stage" not in capsys.readouterr().out
+    ran = [
+        ("sft", 80.0, None),
+        ("sft", 61.5, None),
+        ("prepare", 2.0, None),
+        ("forgotten", 9.0, None),
+        ("sft", 3.0, "!"),
+    ]
+    lines = [
+        {"stage": stage, "seconds": seconds, "peak_memory_bytes": 500_000_000, "failed": failed}
+        for stage, seconds, failed in ran
+    ]
+    records.write_jsonl(Path(".work/costs.jsonl"), lines)
+    cli.main(["report"])
+    shown = capsys.readouterr().out.split("Last run of each stage, and its peak memory\n")[1].splitlines()[:3]
+    assert [line.split() for line in shown] == [
+        ["prepare", "2.0", "s", "0.50", "GB"],
+        ["sft", "61.5", "s", "0.50", "GB"],
+        ["all", "63.5", "s"],
+    ]
+
+
+def test_before_the_pipeline_ran_the_report_says_what_is_missing(metrics, capsys):
+    (metrics / "evaluate.json").unlink()
+    assert cli.main(["report"]) == 2
+    assert "metrics/evaluate.json: no such file" in capsys.readouterr().err
+
+
+README = """# emotune
+
+<!-- begin:embedded -->
+<!-- end:embedded -->
+
+Between the tables.
+
+<!-- begin:embedded-pairs -->
+stale
+<!-- end:embedded-pairs -->
+<!-- begin:embedded-prefs -->
+<!-- end:embedded-prefs -->
+<!-- begin:embedded-judges -->
+<!-- end:embedded-judges -->
+"""
+
+
+def test_readme_blocks_are_filled_and_the_text_around_them_stays(metrics):
+    Path("README.md").write_text(README)
+    assert cli.main(["report", "--readme", "README.md", "--check"]) == 1
+    assert Path("README.md").read_text() == README
+    assert cli.main(["report", "--readme", "README.md"]) == 0
+    text = Path("README.md").read_text()
+    assert text.startswith("# emotune\n\n<!-- begin:embedded -->\n|  | accuracy | weighted F1 | ")
+    assert "<!-- end:embedded -->\n\nBetween the tables.\n\n<!-- begin:embedded-pairs -->\n|  | macro F1 | p |" in text
+    assert "\n| evaluate emotion | 0.500 | " in text
+    assert "stale" not in text
+    assert cli.main(["report", "--readme", "README.md", "--check"]) == 0
+
+
+def test_a_changed_figure_makes_the_readme_stale(metrics, capsys):
+    Path("README.md").write_text(README)
+    cli.main(["report", "--readme", "README.md"])
+    found = records.read_json(metrics / "evaluate.json")
+    found["dpo"]["replies"]["accuracy"]["value"] -= 0.01
+    records.write_json(metrics / "evaluate.json", found)
+    assert cli.main(["report", "--readme", "README.md", "--check"]) == 1
+    assert "README.md is stale" in capsys.readouterr().out
+
+
+def test_a_run_on_real_data_has_its_own_blocks(metrics):
+    real = metrics / "real/daily-dialog-cpu"
+    real.mkdir(parents=True)
+    (real / "evaluate.json").write_bytes((metrics / "evaluate.json").read_bytes())
+    block = "<!-- begin:{0} -->\n<!-- end:{0} -->\n"
+    own, embedded = (
+        report.filled(block.format(name), metrics, Path("benchmarks")) for name in ("daily-dialog-cpu", "embedded")
+    )
+    assert own == embedded.replace("embedded", "daily-dialog-cpu")
+
+
+@pytest.mark.parametrize(
+    ("readme", "message"),
+    [
+        ("no block", "no block to fill; one begins with <!-- begin:embedded -->"),
+        ("<!-- begin:embedded -->\n", "<!-- begin:embedded --> has no <!-- end:embedded -->"),
+        ("<!-- begin:tiny -->\n<!-- end:tiny -->\n", "<!-- begin:tiny --> belongs to no run; there are embedded"),
+    ],
+)
+def test_a_readme_that_cannot_be_filled_is_refused(metrics, readme, message):
+    with pytest.raises(InputError, match=message):
+        report.filled(readme, metrics, Path("benchmarks"))
+
+
+def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
+    records.write_json(tmp_path / "sft_throughput.json", {"benchmark": "sft_throughput", "ratio": 1.834})
+    run = {"weights": [0.6, 0.0, 0.4], "new_attempts": 0.125, "seconds": 9.04}
+    swept = {"benchmark": "reward_sweep", "ratio": 21.0, "first_seconds": 161.4, "again_seconds": 7.68}
+    records.write_json(tmp_path / "reward_sweep.json", swept | {"weightings": [run]})
+    shape = {"pairs": 9, "chosen_median": 37.5, "chosen_30_to_39": 0.8, "chosen_40_or_more": 0, "rejected_median": 51}
+    records.write_json(tmp_path / "length_shapes.json", {"ratio": 2.0, "shapes": {"published": shape}})
+    names = ("benchmarks", "benchmarks-sweep", "benchmarks-shapes")
+    blocks = "".join(f"<!-- begin:{name} -->\n<!-- end:{name} -->\n" for name in names)
+    text = report.filled(blocks, metrics, tmp_path)
+    assert "\n| `sft_throughput.py` | 1.8 | trained tokens per second, over `trl sft` |\n" in text
+    assert "\n| first run | 100% | 161 |\n| the same again | 0% | 7.7 |\n| [0.6, 0.0, 0.4] | 12.5% | 9.0 |\n" in text
+    assert "\n| published | 9 | 38 | 80% | 0% | 51 |\n" in text
+
+
+def test_check_without_a_readme_is_refused(metrics, capsys):
+    assert cli.main(["report", "--check"]) == 2
+    assert "--readme FILE" in capsys.readouterr().err

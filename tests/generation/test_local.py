@@ -1,0 +1,338 @@
+"""Laws of the sampler: a reply depends on its key and its prompt alone, and is an exact sample of the model."""
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from emotune.core.seeds import key
+from emotune.generation import local
+from emotune.generation.local import Reply, Request, _gumbel, end_tokens, replies
+from emotune.generation.params import Sampling
+from emotune.models import loading
+from emotune.models.params import Model
+
+PUBLISHED = Sampling(temperature=2.0, top_k=5, top_p=1.0, repetition_penalty=1.5, min_new_tokens=5, max_new_tokens=20)
+NUCLEUS = Sampling(temperature=0.7, top_k=0, top_p=0.9, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20)
+GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20)
+WAYS = {"published": PUBLISHED, "nucleus": NUCLEUS, "greedy": GREEDY}
+
+
+def way(sampling: Sampling, **changes: Any) -> Sampling:
+    return Sampling.model_validate(sampling.model_dump() | changes)
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> Any:
+    """The tiny Llama with weights so large that its logits are sharp and every token of the prompt matters."""
+    choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
+    model = loading.load_base(base, choice)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim == 2:
+                weights *= 10
+        model.lm_head.weight *= 2
+    # Some twenty tokens end a reply, so that rows leave their batch at different steps.
+    model.generation_config.eos_token_id = [2, *range(60, 80)]
+    return model
+
+
+@pytest.fixture(scope="module")
+def requests(model: Any) -> list[Request]:
+    """Prompts of 1 to 120 tokens, in no order, each with one to four candidates."""
+    rng = random.Random(7)
+    lengths = [60, 1, 17, 120, 3, 18, 90, 5, 40, 17, 2, 33]
+    return [
+        Request(
+            (1, *(rng.randrange(3, model.config.vocab_size) for _ in range(length - 1))),
+            tuple(key(7, number, candidate) for candidate in range(1 + number % 4)),
+        )
+        for number, length in enumerate(lengths)
+    ]
+
+
+@pytest.fixture(params=WAYS)
+def sampling(request: pytest.FixtureRequest) -> Sampling:
+    return WAYS[request.param]
+
+
+@pytest.fixture
+def passes(model: Any) -> Iterator[Counter[str]]:
+    """Counts what goes through the model: rows of the batch, and rows that were looked at once more, alone."""
+    counted: Counter[str] = Counter()
+
+    def count(_: Any, __: Any, given: dict[str, Any]) -> None:
+        counted["batch" if "use_cache" in given else "alone"] += len(given["input_ids"])
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    yield counted
+    hook.remove()
+
+
+# --- nothing but key and prompt
+
+
+def test_a_reply_does_not_depend_on_the_batch(
+    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
+) -> None:
+    found = replies(model, tokenizer, requests, sampling)
+    assert [len(texts) for texts in found] == [len(request.keys) for request in requests]
+    for rows in (1, 3, 7, 64):
+        assert replies(model, tokenizer, requests, sampling, rows=rows) == found
+
+
+def test_a_reply_does_not_depend_on_order_and_company(
+    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
+) -> None:
+    found = replies(model, tokenizer, requests, sampling)
+    assert replies(model, tokenizer, requests[::-1], sampling) == found[::-1]
+    for request, together in zip(requests, found, strict=True):
+        alone = [replies(model, tokenizer, [Request(request.prompt, (one,))], sampling)[0][0] for one in request.keys]
+        assert alone == together
+
+
+def test_in_bfloat16_a_batch_changes_few_replies(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    """There is no second look: its rounding, 2^-8 of a logit, decides more often than anyone would look twice."""
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    many = [Request(request.prompt, tuple(key("few", i, n) for n in range(8))) for i, request in enumerate(requests)]
+    found = [reply for texts in replies(rounded, tokenizer, many, NUCLEUS) for reply in texts]
+    for rows in (8, 24):
+        others = [reply for texts in replies(rounded, tokenizer, many, NUCLEUS, rows=rows) for reply in texts]
+        assert sum(one == other for one, other in zip(found, others, strict=True)) >= 0.9 * len(found)
+
+
+def test_candidates_differ_and_so_do_seeds(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    [found] = replies(model, tokenizer, [Request(requests[0].prompt, tuple(range(20)))], PUBLISHED)
+    assert len({reply.text for reply in found}) > 15
+    assert key(7, "a", 1) != key(8, "a", 1) != key(7, "a", 2)
+    assert key(7, "a", 1) == key(7, "a", 1) < 2**63
+    # Parts do not run into one another.
+    assert key("ab", "c") != key("a", "bc")
+
+
+def test_second_looks_are_rare(
+    model: Any, tokenizer: Any, requests: list[Request], passes: Counter[str], sampling: Sampling
+) -> None:
+    many = [Request(request.prompt, tuple(key("rare", i, n) for n in range(8))) for i, request in enumerate(requests)]
+    found = replies(model, tokenizer, many, sampling)
+    tokens = sum(reply.tokens + reply.ended for texts in found for reply in texts)
+    assert passes["alone"] < 0.02 * tokens
+
+
+def test_a_second_look_at_every_token_changes_nothing(
+    model: Any,
+    tokenizer: Any,
+    requests: list[Request],
+    sampling: Sampling,
+    passes: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = way(sampling, max_new_tokens=8)
+    found = replies(model, tokenizer, requests[:6], few)
+    passes.clear()
+    monkeypatch.setattr("emotune.sampling.TOLERANCE", 1e6)
+    assert replies(model, tokenizer, requests[:6], few) == found
+    assert passes["alone"] == sum(reply.tokens + reply.ended for texts in found for reply in texts)
+
+
+# --- the model's own distribution
+
+
+@pytest.mark.parametrize(("penalty", "shortest"), [(1.0, 0), (1.5, 6)])
+def test_greedy_is_what_transformers_generates(
+    model: Any, tokenizer: Any, requests: list[Request], penalty: float, shortest: int
+) -> None:
+    greedy = way(GREEDY, repetition_penalty=penalty, min_new_tokens=shortest)
+    found = replies(model, tokenizer, requests, greedy)
+    ends = end_tokens(model, tokenizer)
+    for request, (reply, *others) in zip(requests, found, strict=True):
+        prompt = torch.tensor([request.prompt])
+        written = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            repetition_penalty=penalty,
+            min_new_tokens=shortest,
+            max_new_tokens=20,
+            pad_token_id=0,
+        )[0, len(request.prompt) :].tolist()
+        ended = written[-1] in ends
+        text = tokenizer.decode(written[:-1] if ended else written, skip_special_tokens=True)
+        assert reply == Reply(" ".join(text.split()), len(written) - ended, ended)
+        assert others == [reply] * len(others)
+    assert {reply.ended for texts in found for reply in texts} == {True, False}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        way(PUBLISHED, min_new_tokens=0, max_new_tokens=1),
+        way(NUCLEUS, temperature=1.3, max_new_tokens=1),
+        Sampling(temperature=1.0, top_k=40, top_p=0.8, repetition_penalty=1.2, min_new_tokens=0, max_new_tokens=1),
+    ],
+    ids=["top-k", "top-p", "all"],
+)
+def test_a_token_is_drawn_as_often_as_the_filtered_softmax_says(
+    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
+) -> None:
+    draws, prompt = 4000, requests[5].prompt
+    [found] = replies(model, tokenizer, [Request(prompt, tuple(key("draw", n) for n in range(draws)))], sampling)
+    filters = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty),
+            TemperatureLogitsWarper(sampling.temperature),
+            TopKLogitsWarper(sampling.top_k or model.config.vocab_size),
+            TopPLogitsWarper(sampling.top_p),
+        ]
+    )
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        shares = filters(ids, model(input_ids=ids).logits[:, -1])[0].softmax(dim=0)
+    expected: Counter[Reply] = Counter()
+    for token in shares.nonzero().flatten().tolist():
+        if token in end_tokens(model, tokenizer):
+            expected[Reply("", 0, True)] += shares[token].item()
+        else:
+            text = " ".join(tokenizer.decode([token], skip_special_tokens=True).split())
+            expected[Reply(text, 1, False)] += shares[token].item()
+    drawn = Counter(found)
+    assert set(drawn) <= set(expected)
+    assert len(expected) >= 3
+    for reply, share in expected.items():
+        # Four standard deviations of a share out of 4,000 draws.
+        assert abs(drawn[reply] / draws - share) <= 4 * (share * (1 - share) / draws) ** 0.5 + 1e-9
+
+
+def test_the_noise_is_gumbels() -> None:
+    keys = torch.tensor([key("noise", n) for n in range(1000)])
+    noise = _gumbel(keys, 3, torch.arange(500).expand(1000, 500)).double()
+    # Euler's constant and pi^2 / 6; the tolerance is four standard errors of 500,000 numbers.
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.0075)
+    assert noise.var().item() == pytest.approx(1.6449, abs=0.025)
+    assert torch.isfinite(noise).all()
+    # exp(-exp(-x)) is its distribution function: what it maps to is uniform.
+    deciles = (torch.exp(-torch.exp(-noise.flatten())) * 10).long().bincount(minlength=10) / noise.numel()
+    assert (deciles - 0.1).abs().max() < 0.002
+
+
+def test_noise_of_neighbouring_keys_steps_and_tokens_is_unrelated() -> None:
+    tokens = torch.arange(200).expand(1000, 200)
+    noise = _gumbel(torch.arange(1000), 0, tokens).double()
+    others = [
+        _gumbel(torch.arange(1, 1001), 0, tokens),
+        _gumbel(torch.arange(1000), 1, tokens),
+        _gumbel(torch.arange(1000), 0, tokens + 1),
+    ]
+    for other in others:
+        pairs = torch.stack([noise.flatten(), other.double().flatten()])
+        assert abs(torch.corrcoef(pairs)[0, 1].item()) < 0.01
+
+
+def test_noise_does_not_depend_on_the_batch() -> None:
+    keys = torch.tensor([key(n) for n in range(50)])
+    whole = _gumbel(keys, 4, torch.arange(300).expand(50, 300))
+    assert torch.equal(_gumbel(keys[17:18], 4, torch.tensor([[299, 5]])), whole[17:18, [299, 5]])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_noise_is_the_same_on_a_gpu() -> None:
+    keys, tokens = torch.tensor([key(n) for n in range(50)]), torch.arange(300).expand(50, 300)
+    assert torch.allclose(_gumbel(keys.cuda(), 4, tokens.cuda()).cpu(), _gumbel(keys, 4, tokens), atol=1e-6)
+
+
+# --- lengths
+
+
+def test_a_reply_has_at_least_and_at_most_so_many_tokens(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    many = [Request(request.prompt, tuple(range(20))) for request in requests]
+    found = [r for texts in replies(model, tokenizer, many, way(PUBLISHED, max_new_tokens=8)) for r in texts]
+    assert {reply.tokens for reply in found if reply.ended} == {5, 6, 7}
+    assert {reply.tokens for reply in found if not reply.ended} == {8}
+
+
+def test_a_reply_that_may_end_at_once_can_be_empty(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    many = [Request(request.prompt, tuple(range(20))) for request in requests]
+    found = {r for texts in replies(model, tokenizer, many, way(NUCLEUS, temperature=2.0)) for r in texts}
+    assert Reply("", 0, True) in found
+
+
+def test_one_new_token_is_one_token(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    one = way(PUBLISHED, min_new_tokens=1, max_new_tokens=1)
+    found = [reply for texts in replies(model, tokenizer, requests, one) for reply in texts]
+    assert {(reply.tokens, reply.ended) for reply in found} == {(1, False)}
+
+
+def test_the_texts_have_no_special_token_and_single_spaces(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    for texts in replies(model, tokenizer, requests, way(NUCLEUS, temperature=2.0)):
+        for reply in texts:
+            assert reply.text == " ".join(reply.text.split())
+            assert not any(token in reply.text for token in ("<pad>", "<s>", "</s>"))
+
+
+def test_progress_adds_up_to_all_replies(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    heard: list[int] = []
+    replies(model, tokenizer, requests, way(GREEDY, max_new_tokens=1), rows=5, done=heard.append)
+    assert sum(heard) == sum(len(request.keys) for request in requests)
+    assert max(heard) <= 5
+
+
+def test_no_requests_have_no_replies(model: Any, tokenizer: Any) -> None:
+    assert replies(model, tokenizer, [], GREEDY) == []
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(
+    model: Any, tokenizer: Any, requests: list[Request], error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = replies(model, tokenizer, requests, NUCLEUS)
+
+    def small(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if len(given["input_ids"]) > 6:
+            raise error
+
+    hook = model.register_forward_pre_hook(small, with_kwargs=True)
+    try:
+        assert replies(model, tokenizer, requests, NUCLEUS, rows=30) == expected
+    finally:
+        hook.remove()
+    assert capsys.readouterr().out.startswith("out of memory: 15 replies at once from here on\n")
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    hook = model.register_forward_pre_hook(broken, with_kwargs=True)
+    try:
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            replies(model, tokenizer, requests, NUCLEUS)
+    finally:
+        hook.remove()
+
+
+def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model.config
+    # Two layers of 2 heads x 16, keys and values of 50 positions in float32; four floats for each word.
+    row = 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * config.vocab_size
+    for free, rows in ((20 * row, 10), (0, 1), (10**12, local.CPU_ROWS)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert local.fitting_rows(model, 50) == rows

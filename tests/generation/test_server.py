@@ -1,0 +1,579 @@
+"""Laws of the server engine: a seed each, order kept, bounded, patient with faults, and no setting ignored unsaid."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from emotune.core.dialogue import Dialogue
+from emotune.core.errors import InputError
+from emotune.generation import local, server
+from emotune.generation.local import Reply
+from emotune.generation.params import Sampling
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.preferences import attempts, journal
+from emotune.preferences.candidates import judging, remote
+from emotune.runs.params import parse
+
+# What a request is answered with: status, body, and headers.
+Answer = tuple[int, bytes, dict[str, str]]
+
+SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.1, min_new_tokens=2, max_new_tokens=16)
+WORDS = ("so", "glad", "you", "came", "back", "home", "at", "last")
+
+
+def answer(content: Any, status: int = 200, **headers: str) -> Answer:
+    return status, json.dumps(content).encode(), headers
+
+
+def completion(text: str, finish_reason: str = "stop", tokens: int = 4, prompt_tokens: int = 1) -> Answer:
+    return answer(
+        {
+            "choices": [{"text": text, "index": 0, "finish_reason": finish_reason, "logprobs": None}],
+            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens},
+        }
+    )
+
+
+def vllm(body: dict[str, Any]) -> Answer:
+    """A reply drawn by prompt and seed, where model and settings are possible ones."""
+    if body["model"] != "sft":
+        return answer({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
+    if body["top_k"] < -1 or body["repetition_penalty"] <= 0 or body["min_tokens"] < 0:
+        return answer({"error": {"message": "must not be negative"}}, 400)
+    draw = random.Random(f"{body['prompt']}/{body['seed']}")
+    return completion(f" {' '.join(draw.choices(WORDS, k=5))}\n", tokens=6)
+
+
+class Server:
+    """A loopback server that answers as it is told, and notes what it was asked and how many asked at once."""
+
+    def __init__(self) -> None:
+        self.complete: Callable[[dict[str, Any]], Answer] = vllm
+        self.models = answer({"object": "list", "data": [{"id": "base"}, {"id": "sft"}]})
+        self.bodies: list[dict[str, Any]] = []
+        self.authorizations: set[str | None] = set()
+        self.at_once = self.most_at_once = 0
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.send(outer.models)
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.bodies.append(body)
+                    outer.authorizations.add(self.headers["Authorization"])
+                    outer.at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
+                found = outer.complete(body)
+                with lock:
+                    outer.at_once -= 1
+                self.send(found)
+
+            def send(self, found: Answer) -> None:
+                status, content, headers = found
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.end_headers()
+                self.wfile.write(content)
+                # An answer cut short ends with its connection.
+                self.close_connection = "Content_Length" in headers
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def endpoint(self, concurrency: int = 4, **fields: Any) -> server.Endpoint:
+        return server.Endpoint(self.url, "sft", concurrency, **fields)
+
+    def fails_first(self, times: int, fault: Answer) -> None:
+        """Each prompt and seed meets the fault so many times, and then is answered."""
+        met: Counter[tuple[str, int]] = Counter()
+
+        def complete(body: dict[str, Any]) -> Answer:
+            asked = body["prompt"], body["seed"]
+            met[asked] += 1
+            return fault if met[asked] <= times else vllm(body)
+
+        self.complete = complete
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in (
+        "EMOTUNE_SERVER_KEY",
+        "EMOTUNE_SERVER_CONCURRENCY",
+        "EMOTUNE_SERVER_TIMEOUT",
+        "http_proxy",
+        "all_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
+    found = Server()
+    monkeypatch.setenv("EMOTUNE_SERVER", found.url)
+    yield found
+    found.http.shutdown()
+    found.http.server_close()
+
+
+def test_each_candidate_is_one_request_with_its_own_seed_and_every_setting(served: Server) -> None:
+    server.replies(served.endpoint(), [("<s>one", (1, 2**31 + 2)), ("<s>two", (3,))], SAMPLING)
+    assert sorted((body["prompt"], body["seed"]) for body in served.bodies) == [
+        ("<s>one", 1),
+        ("<s>one", 2),
+        ("<s>two", 3),
+    ]
+    body = next(body for body in served.bodies if body["seed"] == 3)
+    assert body == {
+        "model": "sft",
+        "prompt": "<s>two",
+        "seed": 3,
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "top_k": 40,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
+        "max_tokens": 16,
+        "add_special_tokens": False,
+        "skip_special_tokens": True,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+
+
+def test_a_seed_fits_into_31_bits(served: Server) -> None:
+    server.replies(served.endpoint(), [("<s>", (2**63 - 1,))], SAMPLING)
+    assert [body["seed"] for body in served.bodies] == [2**31 - 1]
+
+
+def test_no_top_k_is_minus_one_which_every_release_of_vllm_takes(served: Server) -> None:
+    server.replies(served.endpoint(), [("<s>", (1,))], SAMPLING.model_copy(update={"top_k": 0}))
+    assert [body["top_k"] for body in served.bodies] == [-1]
+
+
+def test_transformers_serve_gets_the_same_settings_as_a_generation_config(served: Server) -> None:
+    served.complete = lambda body: completion("Fine.")
+    endpoint = served.endpoint(1, dialect="transformers")
+    server.replies(endpoint, [("<s>", (5,))], SAMPLING)
+    server.replies(endpoint, [("<s>", (5,))], SAMPLING.model_copy(update={"temperature": 0.0}))
+    settings = [json.loads(body.pop("generation_config")) for body in served.bodies]
+    assert served.bodies == [{"model": "sft", "prompt": "<s>", "seed": 5}] * 2
+    lengths = {"num_beams": 1, "repetition_penalty": 1.1, "min_new_tokens": 2, "max_new_tokens": 16}
+    drawn = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0}
+    assert settings == [drawn | lengths, {"do_sample": False} | lengths]
+
+
+def test_a_reply_is_on_one_line_and_its_end_token_is_not_counted(served: Server) -> None:
+    told = {1: completion(" I am\n so  glad. ", "stop", 6), 2: completion(" I am so", "length", 16)}
+    served.complete = lambda body: told[body["seed"]]
+    assert server.replies(served.endpoint(), [("<s>", (1, 2))], SAMPLING) == [
+        [Reply("I am so glad.", 5, True), Reply("I am so", 16, False)]
+    ]
+
+
+def test_replies_come_in_the_order_of_the_requests_whichever_ends_first(served: Server) -> None:
+    def complete(body: dict[str, Any]) -> Answer:
+        time.sleep(0.02 * (8 - body["seed"]))
+        return completion(f"{body['prompt']} {body['seed']}")
+
+    served.complete = complete
+    counts: list[int] = []
+    found = server.replies(
+        served.endpoint(8), [("a", (1, 2, 3)), ("b", ()), ("c", (4, 5, 6, 7))], SAMPLING, counts.append
+    )
+    assert [[reply.text for reply in of] for of in found] == [["a 1", "a 2", "a 3"], [], ["c 4", "c 5", "c 6", "c 7"]]
+    assert sum(counts) == 7
+
+
+def test_the_same_seed_gives_the_same_reply_and_another_seed_another(served: Server) -> None:
+    [first, second] = server.replies(served.endpoint(), [("a", (1, 2)), ("a", (2, 1))], SAMPLING)
+    assert first[0] == second[1]
+    assert first[1] == second[0]
+    assert first[0] != first[1]
+
+
+def test_as_many_requests_as_allowed_are_under_way_and_never_more(served: Server) -> None:
+    # No round of three is let through before there are three of them.
+    three = threading.Barrier(3)
+
+    def complete(body: dict[str, Any]) -> Answer:
+        three.wait(timeout=10)
+        time.sleep(0.02)
+        return vllm(body)
+
+    served.complete = complete
+    server.replies(served.endpoint(3), [("a", tuple(range(12)))], SAMPLING)
+    assert served.most_at_once == 3
+
+
+FAULTS = {
+    "too many requests": answer({"error": "slow down"}, 429),
+    "told to wait": answer({"error": "slow down"}, 429, retry_after="0"),
+    "internal error": (500, b"Internal Server Error", {}),
+    "bad gateway": (502, b"<html>Bad Gateway</html>", {}),
+    "garbage": (200, b"<html>Welcome!</html>", {}),
+    "binary": (200, b"\xff\xfe\x00", {}),
+    "half of the JSON": (200, b'{"choices": [{"text": "I am', {}),
+    "half of the bytes": (200, b'{"choices": [{"te', {"Content_Length": "200"}),
+    "no choices": answer({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}),
+    "no usage": answer({"choices": [{"text": "I am", "finish_reason": "stop"}]}),
+    "another shape": answer(["I am"]),
+    "given up": completion("I am", "abort"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_passing_fault_changes_no_reply(served: Server, fault: Answer) -> None:
+    asked = [("a", (1, 2)), ("b", (3,))]
+    undisturbed = server.replies(served.endpoint(), asked, SAMPLING)
+    served.bodies.clear()
+    served.fails_first(2, fault)
+    assert server.replies(served.endpoint(), asked, SAMPLING) == undisturbed
+    assert len(served.bodies) == 9
+
+
+def test_a_server_that_hangs_is_asked_again(served: Server) -> None:
+    hung = threading.Event()
+
+    def complete(body: dict[str, Any]) -> Answer:
+        if not hung.is_set():
+            hung.set()
+            time.sleep(3)
+        return vllm(body)
+
+    served.complete = complete
+    [[reply]] = server.replies(served.endpoint(timeout=1), [("a", (1,))], SAMPLING)
+    assert reply.tokens == 5
+    assert len(served.bodies) == 2
+
+
+def test_waits_double_up_to_a_minute_and_are_no_shorter_than_the_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FIRST_WAIT", 1.0)
+    assert [server._wait(number, "", 0) for number in (1, 2, 3, 9)] == [0.5, 1.0, 2.0, 60.0]
+    assert [server._wait(number, "", 2**63 - 1) for number in (1, 2, 3, 9)] == [1.0, 2.0, 4.0, 60.0]
+    assert server._wait(1, "7", 0) == 7.0
+    assert server._wait(1, "3600", 0) == 60.0
+    assert server._wait(1, "Fri, 31 Dec 1999 23:59:59 GMT", 0) == 0.5
+
+
+def test_retry_after_is_waited_for(served: Server) -> None:
+    served.fails_first(1, answer({}, 429, retry_after="1"))
+    began = time.monotonic()
+    server.replies(served.endpoint(), [("a", (1,))], SAMPLING)
+    assert time.monotonic() - began >= 1.0
+
+
+def test_a_server_that_never_recovers_is_given_up_with_its_last_words(served: Server) -> None:
+    served.complete = lambda body: (503, b"<html>" + b"down for repair " * 100 + b"</html>", {})
+    with pytest.raises(InputError) as error:
+        server.replies(served.endpoint(), [("a", (1,))], SAMPLING)
+    assert str(error.value).startswith(
+        f"{served.url}/completions: no usable answer in 7 tries; the last: 503 <html>down"
+    )
+    assert str(error.value).endswith(" repair down f ... (0 of 1 replies had come)")
+    assert len(served.bodies) == 7
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("EMOTUNE_SERVER", f"http://127.0.0.1:{port}/v1")
+    with pytest.raises(
+        InputError, match=rf"http://127.0.0.1:{port}/v1/completions: no usable .* 3 tries.*ConnectError"
+    ):
+        server.connect("sft")
+
+
+def test_a_refusal_is_final_and_told_in_the_words_of_the_server(served: Server) -> None:
+    served.complete = lambda body: answer({"error": {"message": "the prompt is longer than 256 tokens"}}, 400)
+    with pytest.raises(InputError, match=r"/v1/completions: 400 .*the prompt is longer than 256 tokens"):
+        server.replies(served.endpoint(), [("a", (1,))], SAMPLING)
+    assert len(served.bodies) == 1
+
+
+def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served: Server) -> None:
+    failed = threading.Event()
+
+    def complete(body: dict[str, Any]) -> Answer:
+        if body["seed"] == 0:
+            failed.set()
+            return answer({"error": "no"}, 400)
+        # What is under way ends after the failure.
+        failed.wait(10)
+        time.sleep(0.3)
+        return vllm(body)
+
+    served.complete = complete
+    with pytest.raises(InputError) as error:
+        server.replies(served.endpoint(3), [("a", tuple(range(100)))], SAMPLING)
+    # The thread that failed may have begun with another before it was stopped.
+    assert 3 <= len(served.bodies) < 10
+    assert str(error.value).endswith(f"({len(served.bodies) - 1} of 100 replies had come)")
+
+
+def test_connect_reads_the_environment_and_takes_the_url_with_or_without_v1(
+    served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.connect("sft") == server.Endpoint(served.url, "sft", 32, 120)
+    monkeypatch.setenv("EMOTUNE_SERVER", served.url.removesuffix("v1"))
+    monkeypatch.setenv("EMOTUNE_SERVER_CONCURRENCY", "5")
+    monkeypatch.setenv("EMOTUNE_SERVER_TIMEOUT", "9")
+    assert server.connect("sft") == server.Endpoint(served.url, "sft", 5, 9)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://localhost/v1", "http://", "http://a:b:c/v1"])
+def test_what_is_no_url_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("EMOTUNE_SERVER", url)
+    with pytest.raises(
+        InputError, match="EMOTUNE_SERVER must be set to the URL of an OpenAI-compatible server"
+    ) as error:
+        server.connect("sft")
+    assert str(error.value).endswith(f"got {url!r}")
+
+
+def test_no_server_set_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMOTUNE_SERVER", raising=False)
+    with pytest.raises(InputError, match="EMOTUNE_SERVER must be set"):
+        server.connect("sft")
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@localhost/v1", "http://localhost/v1?key=secret"])
+def test_a_url_with_a_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("EMOTUNE_SERVER", url)
+    with pytest.raises(InputError, match="without user, query or fragment") as error:
+        server.connect("sft")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["EMOTUNE_SERVER_CONCURRENCY", "EMOTUNE_SERVER_TIMEOUT"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", ""])
+def test_what_must_be_a_whole_number_is_checked(
+    served: Server, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name} must be a whole number >= 1, got '{value}'"):
+        server.connect("sft")
+
+
+def test_the_key_is_sent_and_nowhere_shown(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMOTUNE_SERVER_KEY", "s3cret\n")
+    endpoint = server.connect("sft")
+    assert served.authorizations == {"Bearer s3cret"}
+    assert "s3cret" not in repr(endpoint)
+    served.complete = lambda body: answer({"error": "wrong key: s3cret"}, 401)
+    with pytest.raises(InputError, match=r"401 .*wrong key: \(the key\)") as error:
+        server.replies(endpoint, [("a", (1,))], SAMPLING)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
+    served: Server, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("EMOTUNE_SERVER_KEY", key)
+    with pytest.raises(InputError, match="EMOTUNE_SERVER_KEY must be printable ASCII") as error:
+        server.connect("sft")
+    assert key not in str(error.value)
+
+
+def test_a_model_that_is_not_served_is_told_which_are(served: Server) -> None:
+    with pytest.raises(InputError, match=f"{served.url} does not serve 'dpo'; it serves base, sft"):
+        server.connect("dpo")
+
+
+def test_so_it_is_by_a_server_that_answers_for_any_model(served: Server) -> None:
+    served.complete = lambda body: vllm(body | {"model": "sft"})
+    with pytest.raises(InputError, match="does not serve 'dpo'; it serves base, sft"):
+        server.connect("dpo")
+
+
+def test_a_setting_that_the_server_ignores_is_refused_unless_it_changes_nothing(served: Server) -> None:
+    served.complete = lambda body: vllm(body | {"repetition_penalty": 1.0, "min_tokens": 0})
+    endpoint = server.connect("sft")
+    assert endpoint.unheeded == {"repetition_penalty", "min_new_tokens"}
+    with pytest.raises(InputError, match=r"sampling.min_new_tokens: .* ignores it; set it to 0 .*, got 2"):
+        server.replies(endpoint, [("a", (1,))], SAMPLING)
+    with pytest.raises(InputError, match=r"sampling.repetition_penalty: .* ignores it; set it to 1.0 .*, got 1.1"):
+        server.replies(endpoint, [("a", (1,))], SAMPLING.model_copy(update={"min_new_tokens": 0}))
+    neutral = SAMPLING.model_copy(update={"min_new_tokens": 0, "repetition_penalty": 1.0})
+    assert len(server.replies(endpoint, [("a", (1,))], neutral)[0]) == 1
+
+
+def test_a_server_that_begins_prompts_by_itself_is_refused(served: Server) -> None:
+    served.complete = lambda body: vllm(body) if body["top_k"] < -1 else completion("", prompt_tokens=2)
+    with pytest.raises(InputError, match="reads the prompt 'a' as 2 tokens: it puts a beginning of its own"):
+        server.connect("sft")
+
+
+@pytest.fixture(scope="module")
+def merged(tuned: Path, model_choice: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dpo model with its adapter merged into the base, and its tokenizer with the template."""
+    folder = tmp_path_factory.mktemp("merged")
+    loading.load_tuned(tuned / "base", model_choice, tuned / "dpo").save_pretrained(folder)
+    loading.load_tokenizer(tuned / "dpo", None).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a `transformers serve` that serves the merged model."""
+    pytest.importorskip("openai", reason="transformers serve needs openai, fastapi and uvicorn")
+    program = shutil.which("transformers", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("transformers serve is not beside this Python")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, "serve", str(merged), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(log.parent), "HF_HUB_OFFLINE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(1800):
+            try:
+                if httpx2.get(f"{url}/health", trust_env=False).is_success:
+                    break
+            except httpx2.RequestError:
+                assert process.poll() is None, log.read_text("utf-8")
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"transformers serve did not start in three minutes:\n{log.read_text('utf-8')}")
+        yield f"{url}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_transformers_serve_heeds_seed_and_settings(
+    transformers_serve: str, merged: Path, model_choice: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
+    endpoint = server.connect(str(merged))
+    assert (endpoint.dialect, endpoint.concurrency, endpoint.unheeded) == ("transformers", 1, frozenset())
+    prompt = "<s>I lost my keys again."
+
+    def sample(keys: tuple[int, ...], **changed: float) -> list[Reply]:
+        return server.replies(endpoint, [(prompt, keys)], SAMPLING.model_copy(update=changed))[0]
+
+    first, second, again = sample((1, 2, 1))
+    assert first == again
+    assert first.text != second.text
+    assert 2 <= first.tokens <= 16
+    # A random model hardly ever ends by itself: the longest allowed is what it writes.
+    assert [(r.tokens, r.ended) for r in sample((1,), min_new_tokens=7, max_new_tokens=7)] == [(7, False)]
+    # Of one token there is no choice, whatever the seed.
+    assert sample((1,), top_k=1) == sample((2,), top_k=1)
+    # Where nothing is drawn both engines give the same reply. A heavy penalty makes it another.
+    tokenizer = loading.load_tokenizer(merged, None)
+    request = local.Request(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), (1,))
+    greedy = {
+        penalty: SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": penalty})
+        for penalty in (1.1, 5.0)
+    }
+    model = loading.load_base(merged, model_choice)
+    here = [local.replies(model, tokenizer, [request], settings) for settings in greedy.values()]
+    assert [server.replies(endpoint, [(prompt, (1,))], settings) for settings in greedy.values()] == here
+    assert here[0] != here[1]
+
+
+def test_preferences_are_sampled_by_a_server_as_they_are_here(
+    transformers_serve: str, merged: Path, tmp_path: Path, dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the journal holds is not asked for again, by whichever name."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
+    whole = parse(Path(__file__).parents[2] / "params.yaml")
+    p = whole.prefs.model_copy(update={"sampling": SAMPLING, "candidates": 2, "attempts": 2, "prompts": 3})
+    tokenizer = loading.load_tokenizer(merged, "out_inst_uni")
+    asked = attempts.choose_prompts(dialogues, tokenizer, whole.data.labels, p, 5, None, 256)
+    judge = judging(lambda: (unsure, unsure))
+    with journal.opened(tmp_path / "journal.sqlite", {}) as memo:
+        sample = remote(str(merged), p)
+        first = attempts.generate(asked, p, whole.reward, sample, judge, memo, ahead=1)
+        again = attempts.generate(asked, p, whole.reward, remote("absent", p), judge, memo, ahead=1)
+        kept = [memo.find(prompt.digest, attempt) for prompt in asked for attempt in (1, 2)]
+    assert first == again
+    assert [outcome.attempts for outcome in first] == [2, 2, 2]
+    assert len({replies[0][0] for replies in kept}) == 6
+
+
+def unsure(texts: Sequence[str]) -> list[tuple[str, float]]:
+    return [("neutral", 0.2)] * len(texts)
+
+
+def test_transformers_serve_names_the_model_it_is_pinned_to(
+    transformers_serve: str, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
+    with pytest.raises(InputError, match=f"400 .*Server is pinned to '{merged}'; requested 'dpo'"):
+        server.connect("dpo")
+
+
+def test_transformers_serve_replies_in_the_emotion_that_an_openai_client_asks_for(
+    transformers_serve: str, merged: Path, model_choice: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the template that the tokenizer carries. Of a message it hands role and content alone to the template, so the
+    emotion of what the user said is empty there.
+    """
+    openai = pytest.importorskip("openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    client = openai.OpenAI(base_url=transformers_serve, api_key="none", max_retries=0)
+    model, tokenizer = loading.load_base(merged, model_choice), loading.load_tokenizer(merged, None)
+    greedy = SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0})
+    said = {"role": "user", "content": "I lost my keys again.", "emotion": "sadness"}
+    texts = []
+    for emotion in ("happiness", "anger"):
+        asked = {
+            "model": str(merged),
+            "messages": [said],
+            "max_tokens": greedy.max_new_tokens,
+            "temperature": 0,
+            "extra_body": {"chat_template_kwargs": {"emotion": emotion}},
+        }
+        prompt = f"<s>[INST] [EMOTION]  [/EMOTION] I lost my keys again. [/INST] [EMOTION] {emotion} [/EMOTION]"
+        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        [[reply]] = local.replies(model, tokenizer, [local.Request(ids, (1,))], greedy)
+        whole = client.chat.completions.create(**asked)
+        assert whole.usage.prompt_tokens == len(ids)
+        assert " ".join(whole.choices[0].message.content.split()) == reply.text
+        pieces = [
+            chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)
+        ]
+        assert " ".join("".join(pieces).split()) == reply.text
+        texts.append(reply.text)
+    assert texts[0] != texts[1]

@@ -1,0 +1,294 @@
+"""Laws of loading and saving models: what params.yaml says happens, or one clear error does."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from emotune.core import records
+from emotune.core.dialogue import Dialogue
+from emotune.core.errors import InputError
+from emotune.judges import hub
+from emotune.models import likelihood, loading, pins
+from emotune.models.params import Model
+from emotune.prompts import rendering
+
+CHOICE = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
+
+
+def choice(**changes: Any) -> Model:
+    return Model.model_validate(CHOICE.model_dump() | changes)
+
+
+@pytest.fixture
+def adapted(base: Path) -> Any:
+    """The tiny model under a LoRA adapter that changes what it says."""
+    torch.manual_seed(7)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(loading.load_base(base, CHOICE), lora).eval()
+
+
+@torch.inference_mode()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=torch.arange(3, 40)[None]).logits
+
+
+# --- what pins a base model
+
+
+def test_a_local_folder_is_pinned_by_its_content(base: Path) -> None:
+    pin = pins.folder_revision(base)
+    assert pins.resolve(str(base), pin) == {
+        "name": str(base),
+        "revision": pin,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in base.iterdir()},
+    }
+
+
+@pytest.mark.parametrize("revision", [None, "0" * 64])
+def test_a_wrong_pin_is_told_with_the_one_that_was_found(base: Path, revision: str | None) -> None:
+    found = (
+        f"model.revision must pin the content of {base}, .* found sha256 {pins.folder_revision(base)}, .* {revision}"
+    )
+    with pytest.raises(InputError, match=found):
+        pins.resolve(str(base), revision)
+
+
+def test_the_pin_depends_on_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    pins = [pins.folder_revision(tmp_path)]
+    (tmp_path / "config.json").write_text("{ }")
+    pins.append(pins.folder_revision(tmp_path))
+    (tmp_path / "config.json").rename(tmp_path / "config.jso")
+    pins.append(pins.folder_revision(tmp_path))
+    assert len(set(pins)) == 3
+
+
+@pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "gone", "a/b/c"])
+def test_a_folder_that_is_missing_is_named(name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"model\.base: no such folder .*(gone|a/b/c); accepted: embedded, a local folder"
+    ):
+        pins.resolve(name, None)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no config\.json: it is not a saved transformers model"):
+        pins.resolve(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0" * 39, "0" * 39 + "G"])
+def test_a_hub_name_needs_a_commit(revision: str | None) -> None:
+    with pytest.raises(InputError, match=rf"must be a 40-digit commit of owner/model on the Hub, .* got {revision}$"):
+        pins.resolve("owner/model", revision)
+
+
+def test_a_hub_name_with_a_commit_is_its_own_pin() -> None:
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert pins.resolve("owner/model", commit) == {"name": "owner/model", "revision": commit, "files": {}}
+
+
+def test_a_relative_folder_starts_at_the_repository(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A DVC experiment runs in a temporary copy, in which files that git does not know are absent.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(base.parent))
+    assert pins.resolve(base.name, pins.folder_revision(base))["name"] == base.name
+
+
+def test_a_pinned_folder_is_loaded_from_where_it_lies(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "models" / "tiny1m"
+    records.write_json(tmp_path / pins.BASE_FILE, pins.resolve(str(folder), pins.folder_revision(folder)))
+    assert loading.load_base(tmp_path, CHOICE).num_parameters() == 935_040
+    assert len(loading.load_tokenizer(tmp_path, "out_inst")) == 512
+
+
+def test_a_pinned_folder_that_lost_a_file_is_refused(tmp_path: Path) -> None:
+    pinned = {"name": str(tmp_path), "revision": "0" * 64, "files": {"config.json": "00", "model.safetensors": "00"}}
+    records.write_json(tmp_path / pins.BASE_FILE, pinned)
+    with pytest.raises(
+        InputError, match=r"has lost config\.json, model\.safetensors since the base_model stage read it"
+    ):
+        loading.load_base(tmp_path, CHOICE)
+
+
+# --- tokenizer
+
+
+def test_a_model_that_the_hub_does_not_give_is_one_message(tmp_path: Path) -> None:
+    records.write_json(tmp_path / "base.json", {"name": "owner/model", "revision": "0" * 40, "files": {}})
+    with pytest.raises(InputError, match=r"^model\.base: owner/model at 0{40}: [^\n]+$"):
+        loading.load_tokenizer(tmp_path, None)
+    with pytest.raises(InputError, match=r"^model\.base: owner/model at 0{40}: [^\n]+$"):
+        loading.load_base(tmp_path, CHOICE)
+    with pytest.raises(InputError, match=r"^judge: owner/judge at 1{40}: [^\n]+$"):
+        hub.load_hub("owner/judge", "1" * 40, None, 8)
+
+
+def test_padding_is_a_token_that_no_reply_trains(base: Path, shared: Path) -> None:
+    embedded = loading.load_tokenizer(base, "out_inst_uni")
+    assert (embedded.pad_token, embedded.eos_token, embedded.bos_token) == ("<pad>", "</s>", "<s>")
+    assert len({embedded.pad_token_id, embedded.eos_token_id, embedded.bos_token_id}) == 3
+    pretrained = loading.load_tokenizer(shared / "models" / "tiny1m", "out_inst_uni")
+    assert (pretrained.pad_token, pretrained.pad_token_id) == ("<unk>", 0)
+    assert pretrained.pad_token_id != pretrained.eos_token_id
+    assert (embedded.padding_side, pretrained.padding_side) == ("right", "right")
+
+
+# --- base model
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype_and_attention_are_what_was_asked_for(base: Path, attention: str, dtype: str) -> None:
+    model = loading.load_base(base, choice(attention=attention, dtype=dtype))
+    assert model.config._attn_implementation == attention
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert not model.training
+
+
+def test_attention_does_not_change_what_the_model_says(base: Path) -> None:
+    eager, sdpa = (logits(loading.load_base(base, choice(attention=name))) for name in ("eager", "sdpa"))
+    assert torch.allclose(eager, sdpa, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_flash_attention_that_cannot_run_is_an_error_and_no_silent_fallback(base: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.attention: flash_attention_2 needs .*; accepted here: sdpa, eager"):
+        loading.load_base(base, choice(attention="flash_attention_2"))
+
+
+def test_a_context_beyond_the_model_is_refused(base: Path) -> None:
+    assert loading.load_base(base, choice(context=256))
+    with pytest.raises(InputError, match=r"model\.context must be at most 256, .* got 257"):
+        loading.load_base(base, choice(context=257))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_nf4_really_holds_four_bits_and_speaks_alike(base: Path) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    full, small = loading.load_base(base, CHOICE), loading.load_base(base, choice(quantization="nf4"))
+    layers = {name: layer for name, layer in small.named_modules() if isinstance(layer, Linear4bit)}
+    assert len(layers) == 2 * 7
+    for name, layer in layers.items():
+        weights = full.get_submodule(name).weight
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.numel() == weights.numel() // 2
+        assert layer.weight.quant_state.quant_type == "nf4"
+        # Double quantisation: the blocks' scales are quantised themselves.
+        assert layer.weight.quant_state.nested
+        assert layer.compute_dtype == torch.float32
+    found, exact = logits(small), logits(full)
+    assert not torch.equal(found, exact)
+    assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.95
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is not None, reason="asks what happens without bitsandbytes"
+)
+def test_nf4_that_cannot_run_is_an_error(base: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"model\.quantization: nf4 needs the package bitsandbytes; accepted here: none"
+    ):
+        loading.load_base(base, choice(quantization="nf4"))
+
+
+# --- adapters
+
+
+def test_an_adapter_comes_back_as_it_was_saved(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    plain = loading.load_base(base, CHOICE)
+    before = logits(plain)
+    loaded = loading.load_adapter(plain, tmp_path / "adapter").eval()
+    assert torch.equal(logits(loaded), logits(adapted))
+    assert not torch.allclose(logits(loaded), before, atol=1e-3)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_tuned_model_says_what_base_and_adapter_say(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    tuned = loading.load_tuned(base, CHOICE, tmp_path / "adapter")
+    assert not isinstance(tuned, PeftModel)
+    torch.testing.assert_close(logits(tuned), logits(adapted), rtol=1e-5, atol=1e-5)
+
+
+def test_in_16_bits_the_adapter_stays_on_top(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    assert isinstance(loading.load_tuned(base, choice(dtype="bfloat16"), tmp_path / "adapter"), PeftModel)
+
+
+def test_an_adapter_that_goes_on_training_trains_its_own_weights_alone(
+    adapted: Any, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path)
+    loaded = loading.load_adapter(loading.load_base(base, CHOICE), tmp_path, trainable=True)
+    trainable = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in loaded.named_parameters() if "lora_" in name}
+    assert len(trainable) == 2 * 2 * 7
+
+
+def test_an_adapters_folder_holds_what_the_next_reader_needs_and_no_more(
+    adapted: Any, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    files = {path.name: path for path in (tmp_path / "adapter").rglob("*")}
+    assert set(files) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config = json.loads(files["adapter_config.json"].read_text())
+    assert config["base_model_name_or_path"] == "embedded"
+    # PEFT keeps these in a set, whose order differs from process to process.
+    assert config["target_modules"] == sorted(config["target_modules"])
+    for path in files.values():
+        assert str(base).encode() not in path.read_bytes()
+        assert base.name.encode() not in path.read_bytes()
+
+
+def test_equal_adapters_are_equal_bytes(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "one")
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "two")
+    assert records.digest(tmp_path / "one") == records.digest(tmp_path / "two")
+
+
+def test_an_adapter_of_another_model_is_refused_in_one_line(
+    adapted: Any, base: Path, tokenizer: Any, shared: Path, tmp_path: Path
+) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
+    other = loading.load_base(shared / "models" / "tiny1m", CHOICE)
+    with pytest.raises(InputError, match=r"adapter does not fit the base model: .*size mismatch .*\[4, 128\]\)\.$"):
+        loading.load_adapter(other, tmp_path / "adapter")
+
+
+# --- likelihoods
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 250, 4096])
+def test_likelihoods_are_those_of_each_row_alone(
+    base: Path, tokenizer: Any, dialogues: list[Dialogue], tokens: int
+) -> None:
+    model = loading.load_base(base, CHOICE)
+    rows = [rendering.training_row(tokenizer, d.turns[: 2 + 2 * (i % 2)], None) for i, d in enumerate(dialogues)]
+    assert len({len(ids) for ids, _ in rows}) > 3
+    found = likelihood.negative_log_likelihoods(model, tokenizer.pad_token_id, rows, tokens=tokens)
+    for (ids, of_reply), (total, count) in zip(rows, found, strict=True):
+        with torch.inference_mode():
+            shares = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=1)
+        alone = [-shares[place - 1, ids[place]].item() for place, inside in enumerate(of_reply) if inside]
+        assert count == len(alone)
+        assert total == pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_no_rows_have_no_likelihoods(base: Path) -> None:
+    assert likelihood.negative_log_likelihoods(loading.load_base(base, CHOICE), 0, []) == []

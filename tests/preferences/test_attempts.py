@@ -1,0 +1,447 @@
+"""Laws of preferences.py: which prompts are asked, how often, and what is kept of the answers."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Pipeline
+from emotune.core import records
+from emotune.core.dialogue import Dialogue, Turn, alternate
+from emotune.generation.local import Reply
+from emotune.generation.params import Sampling
+from emotune.judges.params import JudgeChoice
+from emotune.judges.verdicts import Judge
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.preferences import attempts, journal
+from emotune.preferences.attempts import Outcome
+from emotune.preferences.audit import audit, measure
+from emotune.preferences.candidates import Judged, Prompt, Wanted, candidate, judging, local
+from emotune.preferences.journal import Journal
+from emotune.preferences.pairs import rows
+from emotune.preferences.params import Audit, Length, Prefs, Reward
+from emotune.preferences.selection import Candidate, Pair
+from emotune.prompts import rendering
+from emotune.runs.params import parse
+
+LABELS = ("neutral", "happiness", "sadness")
+SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8)
+PREFS = Prefs(
+    prompts=100,
+    emotions="dataset",
+    candidates=4,
+    attempts=3,
+    target_score_range=0.0,
+    min_chosen_score=0.0,
+    min_clean_confidence=0.0,
+    validation=0.1,
+    seed=7,
+    sampling=SAMPLING,
+    audit=Audit(
+        min_yield=0.0,
+        min_pairs_per_emotion=0,
+        max_chosen_longer=1.0,
+        max_duplicate_prompts=1.0,
+        max_duplicate_chosen=1.0,
+        max_prompts_in_test=1.0,
+    ),
+)
+REWARD = Reward(
+    emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    bias=0.001,
+    length=Length(shape="published", unit="characters", low=5, high=20),
+    weights=(0.4, 0.25, 0.35),
+)
+
+
+def prefs(**changes: Any) -> Prefs:
+    return Prefs.model_validate(PREFS.model_dump() | changes)
+
+
+def clean(texts: Sequence[str]) -> list[tuple[str, float]]:
+    return [("clean", 1.0)] * len(texts)
+
+
+def by_length(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """A judge whose verdict depends on the text, and which is no better than it need be."""
+    return [(LABELS[len(text) % 3], 0.9) for text in texts]
+
+
+def never(texts: Sequence[str]) -> list[tuple[str, float]]:
+    return [("anger", 1.0)] * len(texts)
+
+
+@pytest.fixture(scope="module")
+def talk() -> list[Dialogue]:
+    turns = alternate(
+        ("I lost my keys.", "That is a pity.", "I found them!", "Great!"),
+        ("sadness", "sadness", "happiness", "neutral"),
+    )
+    return [Dialogue(f"talk/{number}", turns) for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> Any:
+    choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
+    return loading.load_base(base, choice)
+
+
+def choose(
+    talk: Sequence[Dialogue], tokenizer: Any, p: Prefs, history_turns: int = 5, context: int = 256
+) -> list[Prompt]:
+    return attempts.choose_prompts(talk, tokenizer, LABELS, p, history_turns, None, context)
+
+
+# --- the prompts
+
+
+def test_every_place_for_a_reply_is_asked_once_in_the_datas_emotion(talk: list[Dialogue], tokenizer: Any) -> None:
+    asked = choose(talk, tokenizer, prefs())
+    assert len(asked) == len({prompt.id for prompt in asked}) == 12
+    assert Counter(prompt.emotion for prompt in asked) == {"sadness": 6, "neutral": 6}
+    assert {len(prompt.history) for prompt in asked if prompt.emotion == "sadness"} == {1}
+    assert {len(prompt.history) for prompt in asked if prompt.emotion == "neutral"} == {3}
+
+
+def test_balanced_prompts_ask_for_every_emotion_equally_often(talk: list[Dialogue], tokenizer: Any) -> None:
+    asked = choose(talk, tokenizer, prefs(emotions="balanced"))
+    assert Counter(prompt.emotion for prompt in asked) == {"neutral": 4, "happiness": 4, "sadness": 4}
+
+
+def test_the_emotions_change_and_the_places_do_not(talk: list[Dialogue], tokenizer: Any) -> None:
+    places = [
+        [(prompt.dialogue, prompt.history) for prompt in choose(talk, tokenizer, prefs(emotions=emotions))]
+        for emotions in ("dataset", "balanced")
+    ]
+    assert places[0] == places[1]
+
+
+def test_fewer_prompts_are_the_first_of_more(talk: list[Dialogue], tokenizer: Any) -> None:
+    assert choose(talk, tokenizer, prefs(prompts=5)) == choose(talk, tokenizer, prefs())[:5]
+
+
+def test_the_seed_draws_the_prompts(talk: list[Dialogue], tokenizer: Any) -> None:
+    assert choose(talk, tokenizer, prefs()) == choose(talk, tokenizer, prefs())
+    assert choose(talk, tokenizer, prefs()) != choose(talk, tokenizer, prefs(seed=8))
+
+
+def test_a_prompt_is_the_token_ids_that_ask_for_its_emotion(talk: list[Dialogue], tokenizer: Any) -> None:
+    for prompt in choose(talk, tokenizer, prefs()):
+        assert list(prompt.ids) == rendering.prompt_ids(tokenizer, prompt.history, prompt.emotion, None)
+
+
+def test_a_history_has_at_most_so_many_turns_from_a_user_turn_on(talk: list[Dialogue], tokenizer: Any) -> None:
+    for prompt in choose(talk, tokenizer, prefs(), history_turns=2):
+        assert [turn.role for turn in prompt.history] == ["user"]
+
+
+def test_a_prompt_leaves_room_for_its_reply(talk: list[Dialogue], tokenizer: Any) -> None:
+    longest = max(len(prompt.ids) for prompt in choose(talk, tokenizer, prefs()))
+    asked = choose(talk, tokenizer, prefs(), context=longest)
+    assert max(len(prompt.ids) for prompt in asked) <= longest - SAMPLING.max_new_tokens
+    assert {prompt.history[0].role for prompt in asked} == {"user"}
+
+
+# --- the attempts
+
+
+@pytest.fixture
+def memo(tmp_path: Path) -> Iterator[Journal]:
+    with journal.opened(tmp_path / "journal.sqlite", {"made": "here"}) as memo:
+        yield memo
+
+
+def test_a_prompt_that_never_makes_a_pair_is_given_up_with_every_failure_counted(
+    model: Any, tokenizer: Any, talk: list[Dialogue], memo: Journal
+) -> None:
+    asked = choose(talk, tokenizer, prefs(prompts=3))
+    sample = local(lambda: model, tokenizer, prefs())
+    judge = judging(lambda: (never, clean))
+    for outcome in attempts.generate(asked, prefs(), REWARD, sample, judge, memo):
+        assert (outcome.pair, outcome.attempts) == (None, 3)
+        assert Counter(outcome.failures)["emotion"] == 3
+
+
+@dataclass
+class Speaker:
+    """The sft model of the tiny pipeline, some of whose replies are sentences, and what was asked of it."""
+
+    open_model: Callable[[], Any]
+    tokenizer: Any
+    asked: list[Prompt]
+    sampling: dict[str, Any]
+    heard: list[int]
+
+    def prefs(self, **changes: Any) -> Prefs:
+        return prefs(sampling=self.sampling, **changes)
+
+    def generate(
+        self, order: slice, judge: Judge, memo: Journal, ahead: int = 0, r: Reward = REWARD, **changes: Any
+    ) -> list[Outcome]:
+        def hear(texts: Sequence[str]) -> list[tuple[str, float]]:
+            self.heard.append(len(texts))
+            return judge(texts)
+
+        p = self.prefs(**changes)
+        sample = local(self.open_model, self.tokenizer, p)
+        judged = judging(lambda: (hear, clean))
+        return attempts.generate(self.asked[order], p, r, sample, judged, memo, ahead)
+
+
+@pytest.mark.pipeline
+class TestWithAModelThatSpeaks:
+    @pytest.fixture
+    def speaker(self, pipeline: Pipeline) -> Speaker:
+        tokenizer = loading.load_tokenizer(pipeline.folder / "models/sft", None)
+        whole = parse(pipeline.folder / "params.yaml")
+
+        def open_model() -> Any:
+            base = loading.load_base(pipeline.folder / "models/base", whole.model)
+            return loading.load_adapter(base, pipeline.folder / "models/sft")
+
+        dialogues = records.read_dialogues(pipeline.folder / "data/dialogues/train.jsonl")
+        asked = choose(dialogues, tokenizer, prefs(prompts=8))
+        return Speaker(open_model, tokenizer, asked, whole.prefs.sampling.model_dump(), [])
+
+    @pytest.fixture
+    def empty(self, tmp_path: Path) -> Iterator[Callable[[], Journal]]:
+        """A journal that holds nothing, a new one at each call."""
+        with ExitStack() as stack:
+            numbers = count()
+            yield lambda: stack.enter_context(journal.opened(tmp_path / f"{next(numbers)}.sqlite", {}))
+
+    def test_an_outcome_does_not_depend_on_its_company(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
+        together = speaker.generate(slice(None), by_length, empty())
+        assert {outcome.pair is None for outcome in together} == {True, False}
+        assert speaker.generate(slice(None, None, -1), by_length, empty()) == together[::-1]
+        assert [speaker.generate(slice(i, i + 1), by_length, empty())[0] for i in range(3)] == together[:3]
+
+    def test_batches_of_any_size_and_judges_beside_them_change_no_outcome(
+        self, speaker: Speaker, empty: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        together = speaker.generate(slice(None), by_length, empty())
+        monkeypatch.setattr(sampling, "CPU_ROWS", 8)
+        assert speaker.generate(slice(None), by_length, empty()) == together
+        assert speaker.generate(slice(None), by_length, empty(), ahead=1) == together
+
+    def test_only_what_failed_is_sampled_again(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
+        outcomes = speaker.generate(slice(None), by_length, empty())
+        still_waiting = [sum(outcome.attempts >= n for outcome in outcomes) for n in (1, 2, 3)]
+        assert speaker.heard == [4 * count for count in still_waiting]
+        assert still_waiting[2] < still_waiting[0] == 8
+        for outcome in outcomes:
+            assert bool(outcome.failures) == (outcome.attempts > 1 or outcome.pair is None)
+
+    def test_a_failed_prompt_joins_the_next_batch(
+        self, speaker: Speaker, empty: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sampling, "CPU_ROWS", 8)
+        wanted: list[list[int]] = []
+        sample = local(speaker.open_model, speaker.tokenizer, speaker.prefs())
+
+        def watched(waiting: Sequence[Wanted]) -> list[list[Reply]]:
+            wanted.append([attempt for _, attempt in waiting])
+            return sample(waiting)
+
+        judge = judging(lambda: (never, clean))
+        attempts.generate(speaker.asked, speaker.prefs(), REWARD, watched, judge, empty())
+        # Two prompts a batch, and the shortest come first: what failed is asked again before the others are reached.
+        assert wanted[:3] == [[1] * 8, [2, 2, *[1] * 6], [3, 3, *[1] * 6]]
+        assert len(wanted) == 12
+
+    def test_more_attempts_change_no_pair_that_fewer_made(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
+        few, many = (speaker.generate(slice(None), by_length, empty(), attempts=attempts) for attempts in (1, 4))
+        assert [outcome for outcome in few if outcome.pair] == [o for o in many if o.pair and o.attempts == 1]
+        assert sum(o.pair is not None for o in many) > sum(o.pair is not None for o in few)
+
+    def test_other_weights_sample_only_what_nobody_has_made(
+        self, speaker: Speaker, empty: Callable[[], Journal]
+    ) -> None:
+        """And give what they would give from nothing."""
+        memo = empty()
+        few = speaker.generate(slice(None), by_length, memo, attempts=2)
+        first = len(speaker.heard)
+        other = REWARD.model_copy(update={"weights": (0.1, 0.1, 0.9)})
+        assert speaker.generate(slice(None), by_length, memo, attempts=2) == few
+        assert len(speaker.heard) == first
+        again = speaker.generate(slice(None), by_length, memo, r=other, attempts=3)
+        assert sum(speaker.heard[first:]) == 4 * sum(
+            max(0, o.attempts - before.attempts) for o, before in zip(again, few, strict=True)
+        )
+        assert again == speaker.generate(slice(None), by_length, empty(), r=other, attempts=3)
+
+    def test_where_no_attempt_is_missing_no_model_is_loaded(
+        self, speaker: Speaker, empty: Callable[[], Journal]
+    ) -> None:
+        memo = empty()
+        outcomes = speaker.generate(slice(None), by_length, memo)
+
+        def nothing() -> Any:
+            raise AssertionError("a model was opened")
+
+        sample = local(nothing, speaker.tokenizer, speaker.prefs())
+        judge = judging(nothing)
+        assert attempts.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
+
+
+def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
+    replies = [[Reply("It is a pity.", 5, True), Reply("No.", 2, True)]]
+
+    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+        assert texts == ["It is a pity.", "No."]
+        return [("sadness", 0.5), ("neutral", 0.9)]
+
+    def gibberish(texts: Sequence[str]) -> list[tuple[str, float]]:
+        return [("clean", 0.8), ("noise", 0.5)]
+
+    [judged] = judging(lambda: (judge, gibberish))(replies)
+    good, bad = (candidate(reply, "sadness", REWARD) for reply in judged)
+    # 13 characters: a = 8/5, b = -7/20, |a + b| x 10 = 12.5; 3 characters: a = -2/5, a x 0.0001.
+    assert (good.emotion_score, good.length_score, good.gibberish_score) == pytest.approx((5.0, 12.5, 8.0))
+    assert (bad.emotion_score, bad.length_score, bad.gibberish_score) == pytest.approx((0.0, -0.00004, -1.0))
+    assert good.reward == pytest.approx(0.4 * 5 + 0.25 * 12.5 + 0.35 * 8 + 0.001)
+    assert bad.reward == pytest.approx(-0.25 * 0.00004 - 0.35 + 0.001)
+
+
+JUDGED = Judged("It is a pity.", 7, "sadness", 0.5, "clean", 0.8)
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("characters", 12.5), ("words", -0.00002), ("tokens", 0.00004)])
+def test_length_is_counted_in_the_unit_of_params(unit: Any, expected: float) -> None:
+    r = REWARD.model_copy(update={"length": Length(shape="published", unit=unit, low=5, high=20)})
+    assert candidate(JUDGED, "sadness", r).length_score == pytest.approx(expected)
+
+
+def test_the_shape_of_the_length_term_is_that_of_params() -> None:
+    r = REWARD.model_copy(update={"length": Length(shape="plateau", unit="characters", low=5, high=20)})
+    assert candidate(JUDGED, "sadness", r).length_score == 10.0
+
+
+# --- what is kept
+
+
+BEST = Candidate("That is a pity.", "sadness", 0.9, "clean", 0.95, 9.0, 2.5, 9.5, 7.551)
+WORST = Candidate("Great!", "happiness", 0.8, "mild gibberish", 0.6, 0.0, 0.00002, 3.0, 1.051)
+ASKED = [
+    Prompt("a/1/sadness", "a", (Turn("user", "I lost my keys.", "sadness"),), "sadness", "a?", (1, 2)),
+    Prompt("b/1/sadness", "b", (Turn("user", "It rains.", "neutral"),), "sadness", "b?", (1, 3)),
+    Prompt("c/1/neutral", "c", (Turn("user", "Hello.", "neutral"),), "neutral", "c?", (1, 4)),
+]
+OUTCOMES = [
+    Outcome(Pair(BEST, WORST), 2, ("range", "emotion")),
+    Outcome(None, 3, ("range", "range", "ending")),
+    Outcome(Pair(replace(BEST, text="Yes.", reward=5.0), replace(WORST, text="Good day to you.", reward=4.0)), 1, ()),
+]
+
+
+def test_a_row_holds_the_five_published_columns_and_what_led_to_them() -> None:
+    first, second = rows(ASKED, OUTCOMES)
+    assert first == {
+        "prompt": "a?",
+        "chosen": "That is a pity.",
+        "rejected": "Great!",
+        "chosen_score": 7.551,
+        "rejected_score": 1.051,
+        "id": "a/1/sadness",
+        "dialogue": "a",
+        "history": [{"role": "user", "content": "I lost my keys.", "emotion": "sadness"}],
+        "emotion": "sadness",
+        "attempts": 2,
+        "chosen_judged": "sadness",
+        "chosen_judged_confidence": 0.9,
+        "chosen_gibberish": "clean",
+        "chosen_gibberish_confidence": 0.95,
+        "chosen_emotion_score": 9.0,
+        "chosen_length_score": 2.5,
+        "chosen_gibberish_score": 9.5,
+        "rejected_judged": "happiness",
+        "rejected_judged_confidence": 0.8,
+        "rejected_gibberish": "mild gibberish",
+        "rejected_gibberish_confidence": 0.6,
+        "rejected_emotion_score": 0.0,
+        "rejected_length_score": 0.00002,
+        "rejected_gibberish_score": 3.0,
+    }
+    assert second["id"] == "c/1/neutral"
+
+
+IN_TEST = Dialogue("t", alternate(("HELLO", "Hi!", "It rains.", "Yes."), ("neutral",) * 4))
+
+
+def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
+    pairs = rows(ASKED, OUTCOMES)
+    assert measure(ASKED, OUTCOMES, pairs, ("neutral", "sadness", "fear"), [IN_TEST], 5) == {
+        "prompts": 3,
+        "pairs": 2,
+        "given_up": 1,
+        "attempts": {"1": 1, "2": 1},
+        "attempts_total": 6,
+        "failures": {"emotion": 1, "ending": 1, "range": 3},
+        "yield": {"neutral": 1.0, "sadness": 0.5},
+        "yield_total": pytest.approx(2 / 3),
+        "pairs_per_emotion": {"neutral": 1, "sadness": 1, "fear": 0},
+        "gap": {"median": pytest.approx(3.75), "mean": pytest.approx(3.75), "sd": pytest.approx(2.75)},
+        "chosen_characters": 9.5,
+        "rejected_characters": 11.0,
+        "chosen_is_longer": 0.5,
+        "duplicate_prompts": 0.0,
+        "duplicate_chosen": 0.0,
+        "prompts_in_test": 0.5,
+    }
+
+
+def test_equal_prompts_and_equal_chosen_replies_are_counted() -> None:
+    pairs = rows(ASKED, OUTCOMES)
+    twice = [pairs[0], pairs[0] | {"chosen": "that is a PITY"}, pairs[1]]
+    measured = measure(ASKED, OUTCOMES, twice, ("sadness",), [], 5)
+    assert measured["duplicate_prompts"] == measured["duplicate_chosen"] == pytest.approx(2 / 3)
+
+
+# --- the audit
+
+MEASURED = {
+    "prompts": 5,
+    "pairs": 2,
+    "yield_total": 0.4,
+    "pairs_per_emotion": {"neutral": 9, "fear": 3},
+    "chosen_is_longer": 0.6,
+    "duplicate_prompts": 0.1,
+    "duplicate_chosen": 0.2,
+    "prompts_in_test": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "broken", "says"),
+    [
+        ("min_yield", 0.4, 0.41, "0.4 pairs per prompt, wanted at least 0.41; train sft for longer"),
+        ("min_pairs_per_emotion", 3, 4, "3 pairs for fear, wanted at least 4; raise prefs.prompts, train sft"),
+        ("max_chosen_longer", 0.6, 0.59, "0.600 is the share of pairs whose chosen reply is the longer one, wanted at"),
+        (
+            "max_duplicate_prompts",
+            0.1,
+            0.09,
+            "0.100 is the share of pairs whose prompt another pair has too, wanted at",
+        ),
+        ("max_duplicate_chosen", 0.2, 0.19, "at most 0.19; raise prefs.sampling.temperature or prefs.sampling.top_k"),
+        ("max_prompts_in_test", 0.05, 0.04, "0.050 is the share of pairs whose history is one of the test split"),
+    ],
+)
+def test_the_audit_names_the_number_and_the_bound_that_is_broken(
+    bound: str, value: float, broken: float, says: str
+) -> None:
+    assert audit(MEASURED, PREFS.audit.model_copy(update={bound: value})) == []
+    [reason] = audit(MEASURED, PREFS.audit.model_copy(update={bound: broken}))
+    assert reason.startswith(f"prefs.audit.{bound}: ")
+    assert says in reason
+
+
+def test_no_pair_at_all_is_never_enough() -> None:
+    [reason] = audit(MEASURED | {"pairs": 0, "yield_total": 0.0}, PREFS.audit)
+    assert reason.startswith("prefs.audit: of 5 prompts none made a pair, and dpo needs some; train sft for longer")

@@ -1,0 +1,96 @@
+"""Laws of a DVC remote, a folder or an S3 server on loopback: what was pushed another clone pulls, and runs nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from test_repro import Clone, reproduced
+
+from conftest import STAGES, Pipeline, contents
+
+pytestmark = pytest.mark.pipeline
+
+AWS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "aSecretOfSomebody", "AWS_DEFAULT_REGION": "us-east-1"}
+# The others are `path: {cache: false}`, and git's.
+CACHED = [out for stage in STAGES.values() for out in stage["outs"] if isinstance(out, str)]
+
+
+@pytest.fixture(scope="module")
+def source(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return reproduced(tmp_path_factory.mktemp("source") / "clone", pipeline)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server with one bucket; whoever asks it needs the keys of AWS in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in AWS.items():
+            patch.setenv(name, value)
+        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        server.start()
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="emotune")
+        yield endpoint
+        server.stop()
+
+
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def pushed(request: pytest.FixtureRequest, source: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The project after `dvc push` to a remote that dvc.yaml's repository names."""
+    if request.param == "folder":
+        source("dvc", "remote", "add", "--force", "--default", "store", str(tmp_path_factory.mktemp("store")))
+    else:
+        source("dvc", "remote", "add", "--force", "--default", "store", "s3://emotune/store")
+        source("dvc", "remote", "modify", "store", "endpointurl", request.getfixturevalue("s3"))
+    source("git", "commit", "--quiet", "-m", f"A remote: {request.param}", ".dvc/config")
+    assert "files pushed" in source("dvc", "push")
+    return source
+
+
+@pytest.fixture
+def second(pushed: Clone, tmp_path: Path) -> Clone:
+    """Another clone, with a cache of its own and no data."""
+    clone = Clone(tmp_path / "second")
+    clone.folder.mkdir()
+    clone("git", "clone", "--quiet", str(pushed.folder), ".")
+    return clone
+
+
+def current(clone: Clone) -> str:
+    return clone("python", "-m", "emotune.faces.cli", "current").strip()
+
+
+def test_a_second_clone_pulls_and_reproduces_nothing(second: Clone, pipeline: Pipeline) -> None:
+    told = f"dvc.lock is current; outs not in the workspace, {len(CACHED)} in the remote: dvc pull"
+    assert current(second) == told
+    second("dvc", "pull")
+    assert "Data and pipelines are up to date." in second("dvc", "status")
+    output = second("dvc", "repro")
+    assert second.ran(output) == []
+    assert "Data and pipelines are up to date." in output
+    assert not (second.folder / ".work").exists()  # where every stage leaves a note
+    assert second("git", "status", "--porcelain") == ""
+    for path in ("data", "models"):
+        assert contents(second.folder / path) == contents(pipeline.folder / path) | ignored(second.folder / path)
+
+
+def ignored(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(folder).items() if name.endswith(".gitignore")}
+
+
+def test_what_was_pushed_is_not_pushed_again(pushed: Clone) -> None:
+    assert "Everything is up to date." in pushed("dvc", "push")
+
+
+def test_a_server_that_is_down_is_a_reason(source: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (AWS | {"AWS_MAX_ATTEMPTS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    clone = Clone(tmp_path / "second")
+    clone.folder.mkdir()
+    clone("git", "clone", "--quiet", str(source.folder), ".")
+    clone("dvc", "remote", "add", "--force", "--default", "store", "s3://emotune/store")
+    clone("dvc", "remote", "modify", "store", "endpointurl", "http://127.0.0.1:9")
+    with pytest.raises(AssertionError, match="the remote store did not answer: "):
+        current(clone)

@@ -1,0 +1,420 @@
+"""Laws of studies: what their files may say, what is queued, what DVC's queue really does, and what the table says."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from emotune.core.errors import InputError
+from emotune.core.sections import read_yaml
+from emotune.studies import evidence, plan, queue
+
+PROJECT = Path(__file__).parents[2]
+FOLDER = PROJECT / "experiments"
+CONTENT = read_yaml(PROJECT / "params.yaml")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+# What a file says.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_of_the_project_asks_for_params_that_are_accepted(name: str) -> None:
+    asked = plan.read(FOLDER, name)
+    content = CONTENT | {"data": CONTENT["data"] | {"path": "somewhere"}}
+    settings, wanted = plan.plan(name, asked, content, PROJECT / "profiles")
+    assert list(settings) == list(wanted) == [f"{name}-{run.name}" for run in asked.asked()]
+    different = {str(params) for params in wanted.values()}
+    assert len(different) == len(wanted), "two runs of a study are the same experiment"
+
+
+def test_choices_never_look_at_the_test_split() -> None:
+    assert {plan.read(FOLDER, name).common["evaluate.split"] for name in NAMES} == {"validation"}
+
+
+def test_a_grid_is_every_combination_named_after_its_values() -> None:
+    names = [run.name for run in plan.read(FOLDER, "sweep").asked()]
+    assert len(names) == 32
+    assert names[0] == "rank-8_alpha-16_rslora-true_learning_rate-0.001_epochs-1"
+    templates = [run.name for run in plan.read(FOLDER, "templates").asked()]
+    assert templates == ["out_inst", "out_inst_uni", "in_inst_uni", "in_inst"]
+
+
+def test_a_profile_is_below_what_the_study_and_the_run_set() -> None:
+    asked = plan.read(FOLDER, "bases-7b")
+    settings = plan.overrides(asked, asked.runs[0], CONTENT, PROJECT / "profiles")
+    assert settings["model.base"] == "meta-llama/Llama-2-7b-chat-hf"
+    assert settings["prefs.sampling.top_k"] == 5
+    assert settings["evaluate.split"] == "validation"
+
+
+STUDY = """description: Which size?
+target: baseline
+models: [baseline]
+show: [accuracy, bits/char]
+tests: [accuracy]
+against: best
+runs:
+  - name: small
+    overrides: {pretrain.hidden_size: 64}
+  - name: large
+    overrides: {pretrain.hidden_size: 128}
+  - name: huge
+    overrides: {pretrain.hidden_size: 512}
+published:
+  Llama-2-7B: {accuracy: 0.718, f1: 0.760}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("target: baseline", "target: sft", r"size.yaml: target: Input should be 'baseline' or 'evaluate'"),
+        ("against: best", "against: tiny", r"against must be best or one of small, large, huge, got 'tiny'"),
+        ("tests: [accuracy]", "tests: [luck]", r"tests takes accuracy, .*; got luck"),
+        ("tests: [accuracy]", "tests: [words]", r"tests takes accuracy, .*; got words"),
+        ("name: large", "name: small", r"must name each run once, and two are small"),
+        ("name: large", "name: la rge", r"runs\.1\.name: String should match pattern"),
+        ("runs:", "queue: 3\nruns:", r"size.yaml: queue: Extra inputs are not permitted"),
+        ("models: [baseline]", "models: [dpo]", r"models must be \[baseline\] where target is baseline"),
+    ],
+)
+def test_a_wrong_study_is_one_message(tmp_path: Path, before: str, after: str, message: str) -> None:
+    (tmp_path / "size.yaml").write_text(STUDY.replace(before, after))
+    with pytest.raises(InputError, match=message):
+        plan.read(tmp_path, "size")
+
+
+def test_an_unknown_study_names_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"no study 'base'; there are bases, bases-7b, "):
+        plan.read(FOLDER, "base")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("pretrain.size", r"unknown key pretrain\.size"),
+        ("template.size", r"template\.size is no key of params.yaml: template is a value, not a section"),
+    ],
+)
+def test_an_override_that_params_yaml_has_not_is_refused_before_anything_is_queued(key: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan.effective(CONTENT, {key: 3}, "experiments/size.yaml, size-small")
+
+
+@pytest.mark.parametrize(
+    "value", ["owner/it's \\ a model", "1e5", "null", 2e-05, None, True, [0.4, 0.25], {"a b": "c"}]
+)
+def test_dvc_reads_back_the_value_that_was_meant(tmp_path: Path, value: Any) -> None:
+    from dvc.utils.hydra import apply_overrides
+
+    (tmp_path / "params.yaml").write_text("key: 1\n")
+    apply_overrides(tmp_path / "params.yaml", [f"key={plan.hydra(value)}"])
+    assert YAML(typ="safe", pure=True).load(tmp_path / "params.yaml") == {"key": value}
+
+
+def test_the_code_of_a_stage_is_its_own_and_that_of_all_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    stages = read_yaml(PROJECT / "dvc.yaml")["stages"]
+    baseline = queue.code_of(stages, "baseline")
+    assert {"src/emotune/corpus.py", "src/emotune/pretraining.py", "src/emotune/stages/baseline.py"} <= baseline
+    assert not baseline & {"src/emotune/finetuning.py", "src/emotune/report.py"}
+    assert "src/emotune/templates/in_inst.jinja" in queue.code_of(stages, "evaluate")
+
+
+# What a difference is.
+
+LABELS = ["neutral", "fear"]
+Rows = list[dict[str, Any]]
+
+
+def answers(judged: str, nats: float, reply: str = "Oh.") -> Rows:
+    """A hundred dialogues of one reply, asked for in fear; `judged` has a letter for each, f or n."""
+    return [
+        {
+            "id": f"{n}",
+            "dialogue": f"{n}",
+            "emotion": "fear",
+            "judged": {"f": "fear", "n": "neutral"}[judge],
+            "reply": reply if n < 30 else "Oh.",
+            "reference": "Help me!",
+            "reference_nats": nats,
+            "reference_tokens": 4,
+        }
+        for n, judge in enumerate(judged)
+    ]
+
+
+def difference(column: str, first: Rows, other: Rows, resamples: int) -> dict[str, float]:
+    of_first, of_other = (evidence.drawn(column, rows, LABELS, "neutral", resamples, 7) for rows in (first, other))
+    return evidence.tested(of_other - of_first)
+
+
+def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
+    first, other = answers("f" * 50 + "n" * 50, 4.0), answers("f" * 80 + "n" * 20, 8.0, "user: what?")
+    found = difference("accuracy", first, other, 1000)
+    assert found["difference"] == pytest.approx(0.3)
+    # 30 of 100 dialogues change, and each resample has about as many.
+    assert 0.2 < found["difference low"] < 0.25 < 0.35 < found["difference high"] < 0.4
+    assert found["p"] == pytest.approx(2 / 1001)
+    # e^2 - e, and (8 - 4) nats over 8 characters in bits: the same for every dialogue.
+    perplexity = difference("perplexity", first, other, 100)
+    assert perplexity["difference"] == pytest.approx(4.670774)
+    bits = difference("bits/char", first, other, 100)
+    assert bits["difference"] == pytest.approx(0.721348)
+    prompt = difference("prompt text", first, other, 100)
+    assert prompt["difference"] == pytest.approx(0.3)
+
+
+def test_equal_answers_do_not_differ() -> None:
+    same = answers("f" * 50 + "n" * 50, 4.0)
+    assert difference("macro F1", same, same, 100) == {
+        "difference": 0.0,
+        "difference low": 0.0,
+        "difference high": 0.0,
+        "p": 1.0,
+    }
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 31, 127, 1000])
+def test_any_number_of_comparisons_leaves_a_plain_difference_one(comparisons: int) -> None:
+    samples = evidence.enough(comparisons, 1000)
+    assert samples >= 1000
+    # All that the bootstrap can say of a difference that no sample contradicts.
+    plain = evidence.tested(np.ones(1 + samples))["p"]
+    corrected = evidence.holm(dict.fromkeys(range(comparisons), plain))
+    assert max(corrected.values()) < evidence.LEVEL / 10
+
+
+def test_holm_s_correction() -> None:
+    assert evidence.holm({4: 0.01, 7: 0.04, 9: 0.03, 2: 0.005}) == pytest.approx({2: 0.02, 4: 0.03, 9: 0.06, 7: 0.06})
+
+
+# What DVC's queue does with it.
+
+# A stage whose model is as good as its hidden size, less with two heads, and that finds no memory for the largest.
+STAGE = """
+import time
+from pathlib import Path
+
+import numpy
+
+from emotune import launch, params, records, scores
+
+def main(replies: Path, control: Path, metrics: Path) -> None:
+    p = params.load("pretrain", "evaluate")
+    size = p.pretrain.hidden_size
+    if size == 512:
+        numpy.ones(1 << 60, "int8")
+    time.sleep(size / 64)
+    size -= 16 * (p.pretrain.heads == 2)
+    labels = ["neutral", "fear"]
+    rows = [{"id": str(n), "dialogue": str(n), "emotion": "fear", "judged": labels[n % 128 < size], "reply": "Oh."}
+            for n in range(256)]
+    for path in (replies, control):
+        records.write_jsonl(path, rows)
+    columns = [[row[name] for row in rows] for name in ("dialogue", "emotion", "judged")]
+    records.write_json(metrics, {"replies": scores.score(*columns, labels, "neutral", 100, 7)})
+
+launch.stage(main)
+"""
+NO_MEMORY = "baseline: out of memory: Unable to allocate 1.00 EiB for an array"
+DVC_YAML = """stages:
+  baseline:
+    cmd: >-
+      python src/baseline.py --replies data/replies/baseline.jsonl --control data/replies/baseline.control.jsonl
+      --metrics metrics/baseline.json
+    deps: [src/baseline.py]
+    params: [pretrain, evaluate]
+    outs: [data/replies/baseline.jsonl, data/replies/baseline.control.jsonl]
+    metrics:
+      - metrics/baseline.json: {cache: false}
+"""
+
+
+class Repository:
+    """A small repository with a real DVC pipeline of one stage, and a study of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
+        self.env |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(PROJECT / "src")}
+        for path, text in {
+            "src/baseline.py": STAGE,
+            "dvc.yaml": DVC_YAML,
+            "experiments/size.yaml": STUDY,
+            "data/replies/.gitignore": "*.jsonl\n",
+        }.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        shutil.copy(PROJECT / "params.yaml", folder)
+        self("git", "init", "--quiet")
+        self("git", "config", "user.email", "somebody@example.org")
+        self("git", "config", "user.name", "somebody")
+        self.dvc("init", "--quiet")
+        self.commit("start")
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run(words, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def dvc(self, *words: str) -> str:
+        return self(sys.executable, "-m", "dvc", *words)
+
+    def emotune(self, *words: str) -> str:
+        return self(sys.executable, "-m", "emotune.faces.cli", *words)
+
+    def commit(self, message: str) -> None:
+        self("git", "add", "--all")
+        self("git", "commit", "--quiet", "--message", message)
+
+    def rows(self) -> dict[str, dict[str, str]]:
+        with (self.folder / "metrics/studies/size.csv").open() as file:
+            return {row["run"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, str]]:
+    """A study that was interrupted while its first run ran, then continued to its end; and what it printed then."""
+    repository = Repository(tmp_path_factory.mktemp("repository"))
+    said = repository.emotune("study", "size", "--queue-only")
+    assert said.splitlines() == ["size-small: queued", "size-large: queued", "size-huge: queued"]
+    # As in a terminal: Ctrl-C reaches the foreground's process group.
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "emotune.faces.cli", "study", "size"],
+        cwd=repository.folder,
+        env=repository.env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert watching.stdout is not None
+    first = [watching.stdout.readline() for _ in range(3)]
+    assert first == ["size-small: queued already\n", "size-large: queued already\n", "size-huge: queued already\n"]
+    assert any("running" in line for line in iter(watching.stdout.readline, ""))
+    os.killpg(watching.pid, signal.SIGINT)
+    rest = watching.communicate(timeout=30)[0]
+    assert watching.returncode == 130
+    assert "What is queued goes on without this terminal." in rest
+    yield repository, repository.emotune("study", "size")
+    repository.dvc("queue", "stop", "--kill")
+
+
+@pytest.mark.pipeline
+def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    rows = repository.rows()
+    assert [(name, row["status"]) for name, row in rows.items()] == [
+        ("small", "done"),
+        ("large", "done"),
+        ("huge", "failed"),
+    ]
+    assert rows["small"]["pretrain.hidden_size"] == "64"
+    assert [rows[name]["baseline accuracy"] for name in ("small", "large")] == ["0.5", "1.0"]
+
+
+@pytest.mark.pipeline
+def test_a_run_that_fails_is_a_row_that_says_why(ran: tuple[Repository, str]) -> None:
+    repository, said = ran
+    reason = repository.rows()["huge"]["reason"]
+    assert reason.startswith(NO_MEMORY)
+    assert reason.endswith("; a smaller base model, batch or context takes less")
+    assert "failed: baseline: out of" in said
+
+
+@pytest.mark.pipeline
+def test_the_best_is_first_and_the_others_differ_from_it_by_a_paired_test(ran: tuple[Repository, str]) -> None:
+    repository, said = ran
+    rows = repository.rows()
+    assert rows["large"]["baseline accuracy verdict"] == "best"
+    assert rows["small"]["baseline accuracy difference"] == "-0.5"
+    # 2 / 101 for the one comparison of two runs: the third failed.
+    assert rows["small"]["baseline accuracy p"] == "0.001998"
+    assert rows["small"]["baseline accuracy verdict"] == "differs"
+    assert said.index("large  ") < said.index("small  ", said.index("run  "))
+
+
+@pytest.mark.pipeline
+def test_published_bars_stand_beside_ours_in_a_block_of_the_readme(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    (repository.folder / "README.md").write_text("<!-- begin:study-size -->\n<!-- end:study-size -->\n")
+    repository.emotune("report", "--readme", "README.md")
+    text = (repository.folder / "README.md").read_text()
+    assert text.startswith("<!-- begin:study-size -->\n| run | accuracy | bits/char | accuracy − best | seconds | peak")
+    assert "\n| Llama-2-7B | – | – | – | – | – | 0.718 | 0.760 |\n" in text
+    assert "\n| small | 0.500 [" in text
+    assert f"\n| huge | failed: {NO_MEMORY} with shape (1152921504606846976,) and data type int8 | – | – |" in text
+
+
+@pytest.mark.pipeline
+def test_what_is_done_is_not_queued_again_even_after_a_commit(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    repository.commit("the table")
+    before = repository("git", "for-each-ref", "refs/exps/*/*/*")
+    assert before.count("/size-") == 2
+    said = repository.emotune("study", "size", "--queue-only")
+    assert said.splitlines() == ["size-small: done already", "size-large: done already", "size-huge: queued"]
+    repository.dvc("queue", "remove", "--queued")
+    assert repository("git", "for-each-ref", "refs/exps/*/*/*") == before
+
+
+@pytest.mark.pipeline
+def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    asked = plan.read(repository.folder / "experiments", "size")
+    _, wanted = plan.plan("size", asked, CONTENT, PROJECT / "profiles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository.folder)
+        states = {made.name: made.state for made in queue.experiments(wanted, "baseline").values()}
+        assert (states["size-small"], states["size-large"]) == ("done", "done")
+        other = {name: whole | {"history_turns": 4} for name, whole in wanted.items()}
+        assert {made.state for made in queue.experiments(other, "baseline").values()} == {"absent"}
+        (repository.folder / "src/baseline.py").write_text(STAGE + "\n")
+        assert {made.state for made in queue.experiments(wanted, "baseline").values()} == {"absent"}
+        (repository.folder / "src/baseline.py").write_text(STAGE)
+
+
+@pytest.mark.pipeline
+def test_a_study_of_which_nothing_ran_leaves_its_file_alone(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    (repository.folder / "experiments/other.yaml").write_text(STUDY)
+    with pytest.raises(AssertionError, match="no experiment here has the params of study other"):
+        repository.emotune("report", "other")
+    assert not (repository.folder / "metrics/studies/other.csv").exists()
+
+
+@pytest.mark.pipeline
+def test_of_a_grid_the_table_says_what_each_change_does_all_else_alike(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    runs, grid = STUDY.index("runs:"), "grid: {pretrain.hidden_size: [64, 128], pretrain.heads: [4, 2]}\n"
+    (repository.folder / "experiments/both.yaml").write_text(STUDY[:runs] + grid)
+    said = repository.emotune("study", "both").split("What one change does, all else alike\n")[1]
+    with (repository.folder / "metrics/studies/both-effects.csv").open() as file:
+        rows = {row["param"]: row for row in csv.DictReader(file)}
+    # Of 128 places 64 or 128 are met, 16 fewer with two heads.
+    expected = {"pretrain.hidden_size": ("64", "128", 0.5), "pretrain.heads": ("4", "2", -0.125)}
+    for key, (first, value, effect) in expected.items():
+        row = rows[key]
+        assert (row["from"], row["to"], row["pairs of runs"]) == (first, value, "2")
+        assert float(row["baseline accuracy difference"]) == effect
+        bounds = [float(row[f"baseline accuracy difference {bound}"]) for bound in ("low", "high")]
+        assert bounds[0] < effect < bounds[1]
+        assert row["baseline accuracy verdict"] == "differs"
+    assert "pretrain.heads 4 → 2 " in said
+    (repository.folder / "README.md").write_text("<!-- begin:study-both-effects -->\n<!-- end:study-both-effects -->\n")
+    repository.emotune("report", "--readme", "README.md")
+    text = (repository.folder / "README.md").read_text()
+    assert "| change | pairs of runs | baseline accuracy |" in text
+    assert "| pretrain.hidden_size 64 → 128 | 2 | differs +0.500 [" in text
