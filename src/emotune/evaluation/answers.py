@@ -18,7 +18,7 @@ from emotune.generation import local
 from emotune.generation.params import Sampling
 from emotune.judges.verdicts import Judge
 from emotune.models import likelihood
-from emotune.prompts import fitting, rendering
+from emotune.prompts.prompter import Prompter, Row
 
 Rows = list[dict[str, Any]]
 # The likelihoods of so many token positions are computed at once.
@@ -35,70 +35,75 @@ class Answers:
 
 def answer(
     model: Any,
-    tokenizer: Any,
-    test: Sequence[Dialogue],
+    prompter: Prompter,
+    dialogues: Sequence[Dialogue],
     labels: Sequence[str],
     p: Evaluate,
-    history_turns: int,
-    system_prompt: str | None,
-    context: int,
     emotion_judge: Judge,
     gibberish_judge: Judge,
     log: Log,
 ) -> Answers:
-    """The test questions, answered by a model and judged: the same for every model under equal params."""
-    asked = natural(test, history_turns, p.prompts, p.seed)
-    in_every_emotion = control(test, history_turns, p.control_contexts, labels, p.seed)
-    rows = _ask(
-        model,
-        tokenizer,
-        [*asked, *in_every_emotion],
-        system_prompt,
-        context,
-        p.sampling,
-        p.seed,
-        emotion_judge,
-        gibberish_judge,
-        log,
-    )
-    return Answers(rows[: len(asked)], rows[len(asked) :])
+    """The questions that held-out dialogues ask, answered by a model and judged: the same for every model.
 
-
-def _ask(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    system_prompt: str | None,
-    context: int,
-    how: Sampling,
-    seed: int,
-    emotion_judge: Judge,
-    gibberish_judge: Judge,
-    log: Log,
-) -> Rows:
-    """One row a question, in order: the reply, what both judges say of it, and the reference's likelihood.
-
-    Several processes share the work, and each returns the rows of all. A history that leaves no room for the
-    reply loses its oldest turns, whole; `trimmed` says so.
+    Several processes share the work, and each returns the rows of all.
     """
-    kept, requests = requests_of(tokenizer, questions, system_prompt, context - how.max_new_tokens, seed)
+    by_humans = natural(dialogues, prompter.history_turns, p.prompts, p.seed)
+    in_every_emotion = control(dialogues, prompter.history_turns, p.control_contexts, labels, p.seed)
+    questions = [*by_humans, *in_every_emotion]
+    histories, requests = requests_of(prompter, questions, p.sampling, p.seed)
+    replies = _replies(model, prompter.tokenizer, requests, p.sampling, log)
+    rows = _rows(questions, histories, replies, emotion_judge, gibberish_judge)
+    _add_references(rows, questions, histories, model, prompter)
+    return Answers(rows[: len(by_humans)], rows[len(by_humans) :])
+
+
+def requests_of(
+    prompter: Prompter, questions: Sequence[Question], sampling: Sampling, seed: int
+) -> tuple[list[tuple[Turn, ...]], list[local.Request]]:
+    """What each question keeps of its history, and its prompt with the key of the one reply that is wanted.
+
+    A history that leaves no room for the reply loses its oldest turns, whole.
+    """
+    prompts = [prompter.fitting_prompt(q.history, q.emotion, sampling.max_new_tokens) for q in questions]
+    keys = [(seeds.key(seed, q.id),) for q in questions]
+    requests = [local.Request(tuple(ids), own) for (_, ids), own in zip(prompts, keys, strict=True)]
+    return [history for history, _ in prompts], requests
+
+
+def _replies(
+    model: Any, tokenizer: Any, requests: Sequence[local.Request], sampling: Sampling, log: Log
+) -> list[local.Reply]:
+    """A reply to each request, sampled by several processes together.
+
+    Each of them returns all: a judge rounds differently in another batch.
+    """
     own = processes.share(requests)
     began = time.monotonic()
     with tqdm(
         total=len(own), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True, disable=not processes.first()
     ) as bar:
-        replies = [found[0] for found in local.replies(model, tokenizer, own, how, done=bar.update)]
-    # A judge rounds differently in another batch, so each process asks about all.
+        replies = [reply for [reply] in local.replies(model, tokenizer, own, sampling, done=bar.update)]
     replies = processes.gather(replies)
     tokens = sum(reply.tokens + reply.ended for reply in replies)
     log({SAMPLED_TOKENS: tokens, SAMPLING_SECONDS: time.monotonic() - began}, 0)
+    return replies
+
+
+def _rows(
+    questions: Sequence[Question],
+    histories: Sequence[Sequence[Turn]],
+    replies: Sequence[local.Reply],
+    emotion_judge: Judge,
+    gibberish_judge: Judge,
+) -> Rows:
+    """One row a question, in order: the reply, and what both judges say of it."""
     texts = [reply.text for reply in replies]
-    rows: Rows = [
+    return [
         {
             "id": q.id,
             "dialogue": q.dialogue,
-            "context": [turn.content for turn in turns],
-            "trimmed": len(turns) < len(q.history),
+            "context": [turn.content for turn in history],
+            "trimmed": len(history) < len(q.history),
             "emotion": q.emotion,
             "reply": reply.text,
             "judged": judged,
@@ -108,36 +113,33 @@ def _ask(
             "tokens": reply.tokens,
             "ended": reply.ended,
         }
-        for q, turns, reply, (judged, confidence), (gibberish, gibberish_confidence) in zip(
-            questions, kept, replies, emotion_judge(texts), gibberish_judge(texts), strict=True
+        for q, history, reply, (judged, confidence), (gibberish, gibberish_confidence) in zip(
+            questions, histories, replies, emotion_judge(texts), gibberish_judge(texts), strict=True
         )
     ]
-    with_reference = [i for i, q in enumerate(questions) if q.reference is not None]
-    references = [
-        rendering.reply_row(
-            tokenizer, kept[i], Turn(ASSISTANT, questions[i].reference or "", questions[i].emotion), system_prompt
-        )
-        for i in with_reference
-    ]
-    fitting = [(i, row) for i, row in zip(with_reference, references, strict=True) if len(row[0]) <= context]
-    found = _likelihoods(model, tokenizer.pad_token_id, [row for _, row in fitting])
-    for (i, _), (nats, tokens) in zip(fitting, found, strict=True):
-        rows[i] |= {"reference": questions[i].reference, "reference_nats": nats, "reference_tokens": tokens}
-    return rows
 
 
-def requests_of(
-    tokenizer: Any, questions: Sequence[Question], system_prompt: str | None, room: int, seed: int
-) -> tuple[list[tuple[Turn, ...]], list[local.Request]]:
-    """What each question keeps of its history in a prompt of at most `room` tokens, and that prompt with its key."""
-    fitting = [fitting.fitting_prompt(tokenizer, q.history, q.emotion, system_prompt, room) for q in questions]
-    keys = [(seeds.key(seed, q.id),) for q in questions]
-    requests = [local.Request(tuple(ids), own) for (_, ids), own in zip(fitting, keys, strict=True)]
-    return [turns for turns, _ in fitting], requests
+def _add_references(
+    rows: Rows, questions: Sequence[Question], histories: Sequence[Sequence[Turn]], model: Any, prompter: Prompter
+) -> None:
+    """What a human answered, and its likelihood, to the row of each question that has a reference which fits."""
+    fitting: dict[int, Row] = {}
+    for number, (q, history) in enumerate(zip(questions, histories, strict=True)):
+        if q.reference is not None:
+            row = prompter.reply_row(history, Turn(ASSISTANT, q.reference, q.emotion))
+            if len(row[0]) <= prompter.context:
+                fitting[number] = row
+    costs = _likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
+    for number, (nats, tokens) in zip(fitting, costs, strict=True):
+        rows[number] |= {
+            "reference": questions[number].reference,
+            "reference_nats": nats,
+            "reference_tokens": tokens,
+        }
 
 
-def _likelihoods(model: Any, pad: int, rows: Sequence[rendering.Row]) -> list[tuple[float, int]]:
-    """models.negative_log_likelihoods of rows that several processes share by whole batches.
+def _likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[tuple[float, int]]:
+    """likelihood.negative_log_likelihoods of rows that several processes share by whole batches.
 
     A sum rounds differently in another batch, so the batches must not depend on how many processes there are.
     """
@@ -151,5 +153,5 @@ def _likelihoods(model: Any, pad: int, rows: Sequence[rendering.Row]) -> list[tu
     sums = processes.gather(
         [likelihood.negative_log_likelihoods(model, pad, [rows[i] for i in b], POSITIONS) for b in own]
     )
-    found = dict(pair for numbers in zip(batches, sums, strict=True) for pair in zip(*numbers, strict=True))
-    return [found[i] for i in range(len(rows))]
+    by_row = dict(pair for numbers in zip(batches, sums, strict=True) for pair in zip(*numbers, strict=True))
+    return [by_row[i] for i in range(len(rows))]

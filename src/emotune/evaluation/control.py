@@ -13,6 +13,7 @@ from emotune.evaluation.questions import Question
 from emotune.generation import local
 from emotune.generation.params import Sampling
 from emotune.judges.verdicts import Judge
+from emotune.prompts.prompter import Prompter
 
 # Bootstrap samples of contexts behind the interval of the judges' gap.
 GAP_RESAMPLES = 1000
@@ -21,11 +22,9 @@ GAP_RESAMPLES = 1000
 def control_by(
     judges: Mapping[str, Judge],
     model: Any,
-    tokenizer: Any,
+    prompter: Prompter,
     questions: Sequence[Question],
-    system_prompt: str | None,
-    context: int,
-    how: Sampling,
+    sampling: Sampling,
     seed: int,
 ) -> dict[str, list[float]]:
     """For each judge, and each context of `control`, the share of the replies that it finds in the emotion asked for.
@@ -33,9 +32,10 @@ def control_by(
     Every process answers every question, in the same batches: a model that is spread over them answers only where all
     of them ask.
     """
-    _, requests = requests_of(tokenizer, questions, system_prompt, context - how.max_new_tokens, seed)
-    found = local.replies(model, tokenizer, requests, how, rows=local.CPU_ROWS)
-    texts = [reply.text for [reply] in found]
+    _, requests = requests_of(prompter, questions, sampling, seed)
+    texts = [
+        reply.text for [reply] in local.replies(model, prompter.tokenizer, requests, sampling, rows=local.CPU_ROWS)
+    ]
     shares: dict[str, list[float]] = {}
     for name, judge in judges.items():
         hits: dict[str, list[bool]] = {}
@@ -50,7 +50,7 @@ def judge_gap(control: Sequence[Mapping[str, Sequence[float]]], rewards: str, ot
 
     `control` is what `control_by` said of the model, step by step. The gap's 95 % interval is over the contexts.
     """
-    first, last = ({name: np.array(found[name]) for name in (rewards, other)} for found in (control[0], control[-1]))
+    first, last = ({name: np.array(point[name]) for name in (rewards, other)} for point in (control[0], control[-1]))
     gaps = (last[rewards] - first[rewards]) - (last[other] - first[other])
     low, high = scores.bootstrap(gaps, lambda sums: sums / len(gaps), GAP_RESAMPLES, seed)
     return {

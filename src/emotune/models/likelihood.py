@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from emotune.prompts import rendering
+from emotune.prompts.prompter import Row
 
 
 @torch.inference_mode()
 def negative_log_likelihoods(
-    model: Any, pad: int, rows: Sequence[rendering.Row], tokens: int = 4096
+    model: Any, pad: int, rows: Sequence[Row], tokens: int = 4096
 ) -> list[tuple[float, int]]:
     """For each row the sum of -ln p over its marked tokens (nats), and how many these are.
 

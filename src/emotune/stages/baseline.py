@@ -30,17 +30,15 @@ def main(
     from emotune.evaluation.answers import answer
     from emotune.judges import files
     from emotune.models import loading
+    from emotune.prompts.prompter import Prompter
 
     names = records.read_json(dialogues / "labels.json")
     answers = answer(
         loading.load_base(base, p.model),
-        loading.load_tokenizer(base, None),
+        Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns),
         records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl"),
         names["labels"],
         p.evaluate,
-        p.history_turns,
-        p.system_prompt,
-        p.model.context,
         files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge),
         files.open_judge(judges / "gibberish.skops", p.gibberish_judge),
         log,

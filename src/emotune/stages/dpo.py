@@ -84,6 +84,7 @@ def main(
     from emotune.evaluation.questions import control
     from emotune.judges import files
     from emotune.models import loading
+    from emotune.prompts.prompter import Prompter
     from emotune.training import distributed, reference, trainer
     from emotune.training.arguments import arguments
     from emotune.training.heads import score_labelled
@@ -136,11 +137,9 @@ def main(
             by_both = partial(
                 control_by,
                 both,
-                tokenizer=tokenizer,
+                prompter=Prompter(tokenizer, p.system_prompt, p.model.context),
                 questions=questions,
-                system_prompt=p.system_prompt,
-                context=p.model.context,
-                how=p.prefs.sampling,
+                sampling=p.prefs.sampling,
                 seed=p.dpo.seed,
             )
             dpo.add_callback(reference.ControlCurve(by_both, log))

@@ -32,6 +32,7 @@ def main(
     from emotune.evaluation.answers import Answers, answer
     from emotune.judges import files
     from emotune.models import loading
+    from emotune.prompts.prompter import Prompter
 
     names = records.read_json(dialogues / "labels.json")
     labels, neutral = names["labels"], names["neutral"]
@@ -45,13 +46,10 @@ def main(
     for name, adapter in (("sft", sft), ("dpo", dpo)):
         answers[name] = answer(
             loading.load_tuned(base, p.model, adapter),
-            loading.load_tokenizer(adapter, None),
+            Prompter(loading.load_tokenizer(adapter, None), p.system_prompt, p.model.context, p.history_turns),
             held_out,
             labels,
             p.evaluate,
-            p.history_turns,
-            p.system_prompt,
-            p.model.context,
             evaluating,
             gibberish,
             log,

@@ -1,0 +1,104 @@
+"""Turns and an emotion -> token ids, by the chat template that the tokenizer carries, and within the model's context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from emotune.core.dialogue import ASSISTANT, Turn, history, trim
+from emotune.prompts.rendering import messages
+
+# A row for a language model: token ids, and for each whether it belongs to a reply (its end token included).
+Row = tuple[list[int], list[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompter:
+    """A tokenizer with its template, the system prompt, and how much of a dialogue a row may hold.
+
+    `context` is in tokens. `history_turns` is how many turns a prompt has at most, for whoever asks for single replies.
+    """
+
+    tokenizer: Any
+    system_prompt: str | None
+    context: int
+    history_turns: int = 0
+
+    def history(self, turns: Sequence[Turn], index: int) -> tuple[Turn, ...]:
+        """The turns before turn `index` that a prompt for it begins with."""
+        return history(turns, index, self.history_turns)
+
+    def text(self, history: Sequence[Turn], emotion: str) -> str:
+        """What the model is given when it is asked to answer `history` in `emotion`."""
+        text: str = self.tokenizer.apply_chat_template(
+            messages(history, self.system_prompt), tokenize=False, add_generation_prompt=True, emotion=emotion
+        )
+        return text
+
+    def ids(self, history: Sequence[Turn], emotion: str) -> list[int]:
+        """The token ids of `text`: a prefix of every training row that goes on from there."""
+        return self._encoded(self.text(history, emotion))
+
+    def training_row(self, turns: Sequence[Turn]) -> Row:
+        """A whole dialogue as ids, with True for each reply's tokens and its end token and False for all else."""
+        [text], [replies] = render_jinja_template(
+            [messages(turns, self.system_prompt)],
+            chat_template=self.tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        # By where a token ends: its start may leave out the space it begins with (Llama 3's and GPT-2's tokenizers),
+        # and then apply_chat_template's own mask, which looks for that space, is empty.
+        ends = [end for _, end in encoded["offset_mapping"]]
+        return encoded["input_ids"], [any(start < end <= stop for start, stop in replies) for end in ends]
+
+    def reply_row(self, history: Sequence[Turn], reply: Turn) -> Row:
+        """Prompt and reply as ids, with True for the reply's tokens and its end: works for any chat template."""
+        prompt = self.ids(history, reply.emotion)
+        text = self.tokenizer.apply_chat_template(messages([*history, reply], self.system_prompt), tokenize=False)
+        ids = self._encoded(text)
+        if ids[: len(prompt)] != prompt:
+            raise ValueError(f"the chat template does not continue its own generation prompt: {text!r}")
+        return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+
+    def fitting_history(self, history: Sequence[Turn], emotion: str, reply_tokens: int) -> tuple[Turn, ...]:
+        """The latest turns of `history`, whole, that leave room for the reply (never less than the last)."""
+        room = self.context - reply_tokens
+        return trim(history, lambda turns: len(self.ids(turns, emotion)) <= room)
+
+    def fitting_prompt(
+        self, history: Sequence[Turn], emotion: str, reply_tokens: int
+    ) -> tuple[tuple[Turn, ...], list[int]]:
+        """`fitting_history` and its prompt's ids; a last turn that alone leaves no room is cut in front."""
+        turns = self.fitting_history(history, emotion, reply_tokens)
+        return turns, self.ids(turns, emotion)[-(self.context - reply_tokens) :]
+
+    def pieces(self, turns: Sequence[Turn]) -> list[tuple[Turn, ...]]:
+        """A dialogue cut between turns into as few pieces that fit the context as will do, in order.
+
+        Each piece starts with a user turn and ends with a reply. An exchange that alone is longer is left out.
+        """
+        if self._fits(turns):
+            return [tuple(turns)]
+        pieces: list[tuple[Turn, ...]] = []
+        piece: tuple[Turn, ...] = ()
+        for exchange in (tuple(turns[i : i + 2]) for i in range(0, len(turns) - 1, 2)):
+            assert exchange[1].role == ASSISTANT
+            if self._fits((*piece, *exchange)):
+                piece = (*piece, *exchange)
+                continue
+            if piece:
+                pieces.append(piece)
+            piece = exchange if self._fits(exchange) else ()
+        return [*pieces, piece] if piece else pieces
+
+    def _fits(self, turns: Sequence[Turn]) -> bool:
+        return len(self.training_row(turns)[0]) <= self.context
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
