@@ -1,6 +1,7 @@
 """What several test modules share: a tiny tokenizer and model of our own, and the inputs beside the project."""
 
 import importlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 # Before any test imports torch: one thread for each of several workers, and nothing that could reach the network.
@@ -239,11 +241,20 @@ class Pipeline:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The whole embedded pipeline with tiny settings, once a session: look, do not touch."""
-    done = Pipeline(tmp_path_factory.mktemp("pipeline"))
-    write_params(done.folder, TINY)
-    done.run()
-    return done
+    """The whole embedded pipeline with tiny settings, once for all workers: look, do not touch."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "pipeline"
+    note = folder.with_suffix(".json")
+    with FileLock(folder.with_suffix(".lock")):
+        if note.exists():
+            return Pipeline(folder, {stage: set(paths) for stage, paths in json.loads(note.read_text()).items()})
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_params(folder, TINY)
+        done = Pipeline(folder)
+        done.run()
+        note.write_text(json.dumps({stage: sorted(paths) for stage, paths in done.written.items()}))
+        return done
 
 
 # What Chromium asks the network for by itself is turned off; what a page asks for, `page` notices.

@@ -1,7 +1,7 @@
-"""Laws of evaluation.py: the same questions for every model, and what is made of their answers."""
+"""Laws of evaluation: the same questions for every model, and what is made of their answers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
 from emotune.models import loading
 from emotune.models.params import Model
-from emotune.prompts import rendering
+from emotune.prompts.prompter import Prompter
 
 LABELS = ("neutral", "happiness", "sadness")
 EVALUATE = Evaluate(
@@ -99,10 +99,14 @@ def clean(texts: Sequence[str]) -> list[tuple[str, float]]:
     return [("clean", 1.0)] * len(texts)
 
 
+def ignore(metrics: Mapping[str, float], step: int) -> None:
+    pass
+
+
 def answers_of(base: Path, template: str | None, context: int = 256) -> Answers:
     choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
     model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, template)
-    return answer(model, tokenizer, TALK, LABELS, EVALUATE, 5, None, context, judge, clean)
+    return answer(model, Prompter(tokenizer, None, context, 5), TALK, LABELS, EVALUATE, judge, clean, ignore)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,7 @@ def test_another_template_is_asked_the_same_questions(answers: Answers, base: Pa
 
 def test_a_model_that_cannot_be_told_an_emotion_reads_the_same_prompt_for_all(base: Path) -> None:
     tokenizer = loading.load_tokenizer(base, None)
-    assert len({tuple(rendering.prompt_ids(tokenizer, TURNS[:1], label, None)) for label in LABELS}) == 1
+    assert len({tuple(Prompter(tokenizer, None, 256).ids(TURNS[:1], label)) for label in LABELS}) == 1
 
 
 def test_a_references_likelihood_is_that_of_its_reply_tokens(answers: Answers, base: Path) -> None:
@@ -153,7 +157,8 @@ def test_what_leaves_no_room_for_a_reply_is_trimmed_by_whole_turns_and_counted(b
 
 def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion_asked_for(base: Path) -> None:
     choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
-    model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, "out_inst_uni")
+    model = loading.load_base(base, choice)
+    prompter = Prompter(loading.load_tokenizer(base, "out_inst_uni"), None, 256)
     asked = control(TALK, 5, 2, LABELS, 7)
     heard: dict[str, list[str]] = {}
 
@@ -166,14 +171,14 @@ def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion
 
     happy, right = ["happiness"] * 6, ["neutral", "happiness", "sadness", "neutral", "neutral", "sadness"]
     judges = {"one": finds("one", happy), "other": finds("other", right)}
-    found = control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7)
+    found = control_by(judges, model, prompter, asked, EVALUATE.sampling, 7)
     # Two contexts, each asked for in three emotions.
     assert found == {"one": [1 / 3, 1 / 3], "other": [1.0, 2 / 3]}
     assert heard["one"] == heard["other"]
     # The seed says what is drawn, so that only a change of the model changes the replies.
-    assert control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 7) == found
+    assert control_by(judges, model, prompter, asked, EVALUATE.sampling, 7) == found
     assert heard["one"] == heard["other"][:6] * 2
-    control_by(judges, model, tokenizer, asked, None, 256, EVALUATE.sampling, 8)
+    control_by(judges, model, prompter, asked, EVALUATE.sampling, 8)
     assert heard["one"][12:] != heard["one"][:6]
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
 import csv
+import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 from ruamel.yaml import YAML
+from test_rooms import FLOORS, PACKAGE, imported
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src" / "emotune"
+from conftest import ROOT
+from emotune.core.contract import Dep
+from emotune.core.sections import Section, names
+from emotune.runs.params import Params
+from emotune.runs.stage import flags
+from emotune.stages import dpo, sft
+
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
 STAGES = PIPELINE["stages"]
 # A stage's plots are of one file each, those below the stages of columns of any.
@@ -25,48 +34,42 @@ PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()] + [
 ]
 # No stage writes it: `emotune study` does, of experiments.
 LEARNING_CURVE = "metrics/studies/learning-curve.csv"
-# Sections that no stage depends on, because a face alone reads them.
-FACES = {"publish": "release.py"}
+# Sections that no stage depends on, and the room that reads them.
+FACES = {"publish": "publish"}
 
 
-def imported(module: Path) -> set[Path]:
-    """The files of the package that a module imports, anywhere in it, and what these import in turn."""
-    seen: set[Path] = set()
+def closure(module: Path) -> set[Path]:
+    """A module's file and the files of the package that it imports, anywhere in it, and what these import in turn."""
+    seen = {module}
     waiting = [module]
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text("utf-8"))):
-            names = []
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "emotune":
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names if alias.name.startswith("emotune.")]
-            for name in names:
-                file = ROOT / "src" / Path(*name.split(".")).with_suffix(".py")
-                if file.exists() and file not in seen:
+        for name in imported(waiting.pop()):
+            parts = name.split(".")
+            for file in (PACKAGE.joinpath(*parts).with_suffix(".py"), PACKAGE.joinpath(*parts[:-1]).with_suffix(".py")):
+                if file.is_file() and file not in seen:
                     seen.add(file)
                     waiting.append(file)
     return seen
 
 
-def loaded(module: Path) -> list[str]:
-    """The dotted names a stage hands to params.load."""
-    return [
-        argument.value
-        for node in ast.walk(ast.parse(module.read_text("utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.load"
-        for argument in node.args
-        if isinstance(argument, ast.Constant)
-    ]
+def main_of(stage: str) -> Any:
+    return importlib.import_module(f"emotune.stages.{stage}").main
 
 
-def read_from(module: Path) -> set[str]:
-    """The dotted names a stage reads off `p`, the params it loaded."""
-    dotted = {
-        ast.unparse(node)
-        for node in ast.walk(ast.parse(module.read_text("utf-8")))
-        if isinstance(node, ast.Attribute) and re.fullmatch(r"p(\.\w+)+", ast.unparse(node))
-    }
-    return {name.removeprefix("p.") for name in dotted}
+def params_of(stage: str) -> type[Section]:
+    kind: type[Section] = importlib.import_module(f"emotune.stages.{stage}").Params
+    return kind
+
+
+def code_of(stage: str) -> list[Path]:
+    """What a stage depends on of the package, files and rooms, less the prompt formats."""
+    return [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith("src/") and not dep.endswith(".jinja")]
+
+
+def flags_of(stage: str) -> dict[str, str]:
+    """The flags of a stage's command, and their values."""
+    words = STAGES[stage]["cmd"].split()[4:]
+    return {flag.removeprefix("--").replace("-", "_"): path for flag, path in zip(words[::2], words[1::2], strict=True)}
 
 
 def paths_in(stage: dict) -> set[str]:
@@ -87,7 +90,7 @@ def stage(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_stage_runs_the_file_of_its_name(stage: str) -> None:
-    assert STAGES[stage]["cmd"].startswith(f"python -m emotune.stages.{stage} ")
+    assert STAGES[stage]["cmd"].startswith(f"python -m emotune.runs.stage {stage} ")
     assert (PACKAGE / "stages" / f"{stage}.py").exists()
 
 
@@ -95,30 +98,47 @@ def test_every_stage_file_is_a_stage() -> None:
     assert {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"} == set(STAGES)
 
 
-def test_the_code_a_stage_depends_on_is_the_code_it_imports(stage: str) -> None:
-    own = PACKAGE / "stages" / f"{stage}.py"
-    code = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    assert code == {path.relative_to(ROOT).as_posix() for path in {own, *imported(own)}}
+def test_a_command_has_a_flag_for_each_path_that_the_stage_reads_or_writes(stage: str) -> None:
+    kinds = get_type_hints(main_of(stage), include_extras=True)
+    paths = flags_of(stage)
+    assert set(paths) == set(flags(main_of(stage)))
+    for flag, path in paths.items():
+        is_dep = kinds.get(flag) == Dep
+        assert (path in STAGES[stage].get("deps", []), path in outs_of(STAGES[stage])) == (is_dep, not is_dep), flag
 
 
-def test_the_params_a_stage_depends_on_are_those_it_loads(stage: str) -> None:
-    own = PACKAGE / "stages" / f"{stage}.py"
-    assert sorted(STAGES[stage]["params"]) == sorted(loaded(own))
+def test_the_code_a_stage_depends_on_holds_all_that_it_imports(stage: str) -> None:
+    imports = closure(PACKAGE / "stages" / f"{stage}.py")
+    assert [file for file in sorted(imports) if not any(file.is_relative_to(dep) for dep in code_of(stage))] == []
 
 
-def test_the_params_a_stage_loads_are_those_it_reads(stage: str) -> None:
-    own = PACKAGE / "stages" / f"{stage}.py"
-    read = {name for name in read_from(own) if not name.startswith("model_dump")}
-    for name in loaded(own):
-        assert any(found == name or found.startswith(f"{name}.") for found in read), f"{name} is loaded and not read"
+def test_every_room_that_a_stage_depends_on_is_reached(stage: str) -> None:
+    imports = closure(PACKAGE / "stages" / f"{stage}.py")
+    assert [dep for dep in code_of(stage) if not any(file.is_relative_to(dep) for file in imports)] == []
+
+
+def test_no_stage_depends_on_what_knows_of_dvc_git_or_mlflow(stage: str) -> None:
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in closure(PACKAGE / "stages" / f"{stage}.py")}
+    assert not rooms & {"runs", "studies", "publish", "faces"}
+
+
+def test_the_params_a_stage_depends_on_are_those_it_declares(stage: str) -> None:
+    assert sorted(STAGES[stage]["params"]) == sorted(names(params_of(stage), Params))
+
+
+def test_the_params_a_stage_declares_are_read(stage: str) -> None:
+    text = "".join(path.read_text("utf-8") for path in sorted((PACKAGE / "stages").glob(f"{stage}.py")))
+    for name in names(params_of(stage), Params):
+        assert re.search(rf"\bp\.{re.escape(name)}\b", text), f"{name} is declared and not read"
 
 
 def test_every_section_is_used() -> None:
     content = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))
     by_stages = {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
     assert by_stages == set(content) - FACES.keys()
-    for section, face in FACES.items():
-        assert any(name.split(".")[0] == section for name in read_from(PACKAGE / face)), f"{face} reads no {section}"
+    for section, room in FACES.items():
+        text = "".join(path.read_text("utf-8") for path in (PACKAGE / room).glob("*.py"))
+        assert re.search(rf"\bp\.{section}\b", text), f"{room} reads no {section}"
 
 
 def test_every_path_in_a_command_is_a_dep_or_an_out(stage: str) -> None:
@@ -133,7 +153,7 @@ def test_a_stage_depends_on_the_templates_it_renders(stage: str) -> None:
         "baseline": {"_prelude", "native"},
         "sft": {"_prelude", "${template}"},
     }
-    assert found == {f"src/emotune/templates/{name}.jinja" for name in expected.get(stage, set())}
+    assert found == {f"src/emotune/prompts/formats/{name}.jinja" for name in expected.get(stage, set())}
 
 
 def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
@@ -148,12 +168,9 @@ def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
 
 
 def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None:
-    from emotune.training.dpo import DPO_CURVE
-    from emotune.training.sft import SFT_CURVE
-
     columns = {
-        "metrics/sft_history.csv": SFT_CURVE,
-        "metrics/dpo_history.csv": DPO_CURVE,
+        "metrics/sft_history.csv": tuple(sft.CURVE),
+        "metrics/dpo_history.csv": tuple(dpo.CURVE),
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
     } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
     assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}
@@ -161,8 +178,8 @@ def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None
         columns[LEARNING_CURVE] = tuple(csv.DictReader(file).fieldnames or ())
     shown = []
     for plot in PLOTS:
-        for path, names in plot["y"].items():
-            drawn = [names] if isinstance(names, str) else names
+        for path, column in plot["y"].items():
+            drawn = [column] if isinstance(column, str) else column
             assert {plot["x"], *drawn} <= set(columns[path]), path
             shown += [(path, name) for name in drawn]
     assert len(set(shown)) == len(shown), "nothing is drawn twice"
@@ -186,22 +203,23 @@ def test_the_page_of_plots_loads_nothing() -> None:
     assert "@import" not in page
 
 
-def test_the_readme_s_tree_names_every_module_and_no_other() -> None:
-    tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1].split("## ")[0]
-    named = set(re.findall(r"^  (\w+\.py) ", tree, flags=re.MULTILINE))
-    assert named == {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+def test_the_readme_s_tree_names_every_room_and_no_other() -> None:
+    tree = (ROOT / "README.md").read_text("utf-8").split("src/emotune/")[1].split("```")[0]
+    assert re.findall(r"^  (\w+)/ ", tree, flags=re.MULTILINE) == [room for floor in FLOORS for room in floor]
 
 
-def test_pure_modules_import_nothing_heavy() -> None:
-    for name in ("params", "errors", "dialogue", "corpus", "seeds", "reward", "selection", "scores"):
-        for file in {PACKAGE / f"{name}.py", *imported(PACKAGE / f"{name}.py")}:
-            roots = {
-                (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
-                for node in ast.walk(ast.parse(file.read_text("utf-8")))
-                if isinstance(node, ast.Import | ast.ImportFrom)
-            }
-            assert not roots & {"torch", "transformers", "trl", "peft", "mlflow", "dvc", "datasets"}, file
+def test_core_data_and_the_rules_of_preference_import_nothing_heavy() -> None:
+    modules = [path.relative_to(PACKAGE.parent) for room in ("core", "data") for path in (PACKAGE / room).glob("*.py")]
+    modules += [path.relative_to(PACKAGE.parent) for path in PACKAGE.glob("*/params.py")]
+    names = [".".join(path.with_suffix("").parts) for path in modules]
+    names += [f"emotune.preferences.{name}" for name in ("reward", "selection")]
+    names += [f"emotune.stages.{stage}" for stage in STAGES]
+    code = f"import sys; [__import__(name) for name in {names}]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    heavy = {"torch", "transformers", "trl", "peft", "mlflow", "dvc", "datasets", "sklearn", "pandas", "numpy"}
+    assert not heavy & set(loaded)
 
 
 def test_a_stage_never_imports_a_stage(stage: str) -> None:
-    assert not {path for path in imported(PACKAGE / "stages" / f"{stage}.py") if path.parent.name == "stages"}
+    own = PACKAGE / "stages" / f"{stage}.py"
+    assert {path for path in closure(own) if path.parent.name == "stages"} == {own}

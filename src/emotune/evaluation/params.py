@@ -9,6 +9,7 @@ from pydantic import Field
 from emotune.core.sections import Count, Section
 from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
+from emotune.models.params import Model
 
 
 class Evaluate(Section):
@@ -19,3 +20,13 @@ class Evaluate(Section):
     seed: int
     emotion_judge: JudgeChoice
     sampling: Sampling
+
+
+class Examination(Section):
+    """The questions, the judges of the answers, and the model that is asked: what a stage that evaluates reads."""
+
+    evaluate: Evaluate
+    gibberish_judge: JudgeChoice
+    history_turns: Count
+    model: Model
+    system_prompt: str | None

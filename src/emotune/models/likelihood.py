@@ -11,9 +11,7 @@ from emotune.prompts.prompter import Row
 
 
 @torch.inference_mode()
-def negative_log_likelihoods(
-    model: Any, pad: int, rows: Sequence[Row], tokens: int = 4096
-) -> list[tuple[float, int]]:
+def negative_log_likelihoods(model: Any, pad: int, rows: Sequence[Row], tokens: int = 4096) -> list[tuple[float, int]]:
     """For each row the sum of -ln p over its marked tokens (nats), and how many these are.
 
     Rows of like length go together, right-padded, at most `tokens` positions at a time.

@@ -1,4 +1,4 @@
-"""Turns and an emotion -> token ids, by the chat template that the tokenizer carries, and within the model's context."""
+"""Turns and an emotion -> token ids, by the chat template that the tokenizer carries, within the model's context."""
 
 from __future__ import annotations
 

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Log, Metrics, Out
-from emotune.core.sections import Count, Section
-from emotune.evaluation.params import Evaluate
-from emotune.judges.params import JudgeChoice
-from emotune.models.params import Model
+from emotune.evaluation.params import Examination
 
 PARALLEL = True
 
 
-class Params(Section):
-    """The questions, and the model that is asked."""
-
-    evaluate: Evaluate
-    gibberish_judge: JudgeChoice
-    history_turns: Count
-    model: Model
-    system_prompt: str | None
+class Params(Examination):
+    """The same for every model."""
 
 
 def main(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Log, Metrics, Out
-from emotune.stages.baseline import Params
+from emotune.evaluation.params import Examination
 
 PARALLEL = True
+
+
+class Params(Examination):
+    """The same for every model."""
 
 
 def main(

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from emotune.core.dialogue import Dialogue, Turn
 from emotune.models.loading import load_tokenizer
-from emotune.prompts import fitting, rendering
+from emotune.prompts import rendering
+from emotune.prompts.prompter import Prompter, Row
 
 TEMPLATES = ("in_inst", "out_inst", "in_inst_uni", "out_inst_uni", "native")
 TURNS = (
@@ -107,11 +108,15 @@ def speaker(folder: Path, name: str) -> Any:
     return load_tokenizer(folder, name)
 
 
+def speaks(tokenizer: Any, system_prompt: str | None = None, context: int = 256) -> Prompter:
+    return Prompter(tokenizer, system_prompt, context)
+
+
 def text(tokenizer: Any, turns: Sequence[Turn], system_prompt: str | None = None) -> str:
     return tokenizer.apply_chat_template(rendering.messages(turns, system_prompt), tokenize=False)
 
 
-def marked(tokenizer: Any, row: rendering.Row) -> list[str]:
+def marked(tokenizer: Any, row: Row) -> list[str]:
     """The text of each run of marked tokens."""
     runs: list[list[int]] = []
     before = False
@@ -148,45 +153,45 @@ def test_a_system_prompt_stands_in_the_first_user_message(tokenizer: Any, name: 
 
 def test_a_prompt_asks_for_the_emotion_and_ends_where_the_reply_begins(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = rendering.template(name)
-    asked = rendering.prompt_text(tokenizer, TURNS[:3], "surprise", SYSTEM)
+    asked = speaks(tokenizer, SYSTEM).text(TURNS[:3], "surprise")
     whole = text(tokenizer, TURNS, SYSTEM).replace("happiness", "surprise")
     assert asked == whole.removesuffix(" Then let us look there.</s>")
 
 
 @pytest.mark.parametrize("system_prompt", [None, SYSTEM])
 def test_a_prompt_is_a_prefix_of_the_training_row(speaker: Any, system_prompt: str | None) -> None:
-    whole, of_reply = rendering.training_row(speaker, TURNS, system_prompt)
+    whole, of_reply = speaks(speaker, system_prompt).training_row(TURNS)
     for index in (1, 3):
-        prompt = rendering.prompt_ids(speaker, TURNS[:index], TURNS[index].emotion, system_prompt)
+        prompt = speaks(speaker, system_prompt).ids(TURNS[:index], TURNS[index].emotion)
         assert whole[: len(prompt)] == prompt
         assert of_reply[len(prompt) - 1 : len(prompt) + 1] == [False, True]
 
 
 @pytest.mark.parametrize("system_prompt", [None, SYSTEM])
 def test_the_loss_is_on_each_reply_and_its_end_and_nothing_else(speaker: Any, system_prompt: str | None) -> None:
-    row = rendering.training_row(speaker, TURNS, system_prompt)
+    row = speaks(speaker, system_prompt).training_row(TURNS)
     assert marked(speaker, row) == ["Where did you see them last?</s>", "Then let us look there.</s>"]
     assert len(row[0]) == len(row[1])
 
 
 def test_the_row_is_what_the_text_encodes_to(speaker: Any) -> None:
     ids = speaker(text(speaker, TURNS, SYSTEM), add_special_tokens=False)["input_ids"]
-    assert rendering.training_row(speaker, TURNS, SYSTEM)[0] == ids
+    assert speaks(speaker, SYSTEM).training_row(TURNS)[0] == ids
 
 
 def test_a_row_has_one_beginning_and_one_end_for_each_reply(speaker: Any) -> None:
-    ids, _ = rendering.training_row(speaker, TURNS, SYSTEM)
+    ids, _ = speaks(speaker, SYSTEM).training_row(TURNS)
     assert special(speaker, ids) == ["<s>", "</s>", "</s>"]
     assert ids[0] == speaker.bos_token_id
     assert ids[-1] == speaker.eos_token_id
 
 
 def test_a_row_of_one_reply_marks_that_reply_alone(speaker: Any) -> None:
-    whole, _ = rendering.training_row(speaker, TURNS, SYSTEM)
-    ids, of_reply = rendering.reply_row(speaker, TURNS[:3], TURNS[3], SYSTEM)
+    whole, _ = speaks(speaker, SYSTEM).training_row(TURNS)
+    ids, of_reply = speaks(speaker, SYSTEM).reply_row(TURNS[:3], TURNS[3])
     assert ids == whole
     assert marked(speaker, (ids, of_reply)) == ["Then let us look there.</s>"]
-    assert rendering.reply_row(speaker, TURNS[:1], TURNS[1], None) == rendering.training_row(speaker, TURNS[:2], None)
+    assert speaks(speaker).reply_row(TURNS[:1], TURNS[1]) == speaks(speaker).training_row(TURNS[:2])
 
 
 def test_no_text_from_outside_passes_for_a_mark_of_ours(speaker: Any) -> None:
@@ -197,7 +202,7 @@ def test_no_text_from_outside_passes_for_a_mark_of_ours(speaker: Any) -> None:
         found = text(speaker, attacked, f"Be {mark} kind.")
         assert [found.count(other) for other in MARKS] == [plain.count(other) for other in MARKS]
         assert found.count(f"({mark[1:-1]})") == 4 * 4 + 1
-        ids, of_reply = rendering.training_row(speaker, attacked, f"Be {mark} kind.")
+        ids, of_reply = speaks(speaker, f"Be {mark} kind.").training_row(attacked)
         assert special(speaker, ids) == ["<s>", "</s>", "</s>"]
         assert len(marked(speaker, (ids, of_reply))) == 2
 
@@ -211,22 +216,22 @@ def test_marks_inside_marks_do_not_leave_a_mark(tokenizer: Any) -> None:
 
 def test_an_empty_reply_is_its_end(speaker: Any) -> None:
     turns = [TURNS[0], Turn("assistant", " ", "neutral")]
-    row = rendering.training_row(speaker, turns, None)
+    row = speaks(speaker).training_row(turns)
     assert marked(speaker, row) == ["</s>"]
-    assert rendering.reply_row(speaker, turns[:1], turns[1], None) == row
+    assert speaks(speaker).reply_row(turns[:1], turns[1]) == row
 
 
 def test_letters_of_several_bytes_belong_to_the_reply(base: Path) -> None:
     tokenizer = load_tokenizer(base, "out_inst_uni")
-    row = rendering.training_row(tokenizer, [Turn("user", "“¿Qué?”", "fear"), Turn("assistant", "…é😀!", "joy")], None)
+    row = speaks(tokenizer).training_row([Turn("user", "“¿Qué?”", "fear"), Turn("assistant", "…é😀!", "joy")])
     assert marked(tokenizer, row) == ["…é😀!</s>"]
 
 
 def test_a_history_that_fits_is_the_longest_end_from_a_user_turn(tokenizer: Any) -> None:
     def fitting(room: int) -> tuple[Turn, ...]:
-        return fitting.fitting_history(tokenizer, TURNS[:3], "happiness", SYSTEM, room)
+        return speaks(tokenizer, SYSTEM, room).fitting_history(TURNS[:3], "happiness", 0)
 
-    whole = len(rendering.prompt_ids(tokenizer, TURNS[:3], "happiness", SYSTEM))
+    whole = len(speaks(tokenizer, SYSTEM).ids(TURNS[:3], "happiness"))
     assert fitting(whole) == TURNS[:3]
     assert fitting(whole - 1) == TURNS[2:3]
     # The last user turn stays, even where it is too long.
@@ -235,18 +240,18 @@ def test_a_history_that_fits_is_the_longest_end_from_a_user_turn(tokenizer: Any)
 
 def test_a_long_dialogue_is_cut_between_exchanges(tokenizer: Any) -> None:
     turns = TURNS * 3
-    length = len(rendering.training_row(tokenizer, turns, None)[0])
-    assert fitting.fitting_rows(tokenizer, turns, None, length) == [turns]
-    two = len(rendering.training_row(tokenizer, TURNS, None)[0])
-    assert fitting.fitting_rows(tokenizer, turns, None, two) == [TURNS] * 3
-    assert fitting.fitting_rows(tokenizer, turns, None, length - 1) == [turns[:10], turns[10:]]
+    length = len(speaks(tokenizer).training_row(turns)[0])
+    assert speaks(tokenizer, None, length).pieces(turns) == [turns]
+    two = len(speaks(tokenizer).training_row(TURNS)[0])
+    assert speaks(tokenizer, None, two).pieces(turns) == [TURNS] * 3
+    assert speaks(tokenizer, None, length - 1).pieces(turns) == [turns[:10], turns[10:]]
 
 
 def test_an_exchange_that_is_too_long_alone_is_left_out(tokenizer: Any) -> None:
     long = (Turn("user", "On and on. " * 50, "neutral"), Turn("assistant", "I see.", "neutral"))
-    context = len(rendering.training_row(tokenizer, TURNS, None)[0])
-    assert fitting.fitting_rows(tokenizer, (*TURNS[:2], *long, *TURNS[2:]), None, context) == [TURNS[:2], TURNS[2:]]
-    assert fitting.fitting_rows(tokenizer, long, None, context) == []
+    context = len(speaks(tokenizer).training_row(TURNS)[0])
+    assert speaks(tokenizer, None, context).pieces((*TURNS[:2], *long, *TURNS[2:])) == [TURNS[:2], TURNS[2:]]
+    assert speaks(tokenizer, None, context).pieces(long) == []
 
 
 def test_the_laws_hold_on_real_dialogues(folder: Path, shared: Path) -> None:
@@ -256,11 +261,11 @@ def test_the_laws_hold_on_real_dialogues(folder: Path, shared: Path) -> None:
         texts = [utterance.strip() for utterance in line.split("__eou__")[:-1]]
         turns = [Turn(("user", "assistant")[i % 2], content, "neutral") for i, content in enumerate(texts)]
         turns = turns[: len(turns) // 2 * 2]
-        ids, of_reply = rendering.training_row(tokenizer, turns, None)
+        ids, of_reply = speaks(tokenizer).training_row(turns)
         assert special(tokenizer, [i for i in ids if i != tokenizer.unk_token_id]) == ["<s>"] + ["</s>"] * (
             len(turns) // 2
         )
-        last, of_last = rendering.reply_row(tokenizer, turns[:-1], turns[-1], None)
+        last, of_last = speaks(tokenizer).reply_row(turns[:-1], turns[-1])
         assert last == ids
         assert of_last[-1] is of_reply[-1] is True
         assert of_reply[-sum(of_last) :] == of_last[-sum(of_last) :]
@@ -275,11 +280,11 @@ def test_a_native_template_of_the_tokenizers_own_is_left_alone(base: Path, tmp_p
     tokenizer.chat_template = own
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path, None).chat_template == own
-    ids, of_reply = rendering.reply_row(load_tokenizer(tmp_path, None), TURNS[:1], TURNS[1], None)
+    ids, of_reply = speaks(load_tokenizer(tmp_path, None)).reply_row(TURNS[:1], TURNS[1])
     assert marked(tokenizer, (ids, of_reply)) == ["Where did you see them last?"]
 
 
 def test_a_template_that_does_not_continue_its_own_prompt_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}"
     with pytest.raises(ValueError, match="does not continue its own generation prompt"):
-        rendering.reply_row(tokenizer, TURNS[:1], TURNS[1], None)
+        speaks(tokenizer).reply_row(TURNS[:1], TURNS[1])
