@@ -1,6 +1,7 @@
 """Faults to survive: whatever befalls a stage, it ends with the bytes of a run that nothing befell."""
 
 import gc
+import itertools
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tqdm import tqdm
@@ -26,7 +28,7 @@ from emotune.preferences import journal
 
 pytestmark = pytest.mark.pipeline
 
-KILLS = 20
+KILLS = 3
 # Less of everything than the session's pipeline has, so that a run takes some seconds; but many batches and steps.
 SMALL = TINY | {
     "sft.epochs": 1.0,
@@ -47,11 +49,13 @@ JOURNAL = ".work/journal.sqlite"
 IMPORTED = [
     "sklearn.pipeline",
     "transformers.models.llama.modeling_llama",
-    "emotune.evaluation",
-    "emotune.finetuning",
-    "emotune.journal",
-    "emotune.judges",
-    "emotune.preferences",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.sft_trainer",
+    "emotune.evaluation.control",
+    "emotune.judges.files",
+    "emotune.preferences.attempts",
+    "emotune.preferences.journal",
+    "emotune.training.trainer",
 ]
 
 
@@ -84,8 +88,55 @@ class Run:
 Start = Callable[..., Run]
 
 
-def _run(stage: str, folder: Path, root: Path, limit: int | None) -> None:
-    """What `python -m emotune.stages.<stage>` would do in a folder; runs in the process that was forked."""
+@dataclass(frozen=True)
+class End:
+    """A sudden end: before or after the n-th call of a method by the process that awaits it."""
+
+    owner: type
+    method: str
+    call: int
+    after: bool = False
+
+    def await_it(self) -> None:
+        """Kill this process there."""
+        whole, calls = getattr(self.owner, self.method), itertools.count(1)
+
+        def killed(*args: Any, **kwargs: Any) -> Any:
+            is_it = next(calls) == self.call
+            if is_it and not self.after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = whole(*args, **kwargs)
+            if is_it:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(self.owner, self.method, killed)
+
+
+# Where a stage is at its weakest: it keeps a batch of attempts, calls a checkpoint complete, puts an out in its place.
+ENDS = {
+    "generate_prefs": [
+        End(journal.Journal, "keep", 1),
+        End(journal.Journal, "keep", 1, after=True),
+        End(journal.Journal, "keep", 3),
+        End(journal.Journal, "keep", 2, after=True),
+        End(Path, "replace", 1),
+        End(Path, "replace", 1, after=True),
+    ],
+    "sft": [
+        End(Path, "touch", 1),
+        End(Path, "touch", 1, after=True),
+        End(Path, "touch", 2),
+        End(Path, "rename", 1),
+        End(Path, "rename", 1, after=True),
+        End(Path, "replace", 2),
+    ],
+}
+ENDS["dpo"] = ENDS["sft"]
+
+
+def _run(stage: str, folder: Path, root: Path, limit: int | None, end: End | None) -> None:
+    """What `python -m emotune.runs.stage` would do in a folder; runs in the process that was forked."""
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder.with_name(f"{folder.name}.{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -99,8 +150,10 @@ def _run(stage: str, folder: Path, root: Path, limit: int | None) -> None:
     gc.freeze()
     # Its own lock is a semaphore, which a killed process would leave behind.
     tqdm.set_lock(threading.RLock())
-    sys.argv = [stage, *flags(stage)]
-    runpy.run_module(f"emotune.stages.{stage}", run_name="__main__", alter_sys=True)
+    if end is not None:
+        end.await_it()
+    sys.argv = ["emotune.runs.stage", stage, *flags(stage)]
+    runpy.run_module("emotune.runs.stage", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +163,10 @@ def start() -> Iterator[Start]:
     context.set_forkserver_preload(IMPORTED)
     started = []
 
-    def start(stage: str, folder: Path, root: Path | None = None, limit: int | None = None) -> Run:
-        process = context.Process(target=_run, args=(stage, folder, root or folder, limit))
+    def start(
+        stage: str, folder: Path, root: Path | None = None, limit: int | None = None, end: End | None = None
+    ) -> Run:
+        process = context.Process(target=_run, args=(stage, folder, root or folder, limit, end))
         process.start()
         started.append(process)
         return Run(process, folder, *(folder.with_name(f"{folder.name}.{name}") for name in ("stdout", "stderr")))
@@ -217,47 +272,41 @@ def assert_goes_on_to_the_same_bytes(run: Run, found: int, alone: Alone) -> None
 # --- SIGKILL
 
 
-@pytest.mark.parametrize("stage", ["generate_prefs", "sft", "dpo"])
-def test_a_stage_killed_at_twenty_random_moments_ends_with_the_same_bytes(
-    stage: str, alone: dict[str, Alone], ready: Path, start: Start, tmp_path: Path
-) -> None:
-    draw = random.Random(f"{stage} 7")
-    folder = before(stage, ready, tmp_path / "0")
-    there: list[int] = []
-    ends = 0
-    while len(there) < KILLS:
-        found = progress(stage, folder)
-        run = start(stage, folder)
-        # The first before anything is kept, the others a while after some part of the work is: not by the clock alone,
-        # or a machine that is busier than it was decides what is tested.
-        aim = draw.randint(found, alone[stage].work) if there else 0
-        while run.process.is_alive() and progress(stage, folder) < aim:
-            time.sleep(0.01)
-        run.process.join(draw.uniform(0, alone[stage].seconds / 4 if there else 0.3))
-        if run.killed():
-            there.append(progress(stage, folder))
-        else:
-            assert_goes_on_to_the_same_bytes(run, found, alone[stage])
-            ends += 1
-            folder = before(stage, ready, tmp_path / str(ends))
-    found = progress(stage, folder)
-    assert_goes_on_to_the_same_bytes(start(stage, folder), found, alone[stage])
-    assert there[0] == 0
-    assert len(set(there)) >= 3
-
-
-@pytest.mark.parametrize("stage", ["generate_prefs", "sft", "dpo"])
-def test_a_stage_killed_while_it_writes_its_outs_ends_with_the_same_bytes(
+@pytest.mark.parametrize("stage", ENDS)
+def test_a_stage_killed_wherever_it_writes_ends_with_the_same_bytes(
     stage: str, alone: dict[str, Alone], ready: Path, start: Start, tmp_path: Path
 ) -> None:
     folder = before(stage, ready, tmp_path / "here")
-    outs = [folder / path for path in declared(stage)]
-    run = start(stage, folder)
-    while run.process.is_alive() and not any(out.exists() for out in outs):
-        time.sleep(0.0001)
-    assert run.killed(), "the stage ended before it could be killed"
-    assert start(stage, folder).ended_well()
-    assert files(folder) == alone[stage].files
+    there = [0]
+    for end in ENDS[stage]:
+        assert start(stage, folder, end=end).ended() == -signal.SIGKILL, end
+        there.append(progress(stage, folder))
+    assert_goes_on_to_the_same_bytes(start(stage, folder), there[-1], alone[stage])
+    # Nothing that was kept is lost.
+    assert there == sorted(there)
+    assert len(set(there)) >= 3
+
+
+@pytest.mark.parametrize("stage", ENDS)
+def test_a_stage_killed_at_random_moments_ends_with_the_same_bytes(
+    stage: str, alone: dict[str, Alone], ready: Path, start: Start, tmp_path: Path
+) -> None:
+    draw = random.Random(f"{stage} 7")
+    folder = before(stage, ready, tmp_path / "here")
+    for _ in range(KILLS):
+        there = progress(stage, folder)
+        run = start(stage, folder)
+        # A while after some part of the work is kept: not by the clock alone, or a machine that is busier than it was
+        # decides what is tested.
+        aim = draw.randint(there, alone[stage].work)
+        while run.process.is_alive() and progress(stage, folder) < aim:
+            time.sleep(0.01)
+        run.process.join(draw.uniform(0, alone[stage].seconds / 4))
+        if not run.killed():
+            assert_goes_on_to_the_same_bytes(run, there, alone[stage])
+            return
+    there = progress(stage, folder)
+    assert_goes_on_to_the_same_bytes(start(stage, folder), there, alone[stage])
 
 
 # --- two runs at once

@@ -3,112 +3,21 @@
 import csv
 import io
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ROOT, STAGES, TINY, Pipeline, declared, write_params
-from emotune.core import records
-from emotune.runs.params import load
+from clones import Clone, families, project
+from conftest import STAGES, Pipeline
+from emotune.runs.params import parse
 
 pytestmark = pytest.mark.pipeline
 
 AFTER_SFT = {"sft", "generate_prefs", "dpo", "evaluate"}
 AFTER_PREFS = {"generate_prefs", "dpo", "evaluate"}
 IN_WORKSPACE, IN_QUEUE = [0.5, 0.2, 0.3], [0.3, 0.3, 0.4]
-
-
-@dataclass(frozen=True)
-class Clone:
-    """A git repository with the project's files as they are now, tiny params, and a DVC cache of its own."""
-
-    folder: Path
-
-    def __call__(self, *command: str) -> str:
-        """What a command prints, which must not fail."""
-        venv = str(Path(sys.executable).parent)
-        unset = ("DVC_ROOT", "DVC_EXP_NAME", "EMOTUNE_TRACKING", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
-        environment = {name: value for name, value in os.environ.items() if name not in unset} | {
-            "PATH": os.pathsep.join([venv, os.environ["PATH"]]),
-            "PYTHONPATH": str(self.folder / "src"),
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "DVC_NO_ANALYTICS": "1",
-            "DVC_SITE_CACHE_DIR": str(self.folder.parent / "dvc"),
-            "DVC_GLOBAL_CONFIG_DIR": str(self.folder.parent / "dvc"),
-            "COLUMNS": "200",
-        }
-        ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
-        assert ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout}\n{ended.stderr}"
-        return ended.stdout
-
-    def ran(self, output: str) -> list[str]:
-        """The stages that DVC says it ran, in order."""
-        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
-
-    def ended(self) -> list[str]:
-        """The stages that ended here, by the notes they leave."""
-        return [line["stage"] for line in records.read_jsonl(self.folder / ".work/costs.jsonl")]
-
-    def changed(self) -> set[str]:
-        """The stages that `dvc repro` would run: those that DVC finds changed, and all that follows from them."""
-        status = json.loads(self("dvc", "status", "--json"))
-        found = {stage for stage in STAGES if stage in status}
-        for stage in STAGES:  # written in the order of the story, so one pass will do
-            inputs = [Path(path) for path in STAGES[stage]["deps"]]
-            outs = [Path(path) for before in found for path in declared(before)]
-            if any(path.is_relative_to(out) for path in inputs for out in outs):
-                found.add(stage)
-        return found
-
-    @contextmanager
-    def with_params(self, **changes: Any) -> Iterator[None]:
-        """The clone as it would be with other values of some dotted keys."""
-        path = self.folder / "params.yaml"
-        before = path.read_bytes()
-        write_params(self.folder, TINY | changes)
-        try:
-            yield
-        finally:
-            path.write_bytes(before)
-
-
-def project(folder: Path) -> Clone:
-    """The project's files as they are now in a new repository, with tiny params, committed."""
-    tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    write_params(folder, TINY)
-    made = Clone(folder)
-    made("git", "init", "--quiet", "--initial-branch", "main")
-    made("git", "config", "user.name", "A tester")
-    made("git", "config", "user.email", "tester@localhost")
-    made("git", "add", ".")
-    made("git", "commit", "--quiet", "-m", "The project, with tiny params")
-    assert not (folder / ".dvc/cache").exists()
-    return made
-
-
-def reproduced(folder: Path, pipeline: Pipeline) -> Clone:
-    """The project with every out of a pipeline in its workspace and cache, and dvc.lock and metrics committed."""
-    made = project(folder)
-    for path in [path for stage in STAGES for path in declared(stage)]:
-        copy = shutil.copytree if (pipeline.folder / path).is_dir() else shutil.copyfile
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        copy(pipeline.folder / path, folder / path)
-    made("dvc", "commit", "--force", "--quiet")
-    made("git", "commit", "--quiet", "--all", "-m", "What came of it")
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +96,27 @@ def test_a_comment_affects_nothing(clone: Clone) -> None:
             path.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    ("name", "affected"),
+    [
+        ("runs/tracking.py", set()),
+        ("runs/stage.py", set()),
+        ("faces/page.py", set()),
+        ("publish/cards.py", set()),
+        ("studies/evidence.py", set()),
+        ("prompts/formats/in_inst.jinja", set()),
+        ("stages/dpo.py", {"dpo", "evaluate"}),
+        ("evaluation/scores.py", set(STAGES) - {"prepare", "base_model", "sft"}),
+        ("preferences/reward.py", AFTER_PREFS),
+        ("training/trainer.py", AFTER_SFT),
+        ("core/seeds.py", set(STAGES)),
+    ],
+)
+def test_edited_code_affects_the_stages_that_import_it_alone(name: str, affected: set[str], clone: Clone) -> None:
+    with clone.edited(f"src/emotune/{name}"):
+        assert clone.changed() == affected
+
+
 # --- experiments
 
 
@@ -196,7 +126,7 @@ def test_a_float_in_scientific_notation_arrives_as_a_float(clone: Clone) -> None
     try:
         # `judges` does not depend on it, so nothing runs; the file is written all the same.
         clone("dvc", "exp", "run", "--name", "slow", "-S", "sft.learning_rate=2e-5", "judges")
-        assert load("sft", path=path).sft.learning_rate == 0.00002
+        assert parse(path).sft.learning_rate == 0.00002
         assert clone.changed() == AFTER_SFT
     finally:
         path.write_bytes(before)
@@ -246,28 +176,6 @@ def test_the_page_of_plots_draws_without_a_network(clone: Clone, page: Any, tmp_
 
 
 # --- MLflow
-
-
-def runs_of(clone: Clone) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("emotune")
-    assert experiment is not None
-    return client.search_runs([experiment.experiment_id], max_results=1000)
-
-
-def families(clone: Clone) -> dict[str, tuple[Any, list[Any]]]:
-    """Each pipeline run with its stages' runs, by the name of its DVC experiment ('' for `dvc repro`)."""
-    runs = runs_of(clone)
-    parents = [run for run in runs if "emotune.pipeline" in run.data.tags]
-    return {
-        parent.data.tags.get("dvc.exp.name", ""): (
-            parent,
-            [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id],
-        )
-        for parent in parents
-    }
 
 
 def test_repro_is_one_mlflow_run_with_a_child_for_each_stage(clone: Clone) -> None:

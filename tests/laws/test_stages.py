@@ -170,13 +170,6 @@ def test_dpo_moves_the_adapter_that_sft_made(pipeline: Pipeline) -> None:
 # --- the same bytes
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_run_again_elsewhere_writes_the_same_bytes(stage: str, pipeline: Pipeline, tmp_path: Path) -> None:
-    folder = without(stage, pipeline, tmp_path)
-    run_stage(stage, folder)
-    assert contents(folder) == contents(pipeline.folder)
-
-
 def test_preferences_do_not_depend_on_how_many_are_sampled_at_once(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,9 +235,11 @@ def test_a_killed_stage_goes_on_from_its_last_complete_checkpoint_to_the_same_by
 def test_dpo_sees_the_token_ids_that_sft_would_see(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from trl import DPOTrainer
+
     from emotune.core.dialogue import Turn
     from emotune.models import loading
-    from emotune.prompts import rendering
+    from emotune.prompts.prompter import Prompter
 
     class Caught(Exception):
         pass
@@ -252,25 +247,23 @@ def test_dpo_sees_the_token_ids_that_sft_would_see(
     def instead_of_training(trainer: Any, **_: Any) -> None:
         raise Caught(trainer.eval_dataset)
 
-    monkeypatch.setattr(finetuning.DPOTrainer, "train", instead_of_training)
+    monkeypatch.setattr(DPOTrainer, "train", instead_of_training)
     with pytest.raises(Caught) as caught:
         run_stage("dpo", without("dpo", pipeline, tmp_path))
     prepared = caught.value.args[0]
 
-    tokenizer = loading.load_tokenizer(pipeline.folder / "models/sft", None)
+    prompter = Prompter(loading.load_tokenizer(pipeline.folder / "models/sft", None), None, 256)
     pairs = rows_of(pipeline.folder / "data/prefs/validation.jsonl")
     assert len(prepared) == len(pairs) > 0
     for seen, pair in zip(prepared, pairs, strict=True):
         history = [Turn(**turn) for turn in pair["history"]]
         for side in ("chosen", "rejected"):
-            ids, of_reply = rendering.reply_row(
-                tokenizer, history, Turn("assistant", pair[side], pair["emotion"]), None
-            )
+            ids, of_reply = prompter.reply_row(history, Turn("assistant", pair[side], pair["emotion"]))
             assert seen["prompt_ids"] + seen[f"{side}_ids"] == ids
             assert len(seen[f"{side}_ids"]) == sum(of_reply)
         # And what SFT would see, where the reply is a dialogue's last turn.
         turns = [*history, Turn("assistant", pair["chosen"], pair["emotion"])]
-        assert seen["prompt_ids"] + seen["chosen_ids"] == rendering.training_row(tokenizer, turns, None)[0]
+        assert seen["prompt_ids"] + seen["chosen_ids"] == prompter.training_row(turns)[0]
 
 
 def test_dpo_without_a_validation_pair_trains_all_the_same(pipeline: Pipeline, tmp_path: Path) -> None:

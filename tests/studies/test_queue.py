@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_repro import Clone, families, reproduced
 
+from clones import Clone, families, reproduced
 from conftest import TINY, Pipeline, run_stage, write_params
 
 pytestmark = pytest.mark.pipeline
