@@ -3,7 +3,7 @@ MAKEFLAGS += --silent --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help repro test check bases templates learning-curve
 
-# dvc.yaml says `python -m emotune.stages...`: first on the PATH, that python is the one of .venv.
+# dvc.yaml says `python -m emotune.runs.stage ...`: first on the PATH, that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
@@ -23,11 +23,11 @@ endif
 test: $(installed) ## run the tests, side by side on up to four cores
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-check: $(installed) ## lint, format, types, and the README's figures
+check: $(installed) ## lint, format, types, and the figures of README and docs
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/emotune report --readme README.md --check
+	.venv/bin/emotune report --readme README.md docs/*.md --check
 
 bases: $(installed) ## three base models of different size, compared
 	.venv/bin/emotune study bases

@@ -18,7 +18,7 @@ from emotune.preferences.pairs import rows
 from emotune.preferences.selection import Candidate, Pair
 from emotune.runs import tables
 from emotune.runs.params import parse
-from emotune.stages import judges_measure
+from emotune.stages import judges
 
 PROJECT = Path(__file__).parents[2]
 LABELS = ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]
@@ -71,9 +71,7 @@ def write_metrics(folder: Path) -> None:
     }
     records.write_json(folder / "evaluate.json", measured)
     records.write_json(folder / "prefs.json", prefs())
-    found = judges_measure.measure(
-        lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS
-    )
+    found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
     records.write_json(folder / "judges.json", {"evaluate_emotion": found})
 
 
@@ -85,6 +83,11 @@ def metrics(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return tmp_path / "metrics"
+
+
+def filled(page: str, metrics: Path, results: Path) -> str:
+    """A page whose tables are written, alone."""
+    return report.filled({"README.md": page}, metrics, results)["README.md"]
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
@@ -195,13 +198,46 @@ def test_a_changed_figure_makes_the_readme_stale(metrics, capsys):
     assert "README.md is stale" in capsys.readouterr().out
 
 
+def test_several_pages_are_filled_at_once_and_one_without_a_block_stays(metrics):
+    pages = {"README.md": README, "tables.md": README.replace("# emotune", "# Tables"), "prose.md": "No table.\n"}
+    for name, page in pages.items():
+        Path(name).write_text(page)
+    assert cli.main(["report", "--readme", *pages]) == 0
+    assert Path("tables.md").read_text() == Path("README.md").read_text().replace("# emotune", "# Tables")
+    assert Path("prose.md").read_text() == "No table.\n"
+    assert cli.main(["report", "--readme", *pages, "--check"]) == 0
+
+
+def test_check_names_each_stale_page_of_several_and_no_other(metrics, capsys):
+    for name in ("README.md", "stale.md", "stale too.md"):
+        Path(name).write_text(README)
+    assert cli.main(["report", "--readme", "README.md"]) == 0
+    assert cli.main(["report", "--readme", "stale.md", "README.md", "stale too.md", "--check"]) == 1
+    told = capsys.readouterr().out
+    assert [line.split(" is stale")[0] for line in told.splitlines() if " is stale; " in line] == [
+        "stale.md",
+        "stale too.md",
+    ]
+    assert Path("stale.md").read_text() == README
+
+
+def test_where_one_page_cannot_be_filled_none_is_written(metrics, capsys):
+    Path("README.md").write_text(README)
+    Path("tiny.md").write_text("<!-- begin:tiny -->\n<!-- end:tiny -->\n")
+    assert cli.main(["report", "--readme", "README.md", "tiny.md"]) == 2
+    assert "tiny.md: <!-- begin:tiny --> belongs to no run" in capsys.readouterr().err
+    assert cli.main(["report", "--readme", "README.md", "absent.md"]) == 2
+    assert "--readme absent.md: no such file" in capsys.readouterr().err
+    assert Path("README.md").read_text() == README
+
+
 def test_a_run_on_real_data_has_its_own_blocks(metrics):
     real = metrics / "real/daily-dialog-cpu"
     real.mkdir(parents=True)
     (real / "evaluate.json").write_bytes((metrics / "evaluate.json").read_bytes())
     block = "<!-- begin:{0} -->\n<!-- end:{0} -->\n"
     own, embedded = (
-        report.filled(block.format(name), metrics, Path("benchmarks")) for name in ("daily-dialog-cpu", "embedded")
+        filled(block.format(name), metrics, Path("benchmarks")) for name in ("daily-dialog-cpu", "embedded")
     )
     assert own == embedded.replace("embedded", "daily-dialog-cpu")
 
@@ -216,7 +252,7 @@ def test_a_run_on_real_data_has_its_own_blocks(metrics):
 )
 def test_a_readme_that_cannot_be_filled_is_refused(metrics, readme, message):
     with pytest.raises(InputError, match=message):
-        report.filled(readme, metrics, Path("benchmarks"))
+        filled(readme, metrics, Path("benchmarks"))
 
 
 def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
@@ -226,10 +262,13 @@ def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
     records.write_json(tmp_path / "reward_sweep.json", swept | {"weightings": [run]})
     shape = {"pairs": 9, "chosen_median": 37.5, "chosen_30_to_39": 0.8, "chosen_40_or_more": 0, "rejected_median": 51}
     records.write_json(tmp_path / "length_shapes.json", {"ratio": 2.0, "shapes": {"published": shape}})
+    records.write_json(tmp_path / "stage_start.json", {"benchmark": "stage_start", "ratio": 1.26})
     names = ("benchmarks", "benchmarks-sweep", "benchmarks-shapes")
     blocks = "".join(f"<!-- begin:{name} -->\n<!-- end:{name} -->\n" for name in names)
-    text = report.filled(blocks, metrics, tmp_path)
+    text = filled(blocks, metrics, tmp_path)
     assert "\n| `sft_throughput.py` | 1.8 | trained tokens per second, over `trl sft` |\n" in text
+    assert "\n| `stage_start.py` | 1.3 | seconds from process start to first work, over the eight stages, " in text
+    assert "`scaling.py`" not in text  # a claim without a result is not shown
     assert "\n| first run | 100% | 161 |\n| the same again | 0% | 7.7 |\n| [0.6, 0.0, 0.4] | 12.5% | 9.0 |\n" in text
     assert "\n| published | 9 | 38 | 80% | 0% | 51 |\n" in text
 

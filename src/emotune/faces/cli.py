@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = commands.add_parser("report", help="baseline, sft and dpo side by side, or what came of a study")
     shown.add_argument("study", nargs="?", help="experiments/STUDY.yaml: write metrics/studies/STUDY.csv and its table")
     shown.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write the tables between this file's markers instead"
+        "--readme", type=Path, nargs="+", metavar="FILE", help="write the tables between these files' markers instead"
     )
     shown.add_argument(
         "--check", action="store_true", help="with --readme: write nothing, exit 1 where a table is stale"
@@ -149,18 +149,20 @@ def _report(chosen: argparse.Namespace) -> int:
             raise InputError("report: --check says whether a file is stale, so it needs --readme FILE")
         print(report.text(METRICS, processes.work("costs.jsonl"), tables.stages(Path("dvc.yaml"))))
         return 0
-    if not chosen.readme.is_file():
-        raise InputError(f"report: --readme {chosen.readme}: no such file")
-    before = chosen.readme.read_text(encoding="utf-8")
-    after = report.filled(before, METRICS, RESULTS, str(chosen.readme))
-    if chosen.check:
-        diff = difflib.unified_diff(before.splitlines(), after.splitlines(), "shown", "measured", n=0, lineterm="")
-        if before != after:
-            print(f"{chosen.readme} is stale; `emotune report --readme {chosen.readme}` writes it", *diff, sep="\n")
-    elif before != after:
-        with records.replacing(chosen.readme) as file:
-            file.write(after)
-    return int(chosen.check and before != after)
+    if absent := [path for path in chosen.readme if not path.is_file()]:
+        raise InputError(f"report: --readme {absent[0]}: no such file")
+    before = {str(path): path.read_text(encoding="utf-8") for path in chosen.readme}
+    after = report.filled(before, METRICS, RESULTS)
+    stale = [name for name in before if before[name] != after[name]]
+    for name in stale:
+        if chosen.check:
+            lines = before[name].splitlines(), after[name].splitlines()
+            diff = difflib.unified_diff(*lines, "shown", "measured", n=0, lineterm="")
+            print(f"{name} is stale; `emotune report --readme {name}` writes it", *diff, sep="\n")
+        else:
+            with records.replacing(Path(name)) as file:
+                file.write(after[name])
+    return int(chosen.check and bool(stale))
 
 
 def _page(chosen: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
-"""What the metrics files say, as tables for the terminal and in Markdown for the README: no figure is typed by hand."""
+"""What the metrics files say, as tables for the terminal and for README and docs: no figure is typed by hand."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from emotune.core import records
@@ -18,6 +18,7 @@ CLAIMS = {
     "reward_sweep-none": "the same, settings of params.yaml, whose first run is short",
     "sft_throughput": "trained tokens per second, over `trl sft`",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
+    "stage_start": "seconds from process start to first work, over the eight stages, before the rooms over after",
 }
 NEXT = """Where to look next
   emotune report --html report.html
@@ -34,19 +35,23 @@ def text(metrics: Path, costs: Path, stages: Sequence[str]) -> str:
     `costs` has a line of JSON for each time that a stage ran here. Fits in 120 columns.
     """
     evaluated = records.read_json(metrics / "evaluate.json")
-    spent = last_costs(costs, stages)
     paragraphs = [
         aligned(comparison(evaluated, "\n{}–{}")),
-        "Difference [95 % interval], paired over the same questions\n" + aligned(differences(evaluated)),
-        "Preference pairs\n" + aligned(preferences(metrics)),
+        f"Difference [95 % interval], paired over the same questions\n{aligned(differences(evaluated))}",
+        f"Preference pairs\n{aligned(preferences(metrics))}",
     ]
-    if spent:
-        table = [
-            [name, f"{one['seconds']:.1f} s", f"{one['peak_memory_bytes'] / 1e9:.2f} GB"] for name, one in spent.items()
-        ]
-        whole = ["all", f"{sum(one['seconds'] for one in spent.values()):.1f} s", ""]
-        paragraphs.append(f"Last run of each stage, and its peak memory\n{aligned([*table, whole])}")
+    if spent := spending(costs, stages):
+        paragraphs.append(f"Last run of each stage, and its peak memory\n{aligned(spent)}")
     return "\n\n".join([*paragraphs, NEXT])
+
+
+def spending(costs: Path, stages: Sequence[str]) -> Table:
+    """A row a stage that ran here, and one with the seconds of all; no row where none did."""
+    last = last_costs(costs, stages)
+    rows = [
+        [stage, f"{cost['seconds']:.1f} s", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"] for stage, cost in last.items()
+    ]
+    return [*rows, ["all", f"{sum(cost['seconds'] for cost in last.values()):.1f} s", ""]] if rows else []
 
 
 def ratios(results: Path) -> Table:
@@ -54,20 +59,19 @@ def ratios(results: Path) -> Table:
     table = [["benchmark", "ratio", "of"]]
     for name, claim in CLAIMS.items():
         if (results / f"{name}.json").is_file():
-            found = records.read_json(results / f"{name}.json")
-            table.append([f"`{found['benchmark']}.py`", f"{found['ratio']:.1f}", claim])
+            result = records.read_json(results / f"{name}.json")
+            table.append([f"`{result['benchmark']}.py`", f"{result['ratio']:.1f}", claim])
     return table
 
 
 def sweep(results: Path) -> Table:
     """A row a weighting, in the order of the sweep: the share of attempts nobody had made, and the stage's time."""
-    found = records.read_json(results / "reward_sweep.json")
-    first = f"{found['first_seconds']:.0f}"
+    result = records.read_json(results / "reward_sweep.json")
     return [
         ["weights", "new attempts", "seconds"],
-        ["first run", "100%", first],
-        ["the same again", "0%", f"{found['again_seconds']:.1f}"],
-        *([str(run["weights"]), f"{run['new_attempts']:.1%}", f"{run['seconds']:.1f}"] for run in found["weightings"]),
+        ["first run", "100%", f"{result['first_seconds']:.0f}"],
+        ["the same again", "0%", f"{result['again_seconds']:.1f}"],
+        *([str(run["weights"]), f"{run['new_attempts']:.1%}", f"{run['seconds']:.1f}"] for run in result["weightings"]),
     ]
 
 
@@ -76,64 +80,76 @@ def shapes(results: Path) -> Table:
     table = [
         ["length term", "pairs", "chosen, median", "chosen of 30 to 39", "chosen of 40 or more", "rejected, median"]
     ]
-    for shape, found in records.read_json(results / "length_shapes.json")["shapes"].items():
+    for shape, lengths in records.read_json(results / "length_shapes.json")["shapes"].items():
         table.append(
             [
                 shape,
-                str(found["pairs"]),
-                f"{found['chosen_median']:.0f}",
-                f"{found['chosen_30_to_39']:.0%}",
-                f"{found['chosen_40_or_more']:.0%}",
-                f"{found['rejected_median']:.0f}",
+                str(lengths["pairs"]),
+                f"{lengths['chosen_median']:.0f}",
+                f"{lengths['chosen_30_to_39']:.0%}",
+                f"{lengths['chosen_40_or_more']:.0%}",
+                f"{lengths['rejected_median']:.0f}",
             ]
         )
     return table
 
 
-def filled(readme: str, metrics: Path, results: Path, name: str = "README.md") -> str:
-    """The text with a table between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
+# Each kind of block -> its table: of the folder of benchmarks, and of a run's folder by what follows the run's name.
+OF_BENCHMARKS: dict[str, Callable[[Path], Table]] = {
+    "benchmarks": ratios,
+    "benchmarks-sweep": sweep,
+    "benchmarks-shapes": shapes,
+}
+OF_RUN: dict[str, Callable[[Path], Table]] = {
+    "-pairs": lambda run: differences(records.read_json(run / "evaluate.json")),
+    "-prefs": preferences,
+    "-judges": judges,
+    "": lambda run: comparison(records.read_json(run / "evaluate.json"), " [{}, {}]"),
+}
+BEGIN = r"<!-- begin:(.*?) -->"
+
+
+def filled(pages: Mapping[str, str], metrics: Path, results: Path) -> dict[str, str]:
+    """Each page, by its file's name, with a table between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
 
     BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs or RUN-judges; the run
     `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or
     benchmarks-shapes, from the JSON files in `results`; or study-NAME, from experiments/NAME.yaml and
-    metrics/studies/NAME.csv. InputError names a block that is not closed or that no metrics belong to.
+    metrics/studies/NAME.csv. A page may have no block, but not every page. InputError names a block that is not closed
+    or that no metrics belong to.
     """
-    begun = re.findall(r"<!-- begin:(.*?) -->", readme)
-    if not begun:
-        raise InputError(f"{name}: no block to fill; one begins with <!-- begin:embedded -->")
+    if not any(re.search(BEGIN, page) for page in pages.values()):
+        raise InputError(f"{', '.join(pages)}: no block to fill; one begins with <!-- begin:embedded -->")
+    return {name: _filled(name, page, metrics, results) for name, page in pages.items()}
+
+
+def _filled(name: str, page: str, metrics: Path, results: Path) -> str:
+    unclosed = re.findall(BEGIN, page)
 
     def fill(block: re.Match[str]) -> str:
-        begun.remove(block[1])
+        unclosed.remove(block[1])
         return f"<!-- begin:{block[1]} -->\n{_content(block[1], metrics, results, name)}\n<!-- end:{block[1]} -->"
 
-    result = re.sub(r"<!-- begin:(.*?) -->\n.*?<!-- end:\1 -->", fill, readme, flags=re.DOTALL)
-    if begun:
-        raise InputError(f"{name}: <!-- begin:{begun[0]} --> has no <!-- end:{begun[0]} -->")
+    result = re.sub(rf"{BEGIN}\n.*?<!-- end:\1 -->", fill, page, flags=re.DOTALL)
+    if unclosed:
+        raise InputError(f"{name}: <!-- begin:{unclosed[0]} --> has no <!-- end:{unclosed[0]} -->")
     return result
 
 
 def _content(block: str, metrics: Path, results: Path, name: str) -> str:
     if block.startswith("study-"):
-        from emotune.studies import findings
+        from emotune.studies import findings  # with numpy: a second
 
         return findings.block(block.removeprefix("study-"), metrics, Path("experiments"))
-    return markdown(_block(block, metrics, results, name))
+    if block in OF_BENCHMARKS:
+        return markdown(OF_BENCHMARKS[block](results))
+    suffix = next(suffix for suffix in OF_RUN if block.endswith(suffix))
+    return markdown(OF_RUN[suffix](_run(block, block.removesuffix(suffix), metrics, name)))
 
 
-def _block(block: str, metrics: Path, results: Path, name: str) -> Table:
-    of_benchmarks = {"benchmarks": ratios, "benchmarks-sweep": sweep, "benchmarks-shapes": shapes}
-    if block in of_benchmarks:
-        return of_benchmarks[block](results)
-    tables: dict[str, Callable[[Path], Table]] = {
-        "-pairs": lambda run: differences(records.read_json(run / "evaluate.json")),
-        "-prefs": preferences,
-        "-judges": judges,
-        "": lambda run: comparison(records.read_json(run / "evaluate.json"), " [{}, {}]"),
-    }
-    suffix = next(suffix for suffix in tables if block.endswith(suffix))
-    run = block.removesuffix(suffix)
+def _run(block: str, run: str, metrics: Path, name: str) -> Path:
     folder = metrics if run == "embedded" else metrics / "real" / run
     if not (folder / "evaluate.json").is_file():
         runs = ["embedded", *sorted(path.parent.name for path in metrics.glob("real/*/evaluate.json"))]
         raise InputError(f"{name}: <!-- begin:{block} --> belongs to no run; there are {', '.join(runs)}")
-    return tables[suffix](folder)
+    return folder
