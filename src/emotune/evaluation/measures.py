@@ -33,10 +33,10 @@ def compare(before: Answers, after: Answers, labels: Sequence[str], neutral: str
     """Paired tests of two models over the same questions: differences after - before, and McNemar's test."""
     result: dict[str, Any] = {}
     for kind in ("replies", "control"):
-        ids, asked, first = _columns(getattr(before, kind))
+        dialogues, emotions, first = _columns(getattr(before, kind))
         second = _columns(getattr(after, kind))[2]
-        result[kind] = scores.paired(ids, asked, first, second, labels, neutral, p.resamples, p.seed)
-        hits = [[judged == emotion for judged, emotion in zip(found, asked, strict=True)] for found in (first, second)]
+        result[kind] = scores.paired(dialogues, emotions, first, second, labels, neutral, p.resamples, p.seed)
+        hits = [[one == emotion for one, emotion in zip(judged, emotions, strict=True)] for judged in (first, second)]
         result[kind]["mcnemar"] = scores.mcnemar(*hits)
     return result
 
@@ -47,6 +47,7 @@ def majority(answers: Answers, labels: Sequence[str], neutral: str) -> dict[str,
 
 
 def _columns(rows: Rows) -> tuple[list[str], list[str], list[str]]:
+    """Of each row its dialogue, the emotion asked for, and the emotion judged."""
     return [row["dialogue"] for row in rows], [row["emotion"] for row in rows], [row["judged"] for row in rows]
 
 
@@ -98,9 +99,9 @@ def _text(rows: Rows) -> dict[str, Any]:
 
 
 def _share(hits: Iterable[bool]) -> dict[str, float]:
-    found = list(hits)
-    low, high = scores.wilson(sum(found), len(found))
-    return {"value": sum(found) / len(found), "low": low, "high": high}
+    rows = list(hits)
+    low, high = scores.wilson(sum(rows), len(rows))
+    return {"value": sum(rows) / len(rows), "low": low, "high": high}
 
 
 def table(measured: Mapping[str, Any]) -> Rows:
