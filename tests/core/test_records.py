@@ -71,6 +71,21 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_no_other(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_breaks_off_leaves_the_old_one_and_no_part_of_the_new(tmp_path: Path) -> None:
+    out = tmp_path / "dialogues"
+    out.mkdir()
+    (out / "old").touch()
+
+    def fill() -> None:
+        with records.replacing_folder(out) as folder:
+            (folder / "new").touch()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fill()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dialogues", "old"]
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

@@ -14,7 +14,6 @@ from emotune.core.errors import InputError
 from emotune.data import sources
 from emotune.data.splits import clean, deduplicate, usable
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "daily_dialog"
 LABELS = ("calm", "joy", "grief")
 
 TEXT = "How are you , {0} ? __eou__ Fine , says {0} . __eou__ Good . __eou__\n"
@@ -54,7 +53,7 @@ def published_zip() -> bytes:
     )
 
 
-def read(path: Path) -> sources.Read:
+def read(path: Path) -> sources.Source:
     return sources.daily_dialog(path, sources.fingerprint(path))
 
 
@@ -161,7 +160,7 @@ def talk(**changes: Any) -> dict[str, Any]:
     return {"turns": turns, **changes}
 
 
-def own(path: Path, *rows: Any) -> sources.Read:
+def own(path: Path, *rows: Any) -> sources.Source:
     """The JSONL source whose train split has these rows (text is written as it is)."""
     lines = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     folder(path, {"train.jsonl": lines, "validation.jsonl": json.dumps(talk()), "test.jsonl": json.dumps(talk())})
@@ -301,12 +300,12 @@ def test_the_embedded_corpus_needs_no_cleaning() -> None:
     assert [text for text in texts if clean(text) != text] == []
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the official DailyDialog is not at {REAL}")
-def test_the_real_daily_dialog_loses_one_dialogue_to_its_labels_and_its_splits_share_none() -> None:
-    found, dropped = sources.daily_dialog(REAL, "561c4d5d5cff50e7e605abcff39a7fe90408a4ceb8fc0d1d3e74a09627d48517")
-    assert {split: len(found[split]) for split in SPLITS} == {"train": 11_117, "validation": 1_000, "test": 1_000}
+def test_the_real_daily_dialog_loses_one_dialogue_to_its_labels_and_its_splits_share_none(shared: Path) -> None:
+    pin = "561c4d5d5cff50e7e605abcff39a7fe90408a4ceb8fc0d1d3e74a09627d48517"
+    raw, dropped = sources.daily_dialog(shared / "daily_dialog", pin)
+    assert {split: len(raw[split]) for split in SPLITS} == {"train": 11_117, "validation": 1_000, "test": 1_000}
     assert dropped == {"train": {"label_mismatch": 1}, "validation": {}, "test": {}}
-    cleaned = {split: usable(found[split]) for split in SPLITS}
+    cleaned = {split: usable(raw[split]) for split in SPLITS}
     assert {split: unusable.total() for split, (_, unusable) in cleaned.items()} == dict.fromkeys(SPLITS, 0)
     splits, duplicates = deduplicate({split: kept for split, (kept, _) in cleaned.items()})
     assert {split: len(splits[split]) for split in SPLITS} == {"train": 9_947, "validation": 982, "test": 995}

@@ -27,31 +27,43 @@ def test_confusions_of_dialogues_add_up():
     assert parts.sum(axis=0).tolist() == scores.confusion(GOLD, JUDGED, LABELS).tolist()
 
 
+def metrics(gold, judged, labels=LABELS):
+    """The metrics of these rows, neutral being the first label where there is one."""
+    return scores.metrics_of(scores.confusion(gold, judged, labels), 0 if "neutral" in labels else None)
+
+
 def test_metrics_by_hand():
-    assert scores.accuracy(GOLD, JUDGED) == 5 / 8
     # F1: neutral 6/9, anger 2/4, joy 2/3.
-    assert scores.f1(GOLD, JUDGED, LABELS, "neutral") == pytest.approx(
-        {"weighted": 5 / 8, "macro": 11 / 18, "micro_without_neutral": 4 / 7}
+    assert metrics(GOLD, JUDGED) == pytest.approx(
+        {
+            "accuracy": 5 / 8,
+            "weighted_f1": 5 / 8,
+            "macro_f1": 11 / 18,
+            "micro_f1_without_neutral": 4 / 7,
+            "macro_accuracy": (3 / 4 + 1 / 2 + 1 / 2) / 3,
+        }
     )
-    assert scores.macro_accuracy(GOLD, JUDGED, LABELS) == pytest.approx((3 / 4 + 1 / 2 + 1 / 2) / 3)
     assert scores.per_label(GOLD, JUDGED, LABELS)["neutral"] == pytest.approx(
         {"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}
     )
 
 
 def test_macro_f1_leaves_out_labels_nobody_used_and_counts_labels_only_the_judge_used():
-    assert scores.f1(["neutral"], ["neutral"], LABELS, "neutral")["macro"] == 1.0
-    assert scores.f1(["neutral", "neutral"], ["neutral", "joy"], LABELS, "neutral")["macro"] == pytest.approx(1 / 3)
+    assert metrics(["neutral"], ["neutral"])["macro_f1"] == 1.0
+    assert metrics(["neutral", "neutral"], ["neutral", "joy"])["macro_f1"] == pytest.approx(1 / 3)
 
 
 def test_dividing_by_zero_gives_zero():
-    assert scores.accuracy([], []) == 0.0
-    assert scores.f1(["neutral"], ["neutral"], LABELS, "neutral")["micro_without_neutral"] == 0.0
+    assert metrics([], [])["accuracy"] == 0.0
+    assert metrics(["neutral"], ["neutral"])["micro_f1_without_neutral"] == 0.0
     assert scores.per_label(["joy"], ["joy"], LABELS)["anger"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
 
 
 def test_a_label_set_without_neutral_leaves_nothing_out():
-    assert scores.f1(["anger", "joy"], ["anger", "anger"], ("anger", "joy"), "neutral")["micro_without_neutral"] == 0.5
+    labels = ("anger", "joy")
+    assert metrics(["anger", "joy"], ["anger", "anger"], labels)["micro_f1_without_neutral"] == 0.5
+    row = scores.score([1, 2], ["anger", "joy"], ["anger", "anger"], labels, "neutral", 10, seed=0)
+    assert row["micro_f1_without_neutral"]["value"] == 0.5
 
 
 def test_metrics_of_a_stack_are_the_metrics_of_each():

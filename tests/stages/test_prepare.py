@@ -5,31 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
+from conftest import contents, run_stage, write_params
 from emotune.core import records
 from emotune.core.dialogue import SPLITS
 from emotune.core.errors import InputError
 from emotune.data import sources
-from emotune.stages import prepare
-
-ROOT = Path(__file__).resolve().parents[2]
+from emotune.stages.prepare import ngram_overlap
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the stage in tmp_path with params.yaml changed in its section data; gives the metrics."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setenv("EMOTUNE_TRACKING", "off")
 
     def run(**data: Any) -> Any:
-        yaml = YAML()
-        params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        params["data"].update({"max_dropped": 0.5, **data})
-        with Path("params.yaml").open("w", encoding="utf-8") as file:
-            yaml.dump(params, file)
-        prepare.main(out=Path("out/dialogues"), metrics=Path("metrics/prepare.json"))
+        write_params(tmp_path, {f"data.{key}": value for key, value in {"max_dropped": 0.5, **data}.items()})
+        run_stage("prepare", tmp_path)
         return records.read_json(Path("metrics/prepare.json"))
 
     return run
@@ -48,26 +40,24 @@ def own(**splits: list[dict[str, Any]]) -> dict[str, Any]:
     return {"source": "jsonl", "path": "mine", "revision": sources.fingerprint("mine")}
 
 
-def files(path: str) -> dict[str, bytes]:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in Path(path).rglob("*") if file.is_file()}
-
-
 def test_it_writes_three_splits_and_the_labels_and_nothing_else(run: Any) -> None:
     run(source="embedded", dialogues=100)
-    assert set(files("out")) == {f"dialogues/{name}" for name in ("labels.json", *(f"{s}.jsonl" for s in SPLITS))}
-    assert set(files("metrics")) == {"prepare.json"}
+    assert set(contents(Path("data"))) == {
+        f"dialogues/{name}" for name in ("labels.json", *(f"{split}.jsonl" for split in SPLITS))
+    }
+    assert set(contents(Path("metrics"))) == {"prepare.json"}
 
 
 def test_equal_params_give_equal_bytes(run: Any) -> None:
     run(source="embedded", dialogues=100)
-    first = files("out")
+    first = contents(Path("data"))
     run(source="embedded", dialogues=100)
-    assert files("out") == first
+    assert contents(Path("data")) == first
 
 
 def test_ids_are_unique_over_all_splits(run: Any) -> None:
     run(source="embedded", dialogues=100)
-    ids = [kept.id for split in SPLITS for kept in records.read_dialogues(Path(f"out/dialogues/{split}.jsonl"))]
+    ids = [kept.id for split in SPLITS for kept in records.read_dialogues(Path(f"data/dialogues/{split}.jsonl"))]
     assert len(ids) == len(set(ids)) == 100
 
 
@@ -82,7 +72,7 @@ def test_every_drop_is_counted_by_its_reason(run: Any) -> None:
         "odd_last_turns": 2,
     }
     assert measured["test"]["dropped"] == {"duplicate_of_test": 1}
-    kept = records.read_dialogues(Path("out/dialogues/test.jsonl"))
+    kept = records.read_dialogues(Path("data/dialogues/test.jsonl"))
     assert [[turn.content for turn in dialogue.turns] for dialogue in kept] == [["Hi test.", "Hello!"], ["So?", "So."]]
 
 
@@ -91,12 +81,19 @@ def test_the_overlap_of_test_and_train_replies_is_measured(run: Any) -> None:
     assert measured["test_replies_in_train"] == {"3-grams": 0.5, "4-grams": 0.0, "5-grams": 0.0}
 
 
+def test_ngram_overlap_is_the_share_of_distinct_ngrams_seen_in_train() -> None:
+    assert ngram_overlap(["The dog sleeps."], ["the dog eats", "the dog eats"], 2) == 0.5
+    assert ngram_overlap(["a b c"], ["A b, c!"], 3) == 1.0
+    assert ngram_overlap(["a b", "c d"], ["b c"], 2) == 0.0  # never across two texts
+    assert ngram_overlap(["a b c"], ["a b"], 3) == 0.0
+
+
 def test_a_limit_bounds_train_only_and_a_larger_one_keeps_what_a_smaller_one_took(run: Any) -> None:
     def train_ids(limit: int) -> list[str]:
         measured = run(source="embedded", dialogues=100, limit=limit)
         assert measured["train"]["dropped"] == {"beyond_limit": 80 - limit}
         assert measured["test"]["dialogues"] == 10
-        return [kept.id for kept in records.read_dialogues(Path("out/dialogues/train.jsonl"))]
+        return [kept.id for kept in records.read_dialogues(Path("data/dialogues/train.jsonl"))]
 
     assert train_ids(20)[:10] == train_ids(10)
 
@@ -107,7 +104,7 @@ def test_too_large_a_dropped_share_stops_with_counts_and_the_key_to_turn(run: An
         InputError, match=r"1 of 2 validation dialogues are unusable \(too_short 1\).*data.max_dropped = 0.4"
     ):
         run(**data, max_dropped=0.4)
-    assert not Path("out").exists()
+    assert not Path("data").exists()
     assert not Path("metrics").exists()
 
 
@@ -135,19 +132,4 @@ def test_ones_own_labels_are_data(run: Any) -> None:
     for split, rows in talks.items():
         Path("mine", f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert run(**{**data, "revision": sources.fingerprint("mine")})["test"]["labels"] == {"glee": 2, "calm": 0}
-    assert records.read_json(Path("out/dialogues/labels.json")) == {"labels": ["glee", "calm"], "neutral": "calm"}
-
-
-def test_an_error_while_writing_leaves_the_old_out_and_no_part_of_the_new(tmp_path: Path) -> None:
-    out = tmp_path / "dialogues"
-    out.mkdir()
-    (out / "old").touch()
-
-    def fill() -> None:
-        with prepare.appearing_whole(out) as folder:
-            (folder / "new").touch()
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fill()
-    assert [path.name for path in tmp_path.rglob("*")] == ["dialogues", "old"]
+    assert records.read_json(Path("data/dialogues/labels.json")) == {"labels": ["glee", "calm"], "neutral": "calm"}

@@ -52,7 +52,8 @@ def alternate(utterances: Sequence[str], emotions: Sequence[str]) -> tuple[Turn,
 def history(turns: Sequence[Turn], index: int, history_turns: int) -> tuple[Turn, ...]:
     """At most `history_turns` turns right before turn `index`, from a user turn on."""
     window = turns[max(0, index - history_turns) : index]
-    return tuple(window[_user_turns(window)[0] :]) if _user_turns(window) else ()
+    starts = _user_turns(window)
+    return tuple(window[starts[0] :]) if starts else ()
 
 
 def trim(turns: Sequence[Turn], fits: Callable[[Sequence[Turn]], bool]) -> tuple[Turn, ...]:

@@ -1,6 +1,6 @@
 """Where dialogues come from: the embedded corpus, the official DailyDialog, a Hub dataset, JSONL files of one's own.
 
-Each reader returns `Read(splits, dropped)`: dialogues as the source has them, not yet cleaned, whose speakers alternate
+Each reader returns `Source(splits, dropped)`: dialogues as they stand there, not yet cleaned, whose speakers alternate
 from the user.
 """
 
@@ -29,19 +29,19 @@ JSONL = "{}.jsonl"
 READABLE = {name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS, JSONL)}
 
 
-class Read(NamedTuple):
+class Source(NamedTuple):
     """The dialogues of train, validation and test, and how many the reader had to drop, by split and reason."""
 
     splits: dict[str, list[Dialogue]]
     dropped: dict[str, Counter[str]]
 
 
-def embedded(count: int, seed: int) -> Read:
+def embedded(count: int, seed: int) -> Source:
     """The corpus written for this project: `count` dialogues, the same ones for the same seed."""
     return _all_kept(corpus.dialogues(count, seed))
 
 
-def daily_dialog(path: str | Path, revision: str | None) -> Read:
+def daily_dialog(path: str | Path, revision: str | None) -> Source:
     """DailyDialog as published: its folder or its zip, whose fingerprint must be `revision`.
 
     A dialogue with more or fewer labels than utterances is dropped as `label_mismatch`. Any other fault is an
@@ -66,10 +66,10 @@ def daily_dialog(path: str | Path, revision: str | None) -> Read:
                 dropped[split]["label_mismatch"] += 1
                 continue
             splits[split].append(Dialogue(f"{split}-{number}", _turns(utterances, emotions)))
-    return Read(splits, dropped)
+    return Source(splits, dropped)
 
 
-def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Read:
+def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Source:
     """One's own dialogues: a folder (or zip) with train.jsonl, validation.jsonl and test.jsonl.
 
     A line is what `dialogue.to_record` gives: `{"id": "a", "turns": [{"role": "user", "content": "Hi!", "emotion":
@@ -94,7 +94,7 @@ def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Read
     return _all_kept(splits)
 
 
-def hub(name: str, revision: str | None, labels: Sequence[str]) -> Read:
+def hub(name: str, revision: str | None, labels: Sequence[str]) -> Source:
     """A dataset of the Hub at a commit, or a local folder of parquet files (then no revision is needed).
 
     Columns: `turns` as in `jsonl`, or DailyDialog's `dialog` (or `utterances`) with `emotion` (or `emotions`): names,
@@ -129,7 +129,7 @@ def hub(name: str, revision: str | None, labels: Sequence[str]) -> Read:
                 continue
             _claim(dialogue.id, f"{name}: row {split}-{number}", places)
             splits[split].append(dialogue)
-    return Read(splits, dropped)
+    return Source(splits, dropped)
 
 
 def _row_reader(
@@ -151,7 +151,7 @@ def _row_reader(
         place = f"{where}: row {row_id}"
         if len(row[emotions]) != len(row[texts]):
             return None
-        named = [found if isinstance(found, str) else names[_index(found, names, place)] for found in row[emotions]]
+        named = [label if isinstance(label, str) else names[_index(label, names, place)] for label in row[emotions]]
         utterances = [_text(utterance, place) for utterance in row[texts]]
         return Dialogue(row_id, _turns(utterances, [_emotion(emotion, labels, place) for emotion in named]))
 
@@ -218,8 +218,8 @@ def _turns(utterances: Iterable[str], emotions: Iterable[str]) -> tuple[Turn, ..
     return tuple(map(Turn, cycle((USER, ASSISTANT)), utterances, emotions))
 
 
-def _all_kept(splits: dict[str, list[Dialogue]]) -> Read:
-    return Read(splits, {split: Counter() for split in splits})
+def _all_kept(splits: dict[str, list[Dialogue]]) -> Source:
+    return Source(splits, {split: Counter() for split in splits})
 
 
 class _File(NamedTuple):

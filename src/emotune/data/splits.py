@@ -65,7 +65,7 @@ _BLEMISHES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     # I ' Ve, Let ' s, don 't -> I've, Let's, don't
     (
         re.compile(r"(?<=\w) ?' ?(s|t|m|d|ll|re|ve|clock|am)\b", re.IGNORECASE),
-        lambda found: "'" + (found[1] if found[1].isupper() else found[1].lower()),
+        lambda match: "'" + (match[1] if match[1].isupper() else match[1].lower()),
     ),
     # O ' Connell -> O'Connell
     (re.compile(r"(?<=\bO) ?' ?(?=[A-Z])"), "'"),
@@ -78,7 +78,7 @@ _BLEMISHES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     # right.But in 1932.People and thanks.i -> a space after each full stop; not in 3.5, a.m., U.S. or an address
     (
         re.compile(rf"({_ADDRESS})|(?<=[a-z']{{2}})\.(?=[A-Z]|[a-z]{{2}})|(?<=[^\W_])\.(?=[A-Z][a-z])"),
-        lambda found: found[1] or ". ",
+        lambda match: match[1] or ". ",
     ),
 )
 

@@ -21,7 +21,6 @@ from emotune.core.errors import InputError
 Array = NDArray[Any]
 
 LEVEL = 0.95
-Z = 1.959963984540054  # the normal quantile of (1 + LEVEL) / 2
 # What our templates write around the turns of a dialogue, and what other chat formats write before one.
 PROMPT_TEXT = re.compile(r"\[/?(?:INST|(?:[UC]_)?EMOTION)\]|<</?SYS>>|(?<!\S)(?:user|assistant|system):", re.IGNORECASE)
 METRICS = ("accuracy", "weighted_f1", "macro_f1", "micro_f1_without_neutral", "macro_accuracy")
@@ -89,30 +88,6 @@ def _place(label: str, labels: Sequence[str]) -> int | None:
     return labels.index(label) if label in labels else None
 
 
-# One number from gold and judged labels.
-
-
-def accuracy(gold: Sequence[str], judged: Sequence[str]) -> float:
-    """The share of rows judged as their gold label (0 for no rows)."""
-    labels = sorted({*gold, *judged})
-    return float(metrics_of(confusion(gold, judged, labels), None)["accuracy"])
-
-
-def f1(gold: Sequence[str], judged: Sequence[str], labels: Sequence[str], neutral: str) -> dict[str, float]:
-    """The F1s `weighted`, `macro` and `micro_without_neutral`, as `metrics_of` defines them."""
-    values = metrics_of(confusion(gold, judged, labels), _place(neutral, labels))
-    return {
-        "weighted": float(values["weighted_f1"]),
-        "macro": float(values["macro_f1"]),
-        "micro_without_neutral": float(values["micro_f1_without_neutral"]),
-    }
-
-
-def macro_accuracy(gold: Sequence[str], judged: Sequence[str], labels: Sequence[str]) -> float:
-    """The mean recall over labels that occur in gold: `1 / len(labels)` is chance when all are asked for equally."""
-    return float(metrics_of(confusion(gold, judged, labels), None)["macro_accuracy"])
-
-
 def per_label(gold: Sequence[str], judged: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and gold support of each label; division by zero gives 0."""
     matrix = confusion(gold, judged, labels)
@@ -169,25 +144,26 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a rate: at 100 % it is not [1, 1] as the bootstrap. (0, 1) for no trials."""
     if not trials:
         return 0.0, 1.0
-    rate, spread = successes / trials, Z * Z / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (rate * (1 - rate) + spread / 4)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = _binomial(successes, trials).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> dict[str, float]:
     """McNemar's exact two-sided test on paired rows: `b` only a is right, `c` only b is right, `p` under b = c.
 
-    p is 2 P(X <= min(b, c)) for X ~ Binomial(b + c, 1/2), at most 1, in exact integers at any size.
+    p is the binomial test's of b among b + c at 1/2, and 1 where the two never differ.
     """
     pairs = list(zip(correct_a, correct_b, strict=True))
     b = sum(bool(a) and not other for a, other in pairs)
     c = sum(bool(other) and not a for a, other in pairs)
-    ways = total = 1
-    for k in range(min(b, c)):
-        ways = ways * (b + c - k) // (k + 1)
-        total += ways
-    return {"b": b, "c": c, "p": min(1.0, 2 * total / 2 ** (b + c))}
+    return {"b": b, "c": c, "p": float(_binomial(b, b + c).pvalue) if b + c else 1.0}
+
+
+def _binomial(successes: int, trials: int) -> Any:
+    """The exact test of a rate of 1/2, which knows the intervals of the rate too."""
+    from scipy.stats import binomtest  # a second, which whoever only counts need not wait for
+
+    return binomtest(successes, trials)
 
 
 def paired(

@@ -1,11 +1,14 @@
-"""The two emotion judges that are trained here: they share neither features nor learner nor rows."""
+"""The two emotion judges that are trained here, the one that rewards and the one that evaluates.
+
+They share neither features nor learner nor rows.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.calibration import CalibratedClassifierCV
@@ -16,11 +19,32 @@ from sklearn.svm import LinearSVC
 
 from emotune.core.errors import InputError
 
-RECIPES = ("words", "characters")
 FOLDS = 3
 
 
-# Emotions. Two judges that share neither features nor learner nor rows: the one that rewards, the one that evaluates.
+class Recipe(NamedTuple):
+    """What a judge reads of a text, and what learns it (of a seed); `_thinned` takes `most`, `_weights` `evenness`."""
+
+    grams: dict[str, Any]
+    learner: Callable[[int], Any]
+    most: float
+    evenness: float
+
+
+RECIPES = {
+    "words": Recipe(
+        {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]"},
+        lambda seed: SGDClassifier("log_loss", alpha=1e-5, random_state=seed),
+        most=3.5,
+        evenness=0.28,
+    ),
+    "characters": Recipe(
+        {"ngram_range": (3, 5), "analyzer": "char"},
+        lambda seed: LinearSVC(C=0.1, tol=0.01, random_state=seed),
+        most=4.0,
+        evenness=0.3,
+    ),
+}
 
 
 def train_emotion(texts: Sequence[str], labels: Sequence[str], recipe: str, seed: int) -> Pipeline:
@@ -31,26 +55,19 @@ def train_emotion(texts: Sequence[str], labels: Sequence[str], recipe: str, seed
     those of `texts`, with the commonest label thinned and rare ones given more weight.
     InputError for an unknown recipe, or fewer than two labels.
     """
-    if recipe == "words":
-        grams: dict[str, Any] = {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]"}
-        learner: Any = SGDClassifier("log_loss", alpha=1e-5, random_state=seed)
-        most, evenness = 3.5, 0.28
-    elif recipe == "characters":
-        grams = {"ngram_range": (3, 5), "analyzer": "char"}
-        learner = LinearSVC(C=0.1, tol=0.01, random_state=seed)
-        most, evenness = 4.0, 0.3
-    else:
+    if recipe not in RECIPES:
         raise InputError(f"unknown recipe {recipe!r} of an emotion judge; accepted: {', '.join(RECIPES)}")
     if len(set(labels)) < 2:
         raise InputError(f"an emotion judge needs texts of at least two labels, found {sorted(set(labels))}")
+    grams, learner, most, evenness = RECIPES[recipe]
     rows = _thinned(labels, most, random.Random(f"{recipe} {seed}"))
-    kept = [labels[row] for row in rows]
+    gold = [labels[row] for row in rows]
     judge = make_pipeline(
         HashingVectorizer(n_features=2**18, alternate_sign=False, norm=None, dtype=np.float32, **grams),
         TfidfTransformer(sublinear_tf=True),
-        CalibratedClassifierCV(learner, cv=FOLDS, ensemble=False),
+        CalibratedClassifierCV(learner(seed), cv=FOLDS, ensemble=False),
     )
-    return judge.fit([texts[row] for row in rows], kept, calibratedclassifiercv__sample_weight=_weights(kept, evenness))
+    return judge.fit([texts[row] for row in rows], gold, calibratedclassifiercv__sample_weight=_weights(gold, evenness))
 
 
 def _thinned(labels: Sequence[str], most: float, rng: random.Random) -> list[int]:
@@ -60,10 +77,10 @@ def _thinned(labels: Sequence[str], most: float, rng: random.Random) -> list[int
     """
     counts = Counter(labels)
     common, count = counts.most_common(1)[0]
-    kept = set(rng.sample(range(count), min(count, round(most * (len(labels) - count)))))
+    sample = set(rng.sample(range(count), min(count, round(most * (len(labels) - count)))))
     rows, seen = [], 0
     for row, label in enumerate(labels):
-        if label != common or seen in kept:
+        if label != common or seen in sample:
             rows += [row] * -(-FOLDS // counts[label])
         seen += label == common
     return rows

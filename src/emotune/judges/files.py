@@ -1,4 +1,4 @@
-"""A judge as a file of equal bytes, and the judge that a section of params.yaml means."""
+"""A judge as a file: by skops, never pickle, the same bytes for the same estimator, and of trusted types alone."""
 
 from __future__ import annotations
 
@@ -16,24 +16,19 @@ from emotune.judges.hub import load_hub
 from emotune.judges.params import JudgeChoice
 from emotune.judges.verdicts import Judge, most_probable
 
-EMBEDDED = "embedded"
-
-
-def open_judge(trained: Path, choice: JudgeChoice) -> Judge:
-    """The judge of a params.yaml section: the one that the judges stage trained, or the one that is named there."""
-    if choice.name == EMBEDDED:
-        return load(trained)
-    return load_hub(choice.name, choice.revision, choice.labels)
-
-
-# Files: skops, never pickle, and the same bytes for the same estimator.
-
 # What skops does not know by itself and we do: calibration's plain holders of numbers, and our own language model.
 TRUSTED = [
     "emotune.judges.gibberish.Fluency",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
 ]
+
+
+def open_judge(trained: Path, choice: JudgeChoice) -> Judge:
+    """The judge of a params.yaml section: the one that the judges stage trained, or the one that is named there."""
+    if choice.is_embedded:
+        return load(trained)
+    return load_hub(choice.name, choice.revision, choice.labels)
 
 
 def save(estimator: Pipeline, path: Path) -> None:
@@ -46,16 +41,16 @@ def save(estimator: Pipeline, path: Path) -> None:
         # The address of a vectorizer's stop words, by which scikit-learn knows that it has looked at them.
         vars(step).pop("_stop_words_id", None)
     numbers: dict[str, str] = {}
-    with ZipFile(io.BytesIO(skops.io.dumps(estimator))) as found, ZipFile(path, "w") as written:
+    with ZipFile(io.BytesIO(skops.io.dumps(estimator))) as dumped, ZipFile(path, "w") as file:
         schema = re.sub(
             r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.npy")',
             lambda address: numbers.setdefault(address[0], str(len(numbers))),
-            found.read("schema.json").decode(),
+            dumped.read("schema.json").decode(),
         )
-        written.writestr(ZipInfo("schema.json"), schema, ZIP_DEFLATED)
-        arrays = {int(numbers[Path(name).stem]): name for name in found.namelist() if name.endswith(".npy")}
+        file.writestr(ZipInfo("schema.json"), schema, ZIP_DEFLATED)
+        arrays = {int(numbers[Path(name).stem]): name for name in dumped.namelist() if name.endswith(".npy")}
         for number, name in sorted(arrays.items()):
-            written.writestr(ZipInfo(f"{number}.npy"), found.read(name), ZIP_DEFLATED)
+            file.writestr(ZipInfo(f"{number}.npy"), dumped.read(name), ZIP_DEFLATED)
 
 
 def load(path: Path) -> Judge:

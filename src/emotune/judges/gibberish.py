@@ -1,4 +1,4 @@
-"""Text classifiers that judge replies: trained here with scikit-learn, or any sequence classifier of the Hub."""
+"""The judge of gibberish: it tells clean text from what a bad small language model would have made of it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ from emotune.judges.corruption import with_corruptions
 # Share of the rarest n-grams that gibberish training pretends not to know. Measured: without it, a quarter of the
 # embedded corpus' held-out texts pass for gibberish; with it, one in eight.
 FORGOTTEN = 0.3
-
-
-# Gibberish: clean text, and what a bad small language model would have made of it.
 
 
 def train_gibberish(texts: Sequence[str], seed: int) -> Pipeline:
@@ -86,7 +83,7 @@ class Fluency(TransformerMixin, BaseEstimator):
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
         """The signs of each text, [texts, 23], float64: in float32 a verdict's sixth decimal depends on its batch."""
-        return np.array([self._signs(text) for text in texts], dtype=np.float64)
+        return np.array([list(self._signs(text).values()) for text in texts], dtype=np.float64)
 
     def _words(self, text: str) -> list[str]:
         return [self.START, *self.TOKEN.findall(text.lower()), self.END]
@@ -102,42 +99,81 @@ class Fluency(TransformerMixin, BaseEstimator):
             [f"{self.LETTERS}{word[i : i + 4]}" for word in padded for i in range(max(1, len(word) - 3))], 1
         )
 
-    def _signs(self, text: str) -> list[float]:
+    def _signs(self, text: str) -> dict[str, float]:
+        """Each sign by its name, in the order in which the network has learned them."""
         words = self._words(text)
-        body, spoken = words[1:-1], [word for word in words[1:-1] if word[0].isalnum()]
-        ones, twos, threes = (self.counts_[self._keys(words, size)] for size in (1, 2, 3))
-        letters = self.counts_[self._spellings(words)] if body else np.zeros(1, np.float32)
-        threes = threes if body else np.zeros(1, np.float32)
+        body = words[1:-1]
+        return {
+            "log_words": np.log1p(len(body)),
+            **self._oddity(words),
+            **self._misspelling(words),
+            **_repetition(body),
+            **_loose_ends(text, body),
+        }
+
+    def _oddity(self, words: Sequence[str]) -> dict[str, float]:
+        """How unlikely the words are, in nats, and how many of them, of pairs and of triples clean text never had.
+
+        `rarity` is of a word by itself, `surprise` of a word after the one before it, and `clash` how much more it
+        surprises there than anywhere else.
+        """
+        ones, twos, threes = (self._counts(self._keys(words, size)) for size in (1, 2, 3))
         likely = (ones + self.UNSEEN) / (self.words_ + self.UNSEEN * self.BUCKETS)
         rarity = -np.log(likely)
-        # Surprise at each word after the one before it; `clash`: how much more surprising than anywhere else.
         surprise = -np.log((twos + self.PRIOR * likely[1:]) / (ones[:-1] + self.PRIOR))
         clash = surprise - rarity[1:]
-        # One wrong word surprises twice: after its neighbour, and before the next.
-        surprise_twice, clash_twice = (v[1:] + v[:-1] if body else v for v in (surprise, clash))
-        phrases = [(at, size) for size in (2, 3, 4) for at in range(len(body) - 2 * size + 1)]
-        return [
-            np.log1p(len(body)),
-            surprise.mean(),
-            surprise.max(),
-            surprise[-1],
-            surprise_twice.max(),
-            clash.mean(),
-            clash_twice.max(),
-            (surprise > 8).sum(),
-            (twos == 0).mean(),
-            (twos == 0).sum(),
-            (threes == 0).mean(),
-            (threes == 0).sum(),
-            rarity.mean(),
-            rarity.max(),
-            (ones == 0).sum(),
-            np.log1p(letters).mean(),
-            (letters == 0).mean(),
-            1 - len(set(spoken)) / max(1, len(spoken)),
-            sum(word == following for word, following in pairwise(body)),
-            sum(body[at : at + size] == body[at + size : at + 2 * size] for at, size in phrases),
-            len(self.TAG.findall(text)),
-            max((len(word) for word in body if not word[0].isalnum()), default=0),
-            sum(len(word) == 1 for word in spoken) / max(1, len(spoken)),
-        ]
+        return {
+            "mean_surprise": surprise.mean(),
+            "most_surprise": surprise.max(),
+            "surprise_at_the_end": surprise[-1],
+            "most_surprise_twice": _with_next(surprise).max(),
+            "mean_clash": clash.mean(),
+            "most_clash_twice": _with_next(clash).max(),
+            "surprising_words": (surprise > 8).sum(),
+            "share_of_new_pairs": (twos == 0).mean(),
+            "new_pairs": (twos == 0).sum(),
+            "share_of_new_triples": (threes == 0).mean(),
+            "new_triples": (threes == 0).sum(),
+            "mean_rarity": rarity.mean(),
+            "most_rarity": rarity.max(),
+            "new_words": (ones == 0).sum(),
+        }
+
+    def _misspelling(self, words: Sequence[str]) -> dict[str, float]:
+        """How often clean text spells like this, four letters at a time."""
+        letters = self._counts(self._spellings(words))
+        return {"mean_log_letters": np.log1p(letters).mean(), "share_of_new_letters": (letters == 0).mean()}
+
+    def _counts(self, keys: Sequence[int]) -> np.ndarray:
+        """How often each n-gram was seen; a text too short to have one has one that never was."""
+        return self.counts_[keys] if keys else np.zeros(1, np.float32)
+
+
+def _with_next(values: np.ndarray) -> np.ndarray:
+    """Sums of neighbours: one wrong word surprises twice, after its neighbour and before the next."""
+    return values[1:] + values[:-1] if len(values) > 1 else values
+
+
+def _repetition(body: Sequence[str]) -> dict[str, float]:
+    """What is said again: a word anywhere, a word or a phrase of 2-4 words at once."""
+    spoken = _spoken(body)
+    phrases = [(at, size) for size in (2, 3, 4) for at in range(len(body) - 2 * size + 1)]
+    return {
+        "share_of_repeated_words": 1 - len(set(spoken)) / max(1, len(spoken)),
+        "doubled_words": sum(word == following for word, following in pairwise(body)),
+        "doubled_phrases": sum(body[at : at + size] == body[at + size : at + 2 * size] for at, size in phrases),
+    }
+
+
+def _loose_ends(text: str, body: Sequence[str]) -> dict[str, float]:
+    """What stands about: tags, a run of punctuation, letters by themselves."""
+    spoken = _spoken(body)
+    return {
+        "tags": len(Fluency.TAG.findall(text)),
+        "longest_punctuation": max((len(word) for word in body if not word[0].isalnum()), default=0),
+        "share_of_single_letters": sum(len(word) == 1 for word in spoken) / max(1, len(spoken)),
+    }
+
+
+def _spoken(body: Sequence[str]) -> list[str]:
+    return [word for word in body if word[0].isalnum()]

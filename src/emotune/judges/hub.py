@@ -10,13 +10,10 @@ import numpy as np
 
 from emotune.core.errors import InputError
 from emotune.judges.verdicts import Judge, most_probable
+from emotune.models import pins
 
-HUB_BATCH = 32
 
-
-def load_hub(
-    name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int = HUB_BATCH
-) -> Judge:
+def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int = 32) -> Judge:
     """A transformers sequence classifier as a judge: a Hub name at a commit, or a local folder at its content's hash.
 
     `label_map` turns all of the model's labels into ours; labels that become one are added up. None keeps them.
@@ -25,20 +22,9 @@ def load_hub(
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from emotune.models import loading, pins
+    from emotune.models import loading
 
-    folder = pins.located(name)
-    if folder.is_dir():
-        if revision != (found := pins.folder_revision(folder)):
-            raise InputError(f"judge {name}: revision must be the hash of its content, {found}; got {revision}")
-        where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
-    elif re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        where = {"pretrained_model_name_or_path": name, "revision": revision}
-    else:
-        raise InputError(
-            f"judge {name}: no such folder, and as a Hub name it needs its 40-digit commit, not a branch, as revision; "
-            f"got {revision}"
-        )
+    where = _where(name, revision)
     tokenizer = loading.opened(AutoTokenizer, "judge", where)
     model = loading.opened(AutoModelForSequenceClassification, "judge", where, dtype=torch.float32)
     model = model.to(loading.device()).eval()
@@ -47,9 +33,7 @@ def load_hub(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
-    # RoBERTa numbers its positions from behind the padding token.
-    longest -= model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+    longest = _longest(tokenizer, model.config)
 
     @torch.inference_mode()
     def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -66,6 +50,29 @@ def load_hub(
         return [verdicts[row] for row in range(len(texts))]
 
     return judge
+
+
+def _where(name: str, revision: str | None) -> dict[str, Any]:
+    """from_pretrained's arguments for a folder whose content is `revision`, or a Hub name at that commit."""
+    folder = pins.located(name)
+    if folder.is_dir():
+        content = pins.folder_revision(folder)
+        if revision != content:
+            raise InputError(f"judge {name}: revision must be the hash of its content, {content}; got {revision}")
+        return {"pretrained_model_name_or_path": str(folder)}
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(
+            f"judge {name}: no such folder, and as a Hub name it needs its 40-digit commit, not a branch, as revision; "
+            f"got {revision}"
+        )
+    return {"pretrained_model_name_or_path": name, "revision": revision}
+
+
+def _longest(tokenizer: Any, config: Any) -> int:
+    """The most tokens of a text that the model has positions for."""
+    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
+    # RoBERTa numbers its positions from behind the padding token.
+    return longest - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
 
 
 def _mapped(own: Sequence[str], label_map: Mapping[str, str] | None, name: str) -> tuple[list[str], np.ndarray]:

@@ -6,6 +6,18 @@ from emotune.core.sections import Section
 
 
 class JudgeChoice(Section):
+    """`embedded`, the judge that the judges stage trains; or one of the Hub or a folder, pinned, its labels mapped."""
+
     name: str
     revision: str | None
     labels: dict[str, str] | None
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.name == "embedded"
+
+
+class EmotionJudge(Section):
+    """Of all that `evaluate` or `reward` says, which judge."""
+
+    emotion_judge: JudgeChoice

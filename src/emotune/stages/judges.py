@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from emotune.core import records
 from emotune.core.contract import Dep, Log, Metrics, Out
+from emotune.core.dialogue import Dialogue
 from emotune.core.sections import Section
 from emotune.data.params import Labels
-from emotune.judges.params import JudgeChoice
+from emotune.judges.corruption import with_corruptions
+from emotune.judges.params import EmotionJudge, JudgeChoice
 from emotune.judges.verdicts import GIBBERISH_LABELS, Judge
 
 
@@ -21,52 +24,53 @@ class Data(Section):
     seed: int
 
 
-class Judged(Section):
-    """Which judge, of all that a section says."""
-
-    emotion_judge: JudgeChoice
-
-
 class Params(Section):
     """Which three judges."""
 
     data: Data
-    evaluate: Judged
+    evaluate: EmotionJudge
     gibberish_judge: JudgeChoice
-    reward: Judged
+    reward: EmotionJudge
 
 
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     """Write the judge that rewards, the judge that evaluates and the judge of gibberish, and measure them."""
-    from emotune.judges import corruption, emotion, files, gibberish
+    from emotune.judges.emotion import train_emotion
+    from emotune.judges.gibberish import train_gibberish
 
-    train, test = (
-        [turn for d in records.read_dialogues(dialogues / f"{split}.jsonl") for turn in d.turns]
-        for split in ("train", "test")
-    )
-    texts = [turn.content for turn in train]
-    emotions = [turn.emotion for turn in train]
-    held_out = [turn.content for turn in test]
-    corrupted = corruption.with_corruptions(held_out, random.Random(p.data.seed))
-
-    measured = {}
+    texts, emotions = columns(records.read_dialogues(dialogues / "train.jsonl"))
+    held_out, gold = columns(records.read_dialogues(dialogues / "test.jsonl"))
+    corrupted = with_corruptions(held_out, random.Random(p.data.seed))
     out.mkdir(parents=True, exist_ok=True)
-    for name, choice, recipe in (
-        ("reward", p.reward.emotion_judge, "words"),
-        ("evaluate", p.evaluate.emotion_judge, "characters"),
-    ):
-        path = out / f"{name}.skops"
-        if choice.name == files.EMBEDDED:
-            files.save(emotion.train_emotion(texts, emotions, recipe, p.data.seed), path)
-        judge = files.open_judge(path, choice)
-        measured[name] = measure(judge, held_out, [turn.emotion for turn in test], p.data.labels)
+    rewarding = judge_of(
+        out / "reward.skops", p.reward.emotion_judge, lambda: train_emotion(texts, emotions, "words", p.data.seed)
+    )
+    evaluating = judge_of(
+        out / "evaluate.skops",
+        p.evaluate.emotion_judge,
+        lambda: train_emotion(texts, emotions, "characters", p.data.seed),
+    )
+    of_gibberish = judge_of(out / "gibberish.skops", p.gibberish_judge, lambda: train_gibberish(texts, p.data.seed))
+    return {
+        "reward": measure(rewarding, held_out, gold, p.data.labels),
+        "evaluate": measure(evaluating, held_out, gold, p.data.labels),
+        "gibberish": measure(of_gibberish, *corrupted, GIBBERISH_LABELS),
+    }
 
-    path = out / "gibberish.skops"
-    if p.gibberish_judge.name == files.EMBEDDED:
-        files.save(gibberish.train_gibberish(texts, p.data.seed), path)
-    judge = files.open_judge(path, p.gibberish_judge)
-    measured["gibberish"] = measure(judge, *corrupted, GIBBERISH_LABELS)
-    return measured
+
+def columns(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[str]]:
+    """The texts and the emotions of all turns, those of the user too."""
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+    return [turn.content for turn in turns], [turn.emotion for turn in turns]
+
+
+def judge_of(path: Path, choice: JudgeChoice, train: Callable[[], Any]) -> Judge:
+    """The embedded judge, trained and written to `path`; or the one that is named instead, and nothing is written."""
+    from emotune.judges import files
+
+    if choice.is_embedded:
+        files.save(train(), path)
+    return files.open_judge(path, choice)
 
 
 def measure(judge: Judge, texts: Sequence[str], labels: Sequence[str], label_names: Sequence[str]) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from emotune.core import dialogue, records
 from emotune.core.contract import Log, Metrics, Out
 from emotune.core.dialogue import ASSISTANT, SPLITS, Dialogue
 from emotune.core.errors import InputError
 from emotune.core.sections import Section
-from emotune.data import corpus, sources
+from emotune.data import sources
 from emotune.data.params import Data
 from emotune.data.splits import deduplicate, usable
+
+Splits = Mapping[str, Sequence[Dialogue]]
 
 
 class Params(Section):
@@ -24,11 +27,11 @@ class Params(Section):
 
 def main(p: Params, log: Log, out: Out) -> Metrics:
     """Write train, validation and test dialogues and their labels, and what was kept and dropped on the way."""
-    found, dropped = read(p.data)
-    check_labels(found, p.data.labels)
+    raw, dropped = read(p.data)
+    check_labels(raw, p.data.labels)
     splits: dict[str, list[Dialogue]] = {}
     for split in SPLITS:
-        splits[split], unusable = usable(found[split])
+        splits[split], unusable = usable(raw[split])
         dropped[split] += unusable
         check_dropped(split, len(splits[split]), dropped[split], p.data.max_dropped)
     splits, duplicates = deduplicate(splits)
@@ -44,10 +47,10 @@ def main(p: Params, log: Log, out: Out) -> Metrics:
         for split in SPLITS:
             records.write_jsonl(folder / f"{split}.jsonl", map(dialogue.to_record, splits[split]))
         records.write_json(folder / "labels.json", {"labels": p.data.labels, "neutral": p.data.neutral})
-    return measure(found, splits, dropped, p.data.labels)
+    return measure(raw, splits, dropped, p.data.labels)
 
 
-def read(data: Data) -> sources.Read:
+def read(data: Data) -> sources.Source:
     """The dialogues of the source that `data.source` names."""
     if data.source == "embedded":
         return sources.embedded(data.dialogues, data.seed)
@@ -58,21 +61,21 @@ def read(data: Data) -> sources.Read:
     return sources.daily_dialog(str(data.path), data.revision)
 
 
-def check_labels(splits: dict[str, list[Dialogue]], labels: Sequence[str]) -> None:
+def check_labels(splits: Splits, labels: Sequence[str]) -> None:
     """InputError names the first dialogue with an emotion that is not among the labels."""
     for split in SPLITS:
-        for found in splits[split]:
-            for turn in found.turns:
+        for talk in splits[split]:
+            for turn in talk.turns:
                 if turn.emotion not in labels:
                     raise InputError(
-                        f"data.labels has no {turn.emotion!r}, the emotion of a turn of dialogue {found.id}; "
+                        f"data.labels has no {turn.emotion!r}, the emotion of a turn of dialogue {talk.id}; "
                         f"it has {', '.join(labels)}"
                     )
 
 
-def check_dropped(split: str, kept: int, dropped: Counter[str], most: float) -> None:
+def check_dropped(split: str, remaining: int, dropped: Counter[str], most: float) -> None:
     """InputError where a larger share of a split than `most` was dropped as unusable."""
-    total = kept + dropped.total()
+    total = remaining + dropped.total()
     if dropped.total() > most * total:
         raise InputError(
             f"data: {dropped.total()} of {total} {split} dialogues are unusable ({reasons(dropped)}), a larger share "
@@ -85,26 +88,32 @@ def reasons(dropped: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
 
 
-def measure(
-    found: dict[str, list[Dialogue]],
-    splits: dict[str, list[Dialogue]],
-    dropped: dict[str, Counter[str]],
-    labels: Sequence[str],
-) -> dict[str, object]:
+def measure(raw: Splits, splits: Splits, dropped: Mapping[str, Counter[str]], labels: Sequence[str]) -> Metrics:
     """Counts by split, and the share of the test replies' word n-grams that the train replies have too."""
-    measured: dict[str, object] = {}
+    metrics: dict[str, object] = {}
     for split in SPLITS:
-        emotions = Counter(turn.emotion for kept in splits[split] for turn in kept.turns)
-        measured[split] = {
+        emotions = Counter(turn.emotion for talk in splits[split] for turn in talk.turns)
+        metrics[split] = {
             "dialogues": len(splits[split]),
             "turns": emotions.total(),
             "labels": {label: emotions[label] for label in labels},
             "dropped": dict(dropped[split]),
-            "odd_last_turns": sum(len(whole.turns) % 2 for whole in found[split]),
+            "odd_last_turns": sum(len(talk.turns) % 2 for talk in raw[split]),
         }
     train, test = (
-        [turn.content for kept in splits[split] for turn in kept.turns if turn.role == ASSISTANT]
+        [turn.content for talk in splits[split] for turn in talk.turns if turn.role == ASSISTANT]
         for split in ("train", "test")
     )
-    measured["test_replies_in_train"] = {f"{n}-grams": corpus.ngram_overlap(train, test, n) for n in (3, 4, 5)}
-    return measured
+    metrics["test_replies_in_train"] = {f"{n}-grams": ngram_overlap(train, test, n) for n in (3, 4, 5)}
+    return metrics
+
+
+def ngram_overlap(train: Iterable[str], test: Iterable[str], n: int) -> float:
+    """The share of the distinct word n-grams of `test` that are in `train` too; 0.0 where there are none."""
+
+    def grams(texts: Iterable[str]) -> set[tuple[str, ...]]:
+        words = (re.findall(r"[\w'-]+", text.lower()) for text in texts)
+        return {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
+
+    of_train, of_test = grams(train), grams(test)
+    return len(of_train & of_test) / len(of_test) if of_test else 0.0
