@@ -137,7 +137,8 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
     from transformers import set_seed
 
     from emotune.generation.local import Reply
-    from emotune.preferences.candidates import candidate, judging
+    from emotune.preferences.candidates import judging
+    from emotune.preferences.reward import candidate
     from emotune.preferences.selection import Pair, select
 
     model, tokenizer, judges, p, r = work

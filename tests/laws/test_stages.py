@@ -61,6 +61,7 @@ WRITTEN = {
 # Enough for pipelines of which only the end matters.
 SHORT = TINY | {"pretrain.epochs": 3, "sft.epochs": 0.5, "prefs.prompts": 30, "dpo.epochs": 1}
 ANSWERED = ("baseline", "sft", "dpo")
+JOURNAL = ".work/journal.sqlite"
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -78,9 +79,10 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def without(stage: str, done: Pipeline, folder: Path) -> Path:
-    """A copy of a finished pipeline in which a stage has not run yet."""
+    """A copy of a finished pipeline in which a stage has not run yet, nor sampled an attempt."""
     copy = folder / "copy"
     shutil.copytree(done.folder, copy)
+    (copy / JOURNAL).unlink()
     for path in declared(stage):
         shutil.rmtree(copy / path) if (copy / path).is_dir() else (copy / path).unlink()
     return copy
@@ -99,7 +101,7 @@ def test_a_stage_writes_its_outs_and_nothing_else(stage: str, pipeline: Pipeline
 
 def test_a_stage_that_ended_leaves_no_checkpoint(pipeline: Pipeline) -> None:
     left = [path for path in contents(pipeline.folder) if path.startswith(".work/") and not path.endswith(".lock")]
-    assert left == [".work/journal.sqlite"]
+    assert left == [JOURNAL]
     assert [path.name for path in pipeline.folder.glob(".work/*/*") if path.is_dir()] == []
 
 
@@ -171,14 +173,20 @@ def test_dpo_moves_the_adapter_that_sft_made(pipeline: Pipeline) -> None:
 
 
 def test_preferences_do_not_depend_on_how_many_are_sampled_at_once(
-    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pass
+    from emotune.generation import local
 
-    monkeypatch.setattr(sampling, "CPU_ROWS", 26)
+    monkeypatch.setattr(local, "CPU_ROWS", 26)
     folder = without("generate_prefs", pipeline, tmp_path)
+    capfd.readouterr()
     run_stage("generate_prefs", folder)
     assert contents(folder / "data/prefs") == contents(pipeline.folder / "data/prefs")
+    # No journal answered in its place.
+    metrics = json.loads((folder / "metrics/prefs.json").read_text())
+    assert metrics["attempts_total"] > metrics["prompts"]
+    said = f"generate_prefs: {metrics['attempts_total']} attempts sampled, 0 taken from the journal"
+    assert said in capfd.readouterr().out
 
 
 # --- a kill costs nothing

@@ -1,4 +1,4 @@
-"""Laws of preferences.py: which prompts are asked, how often, and what is kept of the answers."""
+"""Laws of the attempts: which prompts are asked, how often, and what is kept of the answers."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +13,7 @@ import pytest
 from conftest import Pipeline
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, Turn, alternate
+from emotune.generation import local
 from emotune.generation.local import Reply
 from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
@@ -22,10 +23,11 @@ from emotune.models.params import Model
 from emotune.preferences import attempts, journal
 from emotune.preferences.attempts import Outcome
 from emotune.preferences.audit import audit, measure
-from emotune.preferences.candidates import Judged, Prompt, Wanted, candidate, judging, local
+from emotune.preferences.candidates import Prompt, Wanted, judging, sampling_here
 from emotune.preferences.journal import Journal
 from emotune.preferences.pairs import rows
 from emotune.preferences.params import Audit, Length, Prefs, Reward
+from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Candidate, Pair
 from emotune.prompts import rendering
 from emotune.runs.params import parse
@@ -161,7 +163,7 @@ def test_a_prompt_that_never_makes_a_pair_is_given_up_with_every_failure_counted
     model: Any, tokenizer: Any, talk: list[Dialogue], memo: Journal
 ) -> None:
     asked = choose(talk, tokenizer, prefs(prompts=3))
-    sample = local(lambda: model, tokenizer, prefs())
+    sample = sampling_here(lambda: model, tokenizer, prefs())
     judge = judging(lambda: (never, clean))
     for outcome in attempts.generate(asked, prefs(), REWARD, sample, judge, memo):
         assert (outcome.pair, outcome.attempts) == (None, 3)
@@ -189,7 +191,7 @@ class Speaker:
             return judge(texts)
 
         p = self.prefs(**changes)
-        sample = local(self.open_model, self.tokenizer, p)
+        sample = sampling_here(self.open_model, self.tokenizer, p)
         judged = judging(lambda: (hear, clean))
         return attempts.generate(self.asked[order], p, r, sample, judged, memo, ahead)
 
@@ -226,7 +228,7 @@ class TestWithAModelThatSpeaks:
         self, speaker: Speaker, empty: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         together = speaker.generate(slice(None), by_length, empty())
-        monkeypatch.setattr(sampling, "CPU_ROWS", 8)
+        monkeypatch.setattr(local, "CPU_ROWS", 8)
         assert speaker.generate(slice(None), by_length, empty()) == together
         assert speaker.generate(slice(None), by_length, empty(), ahead=1) == together
 
@@ -241,9 +243,9 @@ class TestWithAModelThatSpeaks:
     def test_a_failed_prompt_joins_the_next_batch(
         self, speaker: Speaker, empty: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sampling, "CPU_ROWS", 8)
+        monkeypatch.setattr(local, "CPU_ROWS", 8)
         wanted: list[list[int]] = []
-        sample = local(speaker.open_model, speaker.tokenizer, speaker.prefs())
+        sample = sampling_here(speaker.open_model, speaker.tokenizer, speaker.prefs())
 
         def watched(waiting: Sequence[Wanted]) -> list[list[Reply]]:
             wanted.append([attempt for _, attempt in waiting])
@@ -285,7 +287,7 @@ class TestWithAModelThatSpeaks:
         def nothing() -> Any:
             raise AssertionError("a model was opened")
 
-        sample = local(nothing, speaker.tokenizer, speaker.prefs())
+        sample = sampling_here(nothing, speaker.tokenizer, speaker.prefs())
         judge = judging(nothing)
         assert attempts.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
 

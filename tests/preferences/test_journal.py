@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -56,8 +56,8 @@ def child(script: str, *arguments: object, **options: object) -> subprocess.Pope
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]
         from pathlib import Path
-        from emotune import journal
-        from emotune.errors import InputError
+        from emotune.core.errors import InputError
+        from emotune.preferences import journal
         from test_journal import MADE_OF, digest, value
         path, *arguments = sys.argv[1:]
         path = Path(path)
@@ -81,6 +81,11 @@ def overwrite(path: Path, at: int, content: bytes) -> None:
 def sql(path: object, statement: str, *values: object) -> list:
     with closing(sqlite3.connect(path)) as db, db:
         return db.execute(statement, values).fetchall()
+
+
+def set_aside(path: Path, reason: str, number: int = 1) -> str:
+    """What the log says of a journal that is not used."""
+    return f"journal {path}: {reason}, so it is set aside as {path}.aside-{number} and what it held is made again"
 
 
 def asides(path: Path) -> list[str]:
@@ -146,17 +151,8 @@ def test_a_new_journal_is_nothing_to_speak_of(path):
     assert found(path, [(digest("p"), 1)]) == ({}, [])
 
 
-@pytest.mark.parametrize(
-    ("damage", "least", "most"),
-    [
-        ("truncated", 380, 520),
-        ("random", 940, 999),
-        ("header", 1000, 1000),
-        # The header, the roots of both tables and of the index, and one page of rows.
-        ("roots", 985, 1000),
-    ],
-)
-def test_of_a_damaged_file_all_that_is_whole_is_kept(path, damage, least, most):
+@pytest.mark.parametrize("damage", ["truncated", "random", "header", "roots"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path, damage):
     rows = fill(path)
     noise, size = random.Random(1), path.stat().st_size
     if damage == "truncated":
@@ -164,32 +160,31 @@ def test_of_a_damaged_file_all_that_is_whole_is_kept(path, damage, least, most):
     elif damage == "random":
         overwrite(path, size // 2 + 777, noise.randbytes(60_000))
     else:
+        # The roots: the header, those of both tables and of the index, and one page of rows.
         overwrite(path, 0, noise.randbytes(4096 if damage == "header" else 5 * 4096))
-    kept, lines = found(path, rows)
-    assert least <= len(kept) <= most
-    assert all(rows[key] == there for key, there in kept.items())
-    assert lines == [
-        f"journal {path}: damaged; {len(kept)} whole attempts kept, the damaged file set aside as {path}.aside-1",
-        f"journal {path}: {len(kept)} attempts that fit",
-    ]
+    content = path.read_bytes()
+    assert found(path, rows) == ({}, [set_aside(path, "damaged")])
     assert asides(path) == ["journal.sqlite.aside-1"]
-    assert found(path, rows) == (kept, lines[1:])
+    assert Path(f"{path}.aside-1").read_bytes() == content
+    assert found(path, rows) == ({}, [])
+    assert fill(path) == rows
+    assert found(path, rows) == (rows, [f"journal {path}: 1000 attempts that fit"])
 
 
 @pytest.mark.parametrize(
-    ("database", "log", "least", "most", "said"),
+    ("database", "log", "least", "most"),
     [
-        ((0, 0), (0, 0), 500, 500, "500 attempts that fit"),
-        ((0, 4096), (0, 0), 500, 500, "500 attempts that fit"),
-        ((0, 0), (0, 32), 500, 500, "500 attempts read off the log"),
-        ((0, 4096), (0, 32), 500, 500, "500 whole attempts kept"),
-        ((0, 0), (300_000, 20_000), 480, 499, "attempts read off the log"),
+        ((0, 0), (0, 0), 500, 500),
+        # SQLite has the header from the log.
+        ((0, 4096), (0, 0), 500, 500),
+        ((0, 0), (0, 32), 0, 0),
+        ((0, 4096), (0, 32), 0, 0),
+        # All before the damage, in whole transactions of 50.
+        ((0, 0), (300_000, 20_000), 50, 450),
     ],
     ids=["whole", "database", "log's header", "both headers", "log's middle"],
 )
-def test_of_what_only_the_log_of_a_killed_process_holds_all_that_is_whole_is_kept(
-    path, database, log, least, most, said
-):
+def test_what_only_the_log_of_a_killed_process_holds_is_there_up_to_the_first_damage(path, database, log, least, most):
     script = """
         import os
         with journal.opened(path, MADE_OF) as memo:
@@ -202,11 +197,14 @@ def test_of_what_only_the_log_of_a_killed_process_holds_all_that_is_whole_is_kep
     for file, (at, size) in ((path, database), (Path(f"{path}-wal"), log)):
         overwrite(file, at, random.Random(1).randbytes(size))
     rows = {(digest(number // 5), number % 5): value(number) for number in range(500)}
-    kept, lines = found(path, rows)
-    assert least <= len(kept) <= most
-    assert all(rows[key] == there for key, there in kept.items())
-    assert said in lines[0]
-    assert found(path, rows) == (kept, [f"journal {path}: {len(kept)} attempts that fit"])
+    there, _ = found(path, rows)
+    assert least <= len(there) <= most
+    assert len(there) % 50 == 0
+    assert there.items() <= rows.items()
+    assert found(path, rows)[0] == there
+    with journal.opened(path, MADE_OF) as memo:
+        assert memo.keep((*key, value) for key, value in rows.items()) == 500 - len(there)
+    assert found(path, rows) == (rows, [f"journal {path}: 500 attempts that fit"])
 
 
 @pytest.mark.parametrize("content", [b"hello", b"hello\n" * 10_000, b"\0" * 8192, b"\x0d" * 50_000])
@@ -215,7 +213,7 @@ def test_a_file_that_is_no_database_is_set_aside(path, content):
     path.write_bytes(content)
     kept, lines = found(path, [(digest("p"), 1)])
     assert kept == {}
-    assert lines == [f"journal {path}: damaged; 0 whole attempts kept, the damaged file set aside as {path}.aside-1"]
+    assert lines == [set_aside(path, "damaged")]
     assert Path(f"{path}.aside-1").read_bytes() == content
 
 
@@ -224,15 +222,15 @@ def test_another_version_is_not_used_but_set_aside(path):
     sql(path, "PRAGMA user_version = 0")
     kept, lines = found(path, rows)
     assert kept == {}
-    assert lines == [f"journal {path}: of another version, so it is not used but set aside as {path}.aside-1"]
+    assert lines == [set_aside(path, "of another version")]
     assert sql(f"{path}.aside-1", "SELECT count(*) FROM attempts") == [(10,)]
 
 
 def test_a_second_damaged_file_gets_another_name(path):
-    for content in (b"one", b"two"):
+    for number, content in ((1, b"one"), (2, b"two")):
         fill(path, 5)
         overwrite(path, 0, content)
-        found(path, [])
+        assert found(path, []) == ({}, [set_aside(path, "damaged", number)])
     assert asides(path) == ["journal.sqlite.aside-1", "journal.sqlite.aside-2"]
 
 
@@ -250,25 +248,50 @@ def test_an_attempt_with_a_wrong_checksum_is_absent_until_it_is_kept_again(path,
     assert found(path, rows)[0] == rows
 
 
-def test_damage_under_a_running_process_is_salvaged_and_another_one_follows(path):
+def test_damage_under_a_running_process_begins_a_new_journal_and_others_follow(path):
     rows = fill(path)
     lines = []
-    with journal.opened(path, MADE_OF, lines.append) as one, journal.opened(path, MADE_OF, lines.append) as two:
+    with ExitStack() as stack:
+        one, two, three = (stack.enter_context(journal.opened(path, MADE_OF, lines.append)) for _ in range(3))
         subprocess.run(
             ["dd", "if=/dev/urandom", f"of={path}", "bs=4096", "seek=100", "count=30", "conv=notrunc"],
             check=True,
             capture_output=True,
         )
-        # What the other wrote empties SQLite's cache: the damage is read.
+        # What another wrote empties SQLite's cache: the damage is read.
         two.keep([(digest("two"), 1, "before")])
-        kept = one.find_many([*rows, (digest("two"), 1)])
-        assert kept[digest("two"), 1] == "before"
-        assert 900 <= len(kept) < 1001
+        assert one.find_many([*rows, (digest("two"), 1)]) == {}
+        assert Path(f"{path}.aside-1-wal").stat().st_size > 0
         two.keep([(digest("two"), 2, "after")])
         assert one.find(digest("two"), 2) == "after"
-    assert f"damaged; {len(kept)} whole attempts kept" in lines[2]
-    assert len(lines) == 3
-    assert len(found(path, rows)[0]) == len(kept) - 1
+        one.keep([(digest("one"), 1, "made again")])
+        assert two.find(digest("one"), 1) == "made again"
+        # Another that comes upon the damage finds that a new journal is there.
+        assert three.find_many([*rows, (digest("one"), 1)]) == {(digest("one"), 1): "made again"}
+    assert lines[3:] == [set_aside(path, "damaged")]
+    new = {(digest("two"), 2): "after", (digest("one"), 1): "made again"}
+    assert found(path, [*rows, *new]) == (new, [f"journal {path}: 2 attempts that fit"])
+
+
+def test_a_journal_set_aside_under_another_process_is_left_to_that_one_until_it_writes(path):
+    rows = fill(path)
+    script = """
+        with journal.opened(path, MADE_OF, lambda _: None) as memo:
+            memo.keep([(digest("other"), 1, "before")])
+            print("open", flush=True)
+            input()
+            memo.keep([(digest("other"), 2, "after")])
+            print(memo.find(digest("new"), 1), memo.find(digest("other"), 1))
+    """
+    other = child(script, path, stdin=subprocess.PIPE)
+    assert other.stdout.readline() == "open\n"
+    overwrite(path, path.stat().st_size // 2, random.Random(1).randbytes(60_000))
+    with journal.opened(path, MADE_OF, lambda _: None) as memo:
+        memo.keep([(digest("new"), 1, "kept")])
+        assert memo.find_many([*rows, (digest("new"), 1)]) == {(digest("new"), 1): "kept"}
+        assert other.communicate("\n", timeout=60) == ("kept None\n", "")
+        assert memo.find(digest("other"), 2) == "after"
+    assert asides(path) == ["journal.sqlite.aside-1"]
 
 
 def test_every_attempt_kept_before_a_sigkill_is_found(path):
@@ -308,15 +331,15 @@ def test_two_processes_write_at_once(path):
     assert lines == [f"journal {path}: 180 attempts that fit"]
 
 
-def test_a_damaged_journal_that_three_open_at_once_is_salvaged_once(path):
+def test_a_damaged_journal_that_three_open_at_once_is_set_aside_once(path):
     rows = fill(path)
     overwrite(path, 0, b"gone")
     processes = [child(WRITE, path, 10_000 + 20 * n, 10_020 + 20 * n) for n in range(3)]
     said = "".join(ended(process) for process in processes)
-    assert said.count("damaged; 1000 whole attempts kept") == 1
+    assert said.count(set_aside(path, "damaged")) == 1
     assert asides(path) == ["journal.sqlite.aside-1"]
     new = [(digest(number), 1) for number in range(10_000, 10_060)]
-    assert len(found(path, [*rows, *new])[0]) == 1060
+    assert found(path, [*rows, *new])[0].keys() == set(new)
 
 
 FULL = """
@@ -427,6 +450,8 @@ def test_clear_leaves_the_lock_and_nothing_else(path):
     fill(path, 10)
     overwrite(path, 0, b"gone")
     found(path, [])
+    fill(path, 10)
+    assert len(asides(path)) == 1
     assert journal.clear(path) == 10
     assert [file.name for file in path.parent.iterdir()] == ["journal.sqlite.lock"]
     assert journal.clear(path) == 0
@@ -467,16 +492,20 @@ def test_contents_of_a_damaged_journal_is_one_message_and_changes_nothing(path):
     assert (path.read_bytes(), log.read_bytes()) == before
 
 
-def test_attempts_find_their_context_again_that_the_file_has_lost(path):
+@pytest.mark.parametrize(
+    "damage",
+    ["DELETE FROM contexts", "UPDATE contexts SET made_of = made_of || ' '", "UPDATE contexts SET made_of = 5"],
+)
+def test_attempts_find_their_context_again_that_the_file_has_lost(path, damage):
     rows = fill(path, 10)
-    sql(path, "DELETE FROM contexts")
+    sql(path, damage)
     assert found(path, rows)[0] == rows
     assert journal.contents(path).held[0].made_of == {}
 
 
 def test_the_journal_imports_nothing_heavy():
     script = (
-        "import sys; from emotune import journal\n"
+        "import sys; from emotune.preferences import journal\n"
         "print({'torch', 'transformers', 'mlflow', 'datasets', 'dvc', 'sklearn'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"

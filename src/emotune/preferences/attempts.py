@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from emotune.core import processes, records, seeds
 from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, history
-from emotune.preferences.candidates import Judged, JudgeReplies, Prompt, Sample, candidate
+from emotune.preferences.candidates import JudgeReplies, Prompt, Sample
 from emotune.preferences.params import Prefs, Reward
+from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Pair, select
 from emotune.prompts import fitting, rendering
 
 if TYPE_CHECKING:
-    from emotune.preferences.journal import Journal
+    from emotune.preferences.journal import Journal, Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def choose_prompts(
 
 
 def generate(
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     p: Prefs,
     r: Reward,
     sample: Sample,
@@ -89,88 +90,113 @@ def generate(
     and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead` batches
     are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
     """
-    outcomes: dict[int, Outcome] = {}
-    failures: list[list[str]] = [[] for _ in asked]
-    queue: list[tuple[int, int, int]] = []
-    made = known = 0
-    place = (0, 0, 0)
+    search = Search(prompts, p, r, memo)
+    under_way: deque[tuple[list[Attempt], Future[list[list[Judged]]]]] = deque()
+    with ThreadPoolExecutor(1) as judges, _bar(len(prompts), len(search.outcomes)) as bar:
+        while search.queue or under_way:
+            if wanted := search.wanted():
+                sampled = sample([(prompts[attempt.place], attempt.number) for attempt in wanted])
+                search.put_back(wanted[len(sampled) :])
+                under_way.append((wanted[: len(sampled)], judges.submit(judge, sampled)))
+            if under_way and (len(under_way) > ahead or not search.queue):
+                batch, verdicts = under_way.popleft()
+                search.keep(batch, verdicts.result())
+                bar.set_postfix(accepted=search.accepted, refresh=False)
+                bar.update(len(search.outcomes) - bar.n)
+    print(f"generate_prefs: {search.sampled} attempts sampled, {search.known} taken from the journal", flush=True)
+    return [search.outcomes[place] for place in range(len(prompts))]
 
-    def conclude(number: int, attempt: int, judged: Sequence[Judged]) -> None:
-        prompt = asked[number]
-        candidates = [candidate(reply, prompt.emotion, r) for reply in judged]
-        found = select(candidates, prompt.emotion, p.target_score_range, p.min_chosen_score, p.min_clean_confidence)
-        if isinstance(found, Pair):
-            outcomes[number] = Outcome(found, attempt, tuple(failures[number]))
-            return
-        failures[number] += found
-        if attempt == p.attempts:
-            outcomes[number] = Outcome(None, attempt, tuple(failures[number]))
 
-    def go_on(number: int, attempt: int) -> None:
-        """Through the attempts that the memo holds; the first that it lacks is wanted."""
-        nonlocal known
-        while number not in outcomes:
-            kept = memo.find(asked[number].digest, attempt)
-            if kept is None:
-                insort(queue, (len(asked[number].ids), number, attempt))
-                return
-            known += 1
-            conclude(number, attempt, [Judged(*values) for values in kept])
-            attempt += 1
+@dataclass(frozen=True, slots=True, order=True)
+class Attempt:
+    """An attempt at a prompt: of how many tokens, the prompt's place among all, and which attempt, from 1.
 
-    def wanted() -> list[tuple[int, int, int]]:
+    The order of these fields is the order of sampling.
+    """
+
+    length: int
+    place: int
+    number: int
+
+
+class Search:
+    """The search for a pair of each prompt: the outcomes by the prompts' places, and the attempts that are wanted."""
+
+    def __init__(self, prompts: Sequence[Prompt], p: Prefs, r: Reward, memo: Journal) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.queue: list[Attempt] = []
+        self.sampled = self.known = 0
+        self._prompts, self._p, self._r, self._memo = prompts, p, r, memo
+        self._failures: list[list[str]] = [[] for _ in prompts]
+        self._next = Attempt(0, 0, 0)
+        for place, prompt in enumerate(prompts):
+            self._go_on(Attempt(len(prompt.ids), place, 1))
+
+    @property
+    def accepted(self) -> int:
+        """How many prompts have made a pair."""
+        return sum(outcome.pair is not None for outcome in self.outcomes.values())
+
+    def wanted(self) -> list[Attempt]:
         """What follows this run's place in the queue, taken out of it, less what other runs have made meanwhile."""
-        while queue:
-            start = bisect_left(queue, place) % len(queue)
-            following = queue[start : start + AT_ONCE]
-            del queue[start : start + AT_ONCE]
-            kept = memo.find_many([(asked[number].digest, attempt) for _, number, attempt in following])
-            for _, number, attempt in following:
-                if (asked[number].digest, attempt) in kept:
-                    go_on(number, attempt)
-            if missing := [entry for entry in following if (asked[entry[1]].digest, entry[2]) not in kept]:
+        while self.queue:
+            start = bisect_left(self.queue, self._next) % len(self.queue)
+            following = self.queue[start : start + AT_ONCE]
+            del self.queue[start : start + AT_ONCE]
+            there = self._memo.find_many([self._key(attempt) for attempt in following])
+            for attempt in following:
+                if self._key(attempt) in there:
+                    self._go_on(attempt)
+            if missing := [attempt for attempt in following if self._key(attempt) not in there]:
                 return missing
         return []
 
-    for number in range(len(asked)):
-        go_on(number, 1)
-    under_way: deque[tuple[list[tuple[int, int, int]], Future[list[list[Judged]]]]] = deque()
-    with (
-        ThreadPoolExecutor(1) as judges,
-        tqdm(
-            total=len(asked),
-            initial=len(outcomes),
-            desc="pairs",
-            unit="prompt",
-            mininterval=5,
-            disable=not processes.first(),
-        ) as bar,
-    ):
-        while queue or under_way:
-            if missing := wanted():
-                sampled = sample([(asked[number], attempt) for _, number, attempt in missing])
-                batch = missing[: len(sampled)]
-                for entry in missing[len(sampled) :]:
-                    insort(queue, entry)
-                under_way.append((batch, judges.submit(judge, sampled)))
-            if under_way and (len(under_way) > ahead or not queue):
-                batch, verdicts = under_way.popleft()
-                judged = verdicts.result()
-                new = memo.keep(
-                    (asked[number].digest, attempt, [astuple(reply) for reply in replies])
-                    for (_, number, attempt), replies in zip(batch, judged, strict=True)
-                )
-                made += len(batch)
-                if new < len(batch) and queue:
-                    # Any will do: no reply depends on it.
-                    place = random.choice(queue)
-                for (_, number, attempt), replies in zip(batch, judged, strict=True):
-                    conclude(number, attempt, replies)
-                    go_on(number, attempt + 1)
-                bar.set_postfix(accepted=sum(o.pair is not None for o in outcomes.values()), refresh=False)
-                bar.update(len(outcomes) - bar.n)
-    print(f"generate_prefs: {made} attempts sampled, {known} taken from the journal", flush=True)
-    return [outcomes[number] for number in range(len(asked))]
+    def put_back(self, attempts: Iterable[Attempt]) -> None:
+        """Attempts that were wanted and not sampled are wanted still."""
+        for attempt in attempts:
+            insort(self.queue, attempt)
+
+    def keep(self, batch: Sequence[Attempt], judged: Sequence[Sequence[Judged]]) -> None:
+        """Write a batch to the memo and conclude; a prompt that it brought no outcome goes on to its next attempt."""
+        done = list(zip(batch, judged, strict=True))
+        new = self._memo.keep((*self._key(attempt), [astuple(reply) for reply in replies]) for attempt, replies in done)
+        self.sampled += len(batch)
+        if new < len(batch) and self.queue:
+            # Another run is at the same prompts. Any other place will do: no reply depends on it.
+            self._next = random.choice(self.queue)
+        for attempt, replies in done:
+            self._conclude(attempt, replies)
+            self._go_on(replace(attempt, number=attempt.number + 1))
+
+    def _go_on(self, attempt: Attempt) -> None:
+        """Through the attempts that the memo holds, from this one on; the first that it lacks is wanted."""
+        while attempt.place not in self.outcomes:
+            replies = self._memo.find(*self._key(attempt))
+            if replies is None:
+                insort(self.queue, attempt)
+                return
+            self.known += 1
+            self._conclude(attempt, [Judged(*values) for values in replies])
+            attempt = replace(attempt, number=attempt.number + 1)
+
+    def _conclude(self, attempt: Attempt, replies: Sequence[Judged]) -> None:
+        """A pair is a prompt's outcome, and so is its last failure."""
+        p, place = self._p, attempt.place
+        emotion = self._prompts[place].emotion
+        candidates = [candidate(reply, emotion, self._r) for reply in replies]
+        result = select(candidates, emotion, p.target_score_range, p.min_chosen_score, p.min_clean_confidence)
+        pair, reasons = (result, ()) if isinstance(result, Pair) else (None, result)
+        self._failures[place] += reasons
+        if pair or attempt.number == p.attempts:
+            self.outcomes[place] = Outcome(pair, attempt.number, tuple(self._failures[place]))
+
+    def _key(self, attempt: Attempt) -> Key:
+        return self._prompts[attempt.place].digest, attempt.number
+
+
+def _bar(total: int, there: int) -> tqdm:
+    hidden = not processes.first()
+    return tqdm(total=total, initial=there, desc="pairs", unit="prompt", mininterval=5, disable=hidden)
 
 
 def made_of(inputs: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emotune.core.dialogue import ASSISTANT, Dialogue, history, normal_form
 from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt
 from emotune.preferences.params import Audit
 
-if TYPE_CHECKING:
-    pass
-
-
 # What to turn where there are too few pairs.
 SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
 
 
 def measure(
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     outcomes: Sequence[Outcome],
     pairs: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
@@ -31,35 +27,27 @@ def measure(
     """metrics/prefs.json: yield, attempts, reasons, how chosen and rejected differ, and what the audit looks at."""
     gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs] or [0.0]
     chosen, rejected = ([len(pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
-    histogram = Counter(outcome.attempts for outcome in outcomes if outcome.pair)
-    hits = {
-        label: [o.pair is not None for prompt, o in zip(asked, outcomes, strict=True) if prompt.emotion == label]
-        for label in labels
-    }
-    test_histories = {
-        _said(turn.content for turn in history(d.turns, i, history_turns))
-        for d in test
-        for i, turn in enumerate(d.turns)
-        if turn.role == ASSISTANT
-    }
+    asked = Counter(prompt.emotion for prompt in prompts)
+    accepted = Counter(pair["emotion"] for pair in pairs)
+    test_histories = _histories(test, history_turns)
     return {
-        "prompts": len(asked),
+        "prompts": len(prompts),
         "pairs": len(pairs),
-        "given_up": len(asked) - len(pairs),
-        "attempts": {str(n): histogram[n] for n in sorted(histogram)},
+        "given_up": len(prompts) - len(pairs),
+        "attempts": {str(n): count for n, count in sorted(Counter(pair["attempts"] for pair in pairs).items())},
         "attempts_total": sum(outcome.attempts for outcome in outcomes),
         "failures": dict(sorted(Counter(reason for o in outcomes for reason in o.failures).items())),
-        "yield": {label: _share(found) for label, found in hits.items() if found},
-        "yield_total": len(pairs) / len(asked),
-        "pairs_per_emotion": {label: sum(found) for label, found in hits.items()},
+        "yield": {label: accepted[label] / asked[label] for label in labels if asked[label]},
+        "yield_total": len(pairs) / len(prompts),
+        "pairs_per_emotion": {label: accepted[label] for label in labels},
         "gap": {"median": statistics.median(gaps), "mean": statistics.fmean(gaps), "sd": statistics.pstdev(gaps)},
         "chosen_characters": statistics.fmean(chosen or [0]),
         "rejected_characters": statistics.fmean(rejected or [0]),
-        "chosen_is_longer": _share(a > b for a, b in zip(chosen, rejected, strict=True)),
-        "duplicate_prompts": _duplicates(pair["prompt"] for pair in pairs),
-        "duplicate_chosen": _duplicates(normal_form(pair["chosen"]) for pair in pairs),
+        "chosen_is_longer": _share([a > b for a, b in zip(chosen, rejected, strict=True)]),
+        "duplicate_prompts": _duplicates([pair["prompt"] for pair in pairs]),
+        "duplicate_chosen": _duplicates([normal_form(pair["chosen"]) for pair in pairs]),
         "prompts_in_test": _share(
-            _said(turn["content"] for turn in pair["history"]) in test_histories for pair in pairs
+            [_said(turn["content"] for turn in pair["history"]) in test_histories for pair in pairs]
         ),
     }
 
@@ -104,17 +92,25 @@ def audit(measured: Mapping[str, Any], bounds: Audit) -> list[str]:
     ]
 
 
+def _histories(dialogues: Iterable[Dialogue], history_turns: int) -> set[tuple[str, ...]]:
+    """What is said before each place for a reply."""
+    return {
+        _said(turn.content for turn in history(dialogue.turns, i, history_turns))
+        for dialogue in dialogues
+        for i, turn in enumerate(dialogue.turns)
+        if turn.role == ASSISTANT
+    }
+
+
 def _said(contents: Iterable[str]) -> tuple[str, ...]:
     return tuple(normal_form(content) for content in contents)
 
 
-def _share(hits: Iterable[bool]) -> float:
-    found = list(hits)
-    return sum(found) / len(found) if found else 0.0
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 0.0
 
 
-def _duplicates(texts: Iterable[str]) -> float:
+def _duplicates(texts: Sequence[str]) -> float:
     """The share of texts that another one, before or after it, is equal to."""
-    found = list(texts)
-    counts = Counter(found)
-    return _share(counts[text] > 1 for text in found)
+    counts = Counter(texts)
+    return _share([counts[text] > 1 for text in texts])

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from emotune.core import seeds
 from emotune.core.dialogue import Turn
 from emotune.generation import local, server
-from emotune.preferences import reward
-from emotune.preferences.params import Prefs, Reward
-from emotune.preferences.selection import Candidate
+from emotune.preferences.params import Prefs
+from emotune.preferences.reward import Judged
 
 if TYPE_CHECKING:
     from emotune.judges.verdicts import Judge
@@ -34,18 +33,6 @@ class Prompt:
     def digest(self) -> str:
         """Its name in the journal."""
         return hashlib.sha256(f"{self.id}\0{self.text}".encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A reply and what the judges say of it: all of an attempt that no weight, threshold or length shape can change."""
-
-    text: str
-    tokens: int
-    emotion: str
-    emotion_confidence: float
-    gibberish: str
-    gibberish_confidence: float
 
 
 # A prompt and the number of its attempt, from 1.
@@ -105,23 +92,3 @@ def judging(open_judges: Callable[[], tuple[Judge, Judge]]) -> JudgeReplies:
         ]
 
     return judge
-
-
-def candidate(judged: Judged, asked: str, r: Reward) -> Candidate:
-    """A judged reply with its component scores and its reward."""
-    length = {"characters": len(judged.text), "words": len(judged.text.split()), "tokens": judged.tokens}[r.length.unit]
-    shape = {"published": reward.length_score, "plateau": reward.plateau_score}[r.length.shape]
-    components = (
-        reward.emotion_score(judged.emotion, judged.emotion_confidence, asked),
-        shape(length, r.length.low, r.length.high),
-        reward.gibberish_score(judged.gibberish, judged.gibberish_confidence),
-    )
-    return Candidate(
-        judged.text,
-        judged.emotion,
-        judged.emotion_confidence,
-        judged.gibberish,
-        judged.gibberish_confidence,
-        *components,
-        reward.reward(components, r.weights, r.bias),
-    )

@@ -1,15 +1,15 @@
 """What was sampled and scored already: a memo in one SQLite file, crash-safe, shared between experiments.
 
-It may be deleted at any time: what it lacks is made again. One law keeps it whole: who writes to the file or puts
-another in its place holds the lock beside it, and who finds another file at the path than the one it opened opens that
-one. SQLite's write-ahead log needs shared memory, so all processes of one journal run on one machine.
+It may be deleted at any time: what it lacks is made again, so a damaged file is set aside and a new one begun. One law
+keeps it whole: who writes to the file or puts another in its place holds the lock beside it, and who finds another file
+at the path than the one it opened opens that one. SQLite's write-ahead log needs shared memory, so all processes of one
+journal run on one machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import time
 import zlib
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from emotune.core.errors import InputError
+from emotune.core.nested import leaves
 
 T = TypeVar("T")
 Key = tuple[str, int]
@@ -44,9 +45,11 @@ NAME = "INSERT OR IGNORE INTO contexts VALUES (?, ?)"
 HELD = "SELECT context, count(*), count(DISTINCT prompt), min(rowid), max(rowid) FROM attempts GROUP BY context"
 ENDS = "SELECT min(created), max(created) FROM attempts WHERE rowid IN (?, ?)"
 
+# What a file can be.
+NEW, WHOLE, DAMAGED, FOREIGN = "new", "whole", "damaged", "of another version"
 # Our statements are fixed, so an SQLITE_ERROR (no such table ...) means that the schema is not what we wrote.
 DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
-# A salvage of a million attempts takes minutes, and everyone else waits for it.
+# Seconds: to open a file of a million attempts takes a few, far more on a slow disk, and everyone else waits for it.
 PATIENCE = 600.0
 CACHE_KIB = 65_536
 SHOWN = 40
@@ -111,13 +114,10 @@ class Journal:
                 "BEGIN", lambda db: [db.execute(FIND, (self._context, *key)).fetchone() for key in keys]
             )
             there = {key: row for key, row in zip(keys, rows, strict=True) if row}
-            torn = {key for key, row in there.items() if _checksum(self._context, *key, row[0]) != row[1]}
-            if torn:
-                self._log(f"journal {self._path}: {len(torn)} attempts are damaged and will be made again")
-                with self._lock:
-                    self._follow()
-                    self._transact("BEGIN IMMEDIATE", lambda db: self._drop_torn(db, torn))
-        return {key: json.loads(row[0]) for key, row in there.items() if key not in torn}
+            whole = {key: row[0] for key, row in there.items() if _checksum(self._context, *key, row[0]) == row[1]}
+            if torn := there.keys() - whole.keys():
+                self._drop(torn)
+        return {key: json.loads(text) for key, text in whole.items()}
 
     def keep(self, rows: Iterable[tuple[str, int, Any]]) -> int:
         """Write attempts (prompt, attempt, value) in one transaction, on disk when this returns how many were new.
@@ -131,33 +131,35 @@ class Journal:
             for prompt, attempt, text in texts
         ]
 
-        def write(db: sqlite3.Connection) -> int:
+        def insert(db: sqlite3.Connection) -> int:
             db.execute(NAME, (self._context, self._made_of))
             return db.executemany(KEEP, kept).rowcount
 
-        with _told(self._path), self._lock:
-            self._follow()
-            return self._transact("BEGIN IMMEDIATE", write)
+        with _told(self._path):
+            return self._write(insert)
 
-    def _drop_torn(self, db: sqlite3.Connection, keys: Iterable[Key]) -> None:
-        """Drop attempts, except those that another process has replaced by good ones meanwhile."""
-        for key in keys:
-            row = db.execute(FIND, (self._context, *key)).fetchone()
-            if row and _checksum(self._context, *key, row[0]) != row[1]:
-                db.execute(DROP, (self._context, *key))
+    def _drop(self, torn: Iterable[Key]) -> None:
+        """Delete damaged attempts; one that another process has made again meanwhile is made a third time."""
+        rows = [(self._context, *key) for key in torn]
+        self._log(f"journal {self._path}: {len(rows)} attempts are damaged and will be made again")
+        self._write(lambda db: db.executemany(DROP, rows))
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock:
+            self._follow()
+            return self._transact("BEGIN IMMEDIATE", work)
 
     def _transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do some work in one transaction; where the file proves damaged, salvage it and do the work again."""
+        """Do some work in one transaction; where the file proves damaged, begin a new one and do the work again."""
         try:
             return self._once(begin, work)
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
         with self._lock:
-            log_file = _read_log(self._path)
             self._db.close()
             if _inode(self._path) == self._inode:
-                _salvage(self._path, log_file, self._log)
+                _set_aside(self._path, DAMAGED, self._log)
             self._open()
         return self._once(begin, work)
 
@@ -172,7 +174,7 @@ class Journal:
                 self._db.execute("ROLLBACK")
 
     def _follow(self) -> None:
-        """Open what is at the path now, where another process has cleared or salvaged the journal."""
+        """Open what is at the path now, where another process has cleared the journal or set it aside."""
         if _inode(self._path) != self._inode:
             self._db.close()
             self._open()
@@ -204,12 +206,12 @@ def contents(path: Path) -> Contents:
     """What the journal at a path holds, nothing where there is none; InputError where it cannot be read."""
     if not path.exists():
         return Contents([], 0)
-    # Only to read: the last one to close would else delete the log, of which a salvage may still read more than SQLite.
+    # Only to read: who closes a journal last moves its log into the database.
     with _told(path), _lock(path), closing(_connect(path, "ro")) as db:
         state = _state(db)
-        if state in ("damaged", "foreign"):
+        if state not in (NEW, WHOLE):
             raise InputError(f"{path} is {state}: the next stage that uses it sets it aside")
-        held = _held(db) if state == "whole" else []
+        held = _held(db) if state == WHOLE else []
         size = sum(file.stat().st_size for file in (path, _beside(path, "-wal")) if file.exists())
     return Contents(held, size)
 
@@ -223,7 +225,7 @@ def clear(path: Path) -> int:
         return 0
     with _told(path), _lock(path):
         with closing(_connect(path)) as db:
-            gone = sum(held.attempts for held in _held(db)) if _state(db) == "whole" else 0
+            gone = sum(held.attempts for held in _held(db)) if _state(db) == WHOLE else 0
         # The database first: a log without its database is nothing to SQLite, a database without its log may be torn.
         asides = path.parent.glob(f"{path.name}.aside-*")
         for file in (path, _beside(path, "-wal"), _beside(path, "-shm"), *asides):
@@ -232,18 +234,22 @@ def clear(path: Path) -> int:
 
 
 def _held(db: sqlite3.Connection) -> list[Held]:
-    made_of = {identity: json.loads(text) for identity, text in db.execute("SELECT id, made_of FROM contexts")}
+    made_of = {
+        identity: json.loads(text)
+        for identity, text in db.execute("SELECT id, made_of FROM contexts")
+        if isinstance(text, bytes) and _identity(text) == identity
+    }
     held = []
     for context, attempts, prompts, *ends in db.execute(HELD).fetchall():
         first, last = db.execute(ENDS, ends).fetchone()
-        # A damaged file can lose what a context was made of and still have its attempts.
+        # Bytes that went bad can cost what a context was made of, and leave its attempts.
         held.append(Held(attempts, prompts, first, last, made_of.get(context, {})))
     return sorted(held, key=lambda context: -context.last)
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """A line for each leaf that differs: its dotted name, and both values, shortened."""
-    old, new = _leaves(there), _leaves(here)
+    old, new = ({name: json.dumps(leaf) for name, leaf in leaves(side)} for side in (there, here))
     return [
         f"{name}: {_short(old.get(name, 'absent'))} there, {_short(new.get(name, 'absent'))} here"
         for name in sorted({*old, *new})
@@ -251,19 +257,12 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, str]:
-    if not isinstance(value, Mapping) or (name and not value):
-        return {name: json.dumps(value)}
-    dot = "." if name else ""
-    return {leaf: text for key in value for leaf, text in _leaves(value[key], f"{name}{dot}{key}").items()}
-
-
 def _short(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def _identity(made_of: bytes) -> int:
-    """A context's id is made of its content: rows find their context again in any file, also a salvaged one."""
+    """A context's id is made of its content, so it is its own checksum, and attempts find their context in any file."""
     return int.from_bytes(hashlib.blake2b(made_of, digest_size=8).digest()) >> 1
 
 
@@ -310,37 +309,24 @@ def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
 
 def _connected(path: Path, log: Log) -> sqlite3.Connection:
     """A connection to a whole journal, new or old; who calls holds the lock."""
-    # Before SQLite sees it, which deletes a log that it cannot read to the end.
-    log_file = _read_log(path)
     db = _connect(path)
     state = _state(db)
-    if state in ("damaged", "foreign"):
-        # Closed before the salvage reads the file: to close a file drops this process's locks on it, SQLite's as well.
+    if state not in (NEW, WHOLE):
         db.close()
-        if state == "damaged":
-            _salvage(path, log_file, log)
-        else:
-            log(f"journal {path}: of another version, so it is not used but set aside as {_set_aside(path)}")
+        _set_aside(path, state, log)
         db = _connect(path)
-    if state in ("new", "foreign"):
-        _create(db)
+    if state != WHOLE:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT")
     # FULL, not NORMAL: what keep() returned from has to survive a power cut too, and one fsync a batch is little beside
     # the sampling of the batch.
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    if log_file and state in ("new", "whole") and (back := _put(db, _readable_rows(log_file))):
-        log(f"journal {path}: {back} attempts read off the log of a process that was stopped")
     return db
 
 
-def _create(db: sqlite3.Connection) -> None:
-    db.execute(f"PRAGMA page_size = {PAGE}")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT")
-
-
 def _state(db: sqlite3.Connection) -> str:
-    """Whether a file is new (empty), whole, damaged, or foreign: no journal of this version.
+    """Whether a file is new (empty), whole, damaged, or no journal of this version.
 
     The check reads the whole file, in 2 to 3 s a million attempts, and sees to its structure; checksums do the rest.
     """
@@ -348,155 +334,26 @@ def _state(db: sqlite3.Connection) -> str:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version != VERSION:
-            return "foreign" if version or tables else "new"
+            return FOREIGN if version or tables else NEW
         db.execute("SELECT 1 FROM attempts, contexts LIMIT 0")
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        return "whole" if verdict == b"ok" else "damaged"
+        return WHOLE if verdict == b"ok" else DAMAGED
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-        return "damaged"
+        return DAMAGED
 
 
-def _set_aside(path: Path) -> Path:
-    """Move a journal and its log to the first free name beside it; returns that name."""
+def _set_aside(path: Path, state: str, log: Log) -> None:
+    """Move a journal and its log to the first free name beside it; who calls holds the lock."""
     number = 1
     while _beside(path, f".aside-{number}").exists():
         number += 1
     aside = _beside(path, f".aside-{number}")
-    # The log first: behind a database that is gone it would be taken for that of the next one.
-    with suppress(FileNotFoundError):
-        _beside(path, "-wal").rename(_beside(aside, "-wal"))
+    # Memory that is shared by those who have this file open: another file needs another. The database goes before its
+    # log, for a log alone is nothing to SQLite.
     _beside(path, "-shm").unlink(missing_ok=True)
     path.rename(aside)
-    return aside
-
-
-def _salvage(path: Path, log_file: bytes, log: Log) -> None:
-    """Put a new journal, of all rows that are whole in the damaged one, in its place; who calls holds the lock."""
-    part = _beside(path, ".part")
-    part.unlink(missing_ok=True)
-    try:
-        with closing(_connect(part)) as db, path.open("rb") as file:
-
-            def stored(number: int) -> bytes:
-                return os.pread(file.fileno(), PAGE, (number - 1) * PAGE)
-
-            _create(db)
-            whole = _put(db, _readable_rows(log_file, stored, path.stat().st_size // PAGE + 1))
-        aside = _set_aside(path)
-        part.rename(path)
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            _beside(part, suffix).unlink(missing_ok=True)
-    log(f"journal {path}: damaged; {whole} whole attempts kept, the damaged file set aside as {aside}")
-
-
-def _put(db: sqlite3.Connection, rows: Iterable[tuple[int, list[Any]]]) -> int:
-    """Insert the rows whose checksum is right, in one transaction; returns how many attempts were not there before."""
-    new = 0
-    db.execute("BEGIN IMMEDIATE")
-    for rowid, columns in rows:
-        match columns:
-            case [None, bytes() as made_of] if rowid == _identity(made_of):
-                db.execute(NAME, (rowid, made_of.decode()))
-            case [int() as context, bytes() as prompt, int() as attempt, bytes() as value, int() as crc, int() as at]:
-                if crc == zlib.crc32(b"%d %b %d " % (context, prompt, attempt) + value):
-                    row = (context, prompt.decode(), attempt, value.decode(), crc, at)
-                    new += db.execute(KEEP, row).rowcount
-    db.execute("COMMIT")
-    return new
-
-
-def _read_log(path: Path) -> bytes:
-    log_file = _beside(path, "-wal")
-    return log_file.read_bytes() if log_file.exists() else b""
-
-
-# How SQLite lays out a file and its log: https://www.sqlite.org/fileformat2.html. Read page by page, without the tree
-# that leads to the pages, any row can be had that is whole, whatever has become of the header, the index and the roots.
-PAGE = 4096
-WAL_HEADER, FRAME_HEADER = 32, 24
-TABLE_LEAF = 13
-LARGEST_LOCAL = PAGE - 35
-SMALLEST_LOCAL = (PAGE - 12) * 32 // 255 - 23
-INTEGER_BYTES = (0, 1, 2, 3, 4, 6, 8)
-
-
-def _readable_rows(
-    log_file: bytes, stored: Callable[[int], bytes] = lambda number: b"", pages: int = 0
-) -> Iterator[tuple[int, list[Any]]]:
-    """The rowid and columns of all that looks like a row on a database's pages and in its log; checksums say which are.
-
-    `stored` reads a page of the database, of which there are `pages`.
-    """
-    logged = [
-        (int.from_bytes(log_file[at : at + 4]), log_file[at + FRAME_HEADER : at + FRAME_HEADER + PAGE])
-        for at in range(WAL_HEADER, len(log_file), FRAME_HEADER + PAGE)
-    ]
-    newest = dict(logged)
-
-    def page(number: int) -> bytes:
-        return newest[number] if number in newest else stored(number)
-
-    for number in range(1, pages + 1):
-        yield from _rows_of(stored(number), page)
-    for _, image in logged:
-        yield from _rows_of(image, page)
-
-
-def _rows_of(leaf: bytes, page: Callable[[int], bytes]) -> Iterator[tuple[int, list[Any]]]:
-    if not leaf or leaf[0] != TABLE_LEAF:
-        return
-    for pointer in range(8, 8 + 2 * int.from_bytes(leaf[3:5]), 2):
-        try:
-            size, at = _varint(leaf, int.from_bytes(leaf[pointer : pointer + 2]))
-            rowid, at = _varint(leaf, at)
-            columns = _columns(_payload(leaf, at, size, page))
-        except IndexError:
-            continue
-        yield rowid, columns
-
-
-def _payload(leaf: bytes, at: int, size: int, page: Callable[[int], bytes]) -> bytes:
-    """A row's bytes: all on its leaf, or the beginning there and the rest on a chain of pages."""
-    if size <= LARGEST_LOCAL:
-        return leaf[at : at + size]
-    local = SMALLEST_LOCAL + (size - SMALLEST_LOCAL) % (PAGE - 4)
-    end = at + (local if local <= LARGEST_LOCAL else SMALLEST_LOCAL)
-    parts, following = [leaf[at:end]], int.from_bytes(leaf[end : end + 4])
-    passed: set[int] = set()
-    while 0 < following <= 0xFFFFFFFE and following not in passed and len(passed) * (PAGE - 4) < size:
-        passed.add(following)
-        link = page(following)
-        parts.append(link[4:])
-        following = int.from_bytes(link[:4])
-    return b"".join(parts)[:size]
-
-
-def _columns(record: bytes) -> list[Any]:
-    """A row's values: None, int or bytes, the three that a journal has; IndexError on any other kind."""
-    header, at = _varint(record, 0)
-    kinds = []
-    while at < header:
-        kind, at = _varint(record, at)
-        kinds.append(kind)
-    values: list[Any] = []
-    for kind in kinds:
-        length = (kind - 12) // 2 if kind >= 12 else INTEGER_BYTES[kind] if kind < 8 else 0
-        body = record[at : at + length]
-        values.append(
-            body if kind >= 12 else kind - 8 if kind >= 8 else int.from_bytes(body, signed=True) if kind else None
-        )
-        at += length
-    return values
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """An integer of one to nine bytes, seven bits each, of the ninth all eight; and where the next thing begins."""
-    value = 0
-    for end in range(at, at + 8):
-        value = value << 7 | data[end] & 127
-        if data[end] < 128:
-            return value, end + 1
-    return value << 8 | data[at + 8], at + 9
+    with suppress(FileNotFoundError):
+        _beside(path, "-wal").rename(_beside(aside, "-wal"))
+    log(f"journal {path}: {state}, so it is set aside as {aside} and what it held is made again")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt
 
-if TYPE_CHECKING:
-    pass
 
-
-def rows(asked: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """The preference dataset: the five published columns, then all that led to them."""
-    made = []
-    for prompt, outcome in zip(asked, outcomes, strict=True):
+    table = []
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
         if outcome.pair is None:
             continue
         row: dict[str, Any] = {
@@ -38,5 +35,5 @@ def rows(asked: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[str,
                 f"{side}_length_score": reply.length_score,
                 f"{side}_gibberish_score": reply.gibberish_score,
             }
-        made.append(row)
-    return made
+        table.append(row)
+    return table

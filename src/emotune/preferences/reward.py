@@ -1,10 +1,36 @@
-"""Component scores of a reply -> its reward, as published: what the judges say and how long the reply is."""
+"""The reward of a reply, as published: a weighted sum of its emotion, its length and how much it is English."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from emotune.judges.verdicts import CLEAN, MILD
+from emotune.preferences.selection import Candidate
+
+if TYPE_CHECKING:
+    from emotune.preferences import params
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A reply and what the judges say of it: all of an attempt that no weight, threshold or length shape can change."""
+
+    text: str
+    tokens: int
+    emotion: str
+    emotion_confidence: float
+    gibberish: str
+    gibberish_confidence: float
+
+
+# How long a reply is, by the names that `reward.length.unit` takes.
+UNITS: dict[str, Callable[[Judged], int]] = {
+    "characters": lambda reply: len(reply.text),
+    "words": lambda reply: len(reply.text.split()),
+    "tokens": lambda reply: reply.tokens,
+}
 
 
 def emotion_score(judged: str, confidence: float, asked: str) -> float:
@@ -37,6 +63,28 @@ def plateau_score(length: int, low: float, high: float) -> float:
     return 10.0 * max(0.0, min(1.0, length / low, 2 - length / high))
 
 
+# By the names that `reward.length.shape` takes.
+SHAPES = {"published": length_score, "plateau": plateau_score}
+
+
 def reward(components: Sequence[float], weights: Sequence[float], bias: float) -> float:
     """weights . (emotion, length, gibberish) + bias."""
     return sum(weight * score for weight, score in zip(weights, components, strict=True)) + bias
+
+
+def candidate(reply: Judged, emotion: str, r: params.Reward) -> Candidate:
+    """A judged reply with its component scores and its reward, where `emotion` was asked for."""
+    components = (
+        emotion_score(reply.emotion, reply.emotion_confidence, emotion),
+        SHAPES[r.length.shape](UNITS[r.length.unit](reply), r.length.low, r.length.high),
+        gibberish_score(reply.gibberish, reply.gibberish_confidence),
+    )
+    return Candidate(
+        reply.text,
+        reply.emotion,
+        reply.emotion_confidence,
+        reply.gibberish,
+        reply.gibberish_confidence,
+        *components,
+        reward(components, r.weights, r.bias),
+    )
