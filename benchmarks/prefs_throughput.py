@@ -77,12 +77,9 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     )
     asked = attempts.choose_prompts(
         records.read_dialogues(ROOT / "data/dialogues/train.jsonl"),
-        tokenizer,
+        Prompter(tokenizer, whole.system_prompt, whole.model.context, whole.history_turns),
         whole.data.labels,
         p,
-        whole.history_turns,
-        whole.system_prompt,
-        whole.model.context,
     )
     ours = (model, tokenizer, judges, p, whole.reward)
     theirs = (adapted, *ours[1:])

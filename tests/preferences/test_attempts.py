@@ -30,6 +30,7 @@ from emotune.preferences.params import Audit, Length, Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Candidate, Pair
 from emotune.prompts import rendering
+from emotune.prompts.prompter import Prompter
 from emotune.runs.params import parse
 
 LABELS = ("neutral", "happiness", "sadness")
@@ -97,7 +98,7 @@ def model(base: Path) -> Any:
 def choose(
     talk: Sequence[Dialogue], tokenizer: Any, p: Prefs, history_turns: int = 5, context: int = 256
 ) -> list[Prompt]:
-    return attempts.choose_prompts(talk, tokenizer, LABELS, p, history_turns, None, context)
+    return attempts.choose_prompts(talk, Prompter(tokenizer, None, context, history_turns), LABELS, p)
 
 
 # --- the prompts

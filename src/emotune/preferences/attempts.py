@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from emotune.core import processes, records, seeds
-from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, history
+from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.preferences.candidates import JudgeReplies, Prompt, Sample
 from emotune.preferences.params import Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Pair, select
-from emotune.prompts import fitting, rendering
+from emotune.prompts.prompter import Prompter
 
 if TYPE_CHECKING:
     from emotune.preferences.journal import Journal, Key
@@ -43,15 +43,7 @@ CODE = ("core/seeds.py", "generation", "judges", "models")
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
 
 
-def choose_prompts(
-    dialogues: Sequence[Dialogue],
-    tokenizer: Any,
-    labels: Sequence[str],
-    p: Prefs,
-    history_turns: int,
-    system_prompt: str | None,
-    context: int,
-) -> list[Prompt]:
+def choose_prompts(dialogues: Sequence[Dialogue], prompter: Prompter, labels: Sequence[str], p: Prefs) -> list[Prompt]:
     """`p.prompts` places for a reply, drawn without repetition, fewer where there are fewer.
 
     The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`). A place whose last turn alone
@@ -59,17 +51,14 @@ def choose_prompts(
     """
     places = [(d, i) for d in dialogues for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
     random.Random(seeds.key(p.seed, "prompts")).shuffle(places)
-    room = context - p.sampling.max_new_tokens
     chosen = []
     for number, (d, i) in enumerate(places[: p.prompts]):
         emotion = labels[number % len(labels)] if p.emotions == "balanced" else d.turns[i].emotion
-        turns: Sequence[Turn] = history(d.turns, i, history_turns)
-        text, ids = rendering.prompt(tokenizer, turns, emotion, system_prompt)
-        if len(ids) > room:
-            turns = fitting.fitting_history(tokenizer, turns, emotion, system_prompt, room)
-            text, ids = rendering.prompt(tokenizer, turns, emotion, system_prompt)
-        if len(ids) <= room:
-            chosen.append(Prompt(f"{d.id}/{i}/{emotion}", d.id, tuple(turns), emotion, text, tuple(ids)))
+        history = prompter.fitting_history(prompter.history(d.turns, i), emotion, p.sampling.max_new_tokens)
+        text = prompter.text(history, emotion)
+        ids = prompter.encoded(text)
+        if len(ids) + p.sampling.max_new_tokens <= prompter.context:
+            chosen.append(Prompt(f"{d.id}/{i}/{emotion}", d.id, history, emotion, text, tuple(ids)))
     return chosen
 
 

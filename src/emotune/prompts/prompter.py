@@ -40,7 +40,7 @@ class Prompter:
 
     def ids(self, history: Sequence[Turn], emotion: str) -> list[int]:
         """The token ids of `text`: a prefix of every training row that goes on from there."""
-        return self._encoded(self.text(history, emotion))
+        return self.encoded(self.text(history, emotion))
 
     def training_row(self, turns: Sequence[Turn]) -> Row:
         """A whole dialogue as ids, with True for each reply's tokens and its end token and False for all else."""
@@ -60,7 +60,7 @@ class Prompter:
         """Prompt and reply as ids, with True for the reply's tokens and its end: works for any chat template."""
         prompt = self.ids(history, reply.emotion)
         text = self.tokenizer.apply_chat_template(messages([*history, reply], self.system_prompt), tokenize=False)
-        ids = self._encoded(text)
+        ids = self.encoded(text)
         if ids[: len(prompt)] != prompt:
             raise ValueError(f"the chat template does not continue its own generation prompt: {text!r}")
         return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
@@ -99,6 +99,7 @@ class Prompter:
     def _fits(self, turns: Sequence[Turn]) -> bool:
         return len(self.training_row(turns)[0]) <= self.context
 
-    def _encoded(self, text: str) -> list[int]:
+    def encoded(self, text: str) -> list[int]:
+        """The token ids of a text that a template made, whose beginning is in it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids

@@ -38,6 +38,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     from emotune.preferences.audit import audit, measure
     from emotune.preferences.candidates import judging, sampling_by_server, sampling_here
     from emotune.preferences.pairs import rows
+    from emotune.prompts.prompter import Prompter
 
     def open_model() -> object:
         return loading.load_tuned(base, p.model, sft)
@@ -53,9 +54,8 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     labels = records.read_json(dialogues / "labels.json")["labels"]
     tokenizer = loading.load_tokenizer(sft, None)
     train = records.read_dialogues(dialogues / "train.jsonl")
-    asked = attempts.choose_prompts(
-        train, tokenizer, labels, p.prefs, p.history_turns, p.system_prompt, p.model.context
-    )
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns)
+    asked = attempts.choose_prompts(train, prompter, labels, p.prefs)
     here = p.generation.engine == "local"
     sample = (
         sampling_here(open_model, tokenizer, p.prefs) if here else sampling_by_server(str(p.generation.model), p.prefs)
