@@ -58,6 +58,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     from emotune.judges.files import open_judge
     from emotune.models import loading
     from emotune.preferences import attempts
+    from emotune.prompts.prompter import Prompter
     from emotune.runs.params import parse
 
     whole = parse(ROOT / "params.yaml")
