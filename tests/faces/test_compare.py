@@ -84,7 +84,7 @@ def test_a_reply_is_what_the_pipeline_samples_and_its_verdict_what_the_judge_say
     greedy = p.evaluate.sampling.model_copy(update={"temperature": 0.0})
     still = p.model_copy(update={"evaluate": p.evaluate.model_copy(update={"sampling": greedy})})
     asked = compare.checked(json.dumps(question(emotions=["fear"])).encode(), p.data.labels)
-    here = compare.answer(voice, judge, still, asked)["replies"][0]["reply"]
+    here = compare.replies_to(voice, judge, still, asked)["replies"][0]["reply"]
     prompt = f"<s>[INST] [EMOTION] {found['heard']} [/EMOTION] We won the match! [/INST] [EMOTION] fear [/EMOTION]"
     ids = tuple(voice.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     [[expected]] = local.replies(voice.model, voice.tokenizer, [local.Request(ids, (1,))], greedy)
@@ -192,8 +192,8 @@ def test_where_adapters_stay_on_top_the_three_share_one_base_and_say_the_same(
     for name in ("dpo", "baseline", "sft", "dpo"):
         asked = compare.checked(json.dumps(question(model=name, emotions=LABELS)).encode(), p.data.labels)
         with lend(name) as voice:
-            shared = compare.answer(voice, judge, p, asked)["replies"]
-        assert shared == compare.answer(chat.open_voice(tuned, name, choice), judge, p, asked)["replies"]
+            shared = compare.replies_to(voice, judge, p, asked)["replies"]
+        assert shared == compare.replies_to(chat.open_voice(tuned, name, choice), judge, p, asked)["replies"]
     with lend("baseline") as first, lend("dpo") as second:
         assert first.model is second.model
 

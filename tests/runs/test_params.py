@@ -10,8 +10,11 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from emotune.core.errors import InputError
-from emotune.core.sections import read_yaml
-from emotune.runs.params import Params, check, load, parse
+from emotune.core.sections import check, read_yaml
+from emotune.runs import stage
+from emotune.runs.costs import Cost
+from emotune.runs.params import Params, parse
+from emotune.stages import prepare
 
 FILE = Path(__file__).resolve().parents[2] / "params.yaml"
 
@@ -31,7 +34,7 @@ def parsed(*changes: tuple[str, Any], without: str = "") -> Params:
         for name in above:
             section = section[name]
         del section[last]
-    return check(content, "params.yaml")
+    return check(Params, content, "params.yaml")
 
 
 def error(*changes: tuple[str, Any], without: str = "") -> str:
@@ -205,35 +208,13 @@ def test_a_date_is_refused_under_its_key(tmp_path: Path) -> None:
         parse(path)
 
 
-def test_a_stage_reads_what_it_declares_and_nothing_else() -> None:
-    p = load("template", "sft", "model.base", "reward.length.unit", path=FILE)
-    assert p.template == "out_inst_uni"
-    assert p.sft == parse(FILE).sft
-    assert p.model.base == "embedded"
-    assert p.reward.length.unit == "characters"
-    with pytest.raises(AttributeError, match=r"^dpo is not among the params this stage declares"):
-        _ = p.dpo
-    with pytest.raises(AttributeError, match=r"^model\.dtype is not among"):
-        _ = p.model.dtype
-    with pytest.raises(AttributeError, match=r"^reward\.length\.low is not among"):
-        _ = p.reward.length.low
-
-
-def test_the_dump_has_the_declared_parts_only() -> None:
-    p = load("template", "data.labels", "model.base", "model.context", "reward.length", path=FILE)
-    assert p.model_dump() == {
-        "template": "out_inst_uni",
-        "data": {"labels": ["neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"]},
-        "model": {"base": "embedded", "context": 256},
-        "reward": {"length": {"shape": "published", "unit": "characters", "low": 5.0, "high": 20.0}},
-    }
-
-
-def test_the_whole_file_is_checked_whatever_is_declared(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text(FILE.read_text(encoding="utf-8").replace("beta: 0.1", "beta: -0.1"), encoding="utf-8")
+def test_the_whole_file_is_checked_whatever_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = FILE.read_text(encoding="utf-8").replace("beta: 0.1", "beta: -0.1")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    # It declares data alone.
     with pytest.raises(InputError, match=r"dpo\.beta: input should be greater than 0, got -0\.1"):
-        load("sft", path=path)
+        stage.run(prepare, {}, Cost("prepare"))
 
 
 def test_what_was_loaded_cannot_be_changed() -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
-from emotune.studies import evidence, plan, queue
+from emotune.studies import differences, plan, queue
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "experiments"
@@ -31,12 +31,12 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_of_the_project_asks_for_params_that_are_accepted(name: str) -> None:
-    asked = plan.read(FOLDER, name)
+    study = plan.read(FOLDER, name)
     content = CONTENT | {"data": CONTENT["data"] | {"path": "somewhere"}}
-    settings, wanted = plan.plan(name, asked, content, PROJECT / "profiles")
-    assert list(settings) == list(wanted) == [f"{name}-{run.name}" for run in asked.asked()]
-    different = {str(params) for params in wanted.values()}
-    assert len(different) == len(wanted), "two runs of a study are the same experiment"
+    setups = plan.setups(name, study, content, PROJECT / "profiles")
+    assert list(setups) == [f"{name}-{variant.name}" for variant in study.variants()]
+    different = {str(setup.params) for setup in setups.values()}
+    assert len(different) == len(setups), "two runs of a study are the same experiment"
 
 
 def test_choices_never_look_at_the_test_split() -> None:
@@ -44,16 +44,16 @@ def test_choices_never_look_at_the_test_split() -> None:
 
 
 def test_a_grid_is_every_combination_named_after_its_values() -> None:
-    names = [run.name for run in plan.read(FOLDER, "sweep").asked()]
+    names = [variant.name for variant in plan.read(FOLDER, "sweep").variants()]
     assert len(names) == 32
     assert names[0] == "rank-8_alpha-16_rslora-true_learning_rate-0.001_epochs-1"
-    templates = [run.name for run in plan.read(FOLDER, "templates").asked()]
+    templates = [variant.name for variant in plan.read(FOLDER, "templates").variants()]
     assert templates == ["out_inst", "out_inst_uni", "in_inst_uni", "in_inst"]
 
 
 def test_a_profile_is_below_what_the_study_and_the_run_set() -> None:
-    asked = plan.read(FOLDER, "bases-7b")
-    settings = plan.overrides(asked, asked.runs[0], CONTENT, PROJECT / "profiles")
+    study = plan.read(FOLDER, "bases-7b")
+    settings = plan.overrides(study, study.runs[0], CONTENT, PROJECT / "profiles")
     assert settings["model.base"] == "meta-llama/Llama-2-7b-chat-hf"
     assert settings["prefs.sampling.top_k"] == 5
     assert settings["evaluate.split"] == "validation"
@@ -128,9 +128,9 @@ def test_the_code_of_a_stage_is_its_own_and_that_of_all_it_needs(monkeypatch: py
     monkeypatch.chdir(PROJECT)
     stages = read_yaml(PROJECT / "dvc.yaml")["stages"]
     baseline = queue.code_of(stages, "baseline")
-    assert {"src/emotune/corpus.py", "src/emotune/pretraining.py", "src/emotune/stages/baseline.py"} <= baseline
-    assert not baseline & {"src/emotune/finetuning.py", "src/emotune/report.py"}
-    assert "src/emotune/templates/in_inst.jinja" in queue.code_of(stages, "evaluate")
+    assert {"src/emotune/data", "src/emotune/stages/base_model.py", "src/emotune/stages/baseline.py"} <= set(baseline)
+    assert not {"src/emotune/training", "src/emotune/stages/sft.py", "src/emotune/faces"} & set(baseline)
+    assert "src/emotune/prompts/formats/*.jinja" in queue.code_of(stages, "evaluate")
 
 
 # What a difference is.
@@ -157,8 +157,8 @@ def answers(judged: str, nats: float, reply: str = "Oh.") -> Rows:
 
 
 def difference(column: str, first: Rows, other: Rows, resamples: int) -> dict[str, float]:
-    of_first, of_other = (evidence.drawn(column, rows, LABELS, "neutral", resamples, 7) for rows in (first, other))
-    return evidence.tested(of_other - of_first)
+    of_first, of_other = (differences.drawn(column, rows, LABELS, "neutral", resamples, 7) for rows in (first, other))
+    return differences.tested(of_other - of_first)
 
 
 def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
@@ -189,16 +189,18 @@ def test_equal_answers_do_not_differ() -> None:
 
 @pytest.mark.parametrize("comparisons", [1, 3, 31, 127, 1000])
 def test_any_number_of_comparisons_leaves_a_plain_difference_one(comparisons: int) -> None:
-    samples = evidence.enough(comparisons, 1000)
+    samples = differences.enough(comparisons, 1000)
     assert samples >= 1000
     # All that the bootstrap can say of a difference that no sample contradicts.
-    plain = evidence.tested(np.ones(1 + samples))["p"]
-    corrected = evidence.holm(dict.fromkeys(range(comparisons), plain))
-    assert max(corrected.values()) < evidence.LEVEL / 10
+    plain = differences.tested(np.ones(1 + samples))["p"]
+    corrected = differences.holm(dict.fromkeys(range(comparisons), plain))
+    assert max(corrected.values()) < differences.LEVEL / 10
 
 
 def test_holm_s_correction() -> None:
-    assert evidence.holm({4: 0.01, 7: 0.04, 9: 0.03, 2: 0.005}) == pytest.approx({2: 0.02, 4: 0.03, 9: 0.06, 7: 0.06})
+    assert differences.holm({4: 0.01, 7: 0.04, 9: 0.03, 2: 0.005}) == pytest.approx(
+        {2: 0.02, 4: 0.03, 9: 0.06, 7: 0.06}
+    )
 
 
 # What DVC's queue does with it.
@@ -206,14 +208,21 @@ def test_holm_s_correction() -> None:
 # A stage whose model is as good as its hidden size, less with two heads, and that finds no memory for the largest.
 STAGE = """
 import time
-from pathlib import Path
 
 import numpy
 
-from emotune import launch, params, records, scores
+from emotune.core import records
+from emotune.core.contract import Log, Metrics, Out
+from emotune.core.sections import Section
+from emotune.evaluation import scores
+from emotune.models.params import Pretrain
 
-def main(replies: Path, control: Path, metrics: Path) -> None:
-    p = params.load("pretrain", "evaluate")
+
+class Params(Section):
+    pretrain: Pretrain
+
+
+def main(p: Params, log: Log, replies: Out, control: Out) -> Metrics:
     size = p.pretrain.hidden_size
     if size == 512:
         numpy.ones(1 << 60, "int8")
@@ -225,18 +234,17 @@ def main(replies: Path, control: Path, metrics: Path) -> None:
     for path in (replies, control):
         records.write_jsonl(path, rows)
     columns = [[row[name] for row in rows] for name in ("dialogue", "emotion", "judged")]
-    records.write_json(metrics, {"replies": scores.score(*columns, labels, "neutral", 100, 7)})
-
-launch.stage(main)
+    return {"replies": scores.score(*columns, labels, "neutral", 100, 7)}
 """
 NO_MEMORY = "baseline: out of memory: Unable to allocate 1.00 EiB for an array"
 DVC_YAML = """stages:
   baseline:
     cmd: >-
-      python src/baseline.py --replies data/replies/baseline.jsonl --control data/replies/baseline.control.jsonl
+      python -m emotune.runs.stage baseline
+      --replies data/replies/baseline.jsonl --control data/replies/baseline.control.jsonl
       --metrics metrics/baseline.json
-    deps: [src/baseline.py]
-    params: [pretrain, evaluate]
+    deps: [src/emotune/core, src/emotune/stages/baseline.py]
+    params: [pretrain]
     outs: [data/replies/baseline.jsonl, data/replies/baseline.control.jsonl]
     metrics:
       - metrics/baseline.json: {cache: false}
@@ -250,11 +258,14 @@ class Repository:
         self.folder = folder
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
         self.env |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(PROJECT / "src")}
+        shutil.copytree(PROJECT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         for path, text in {
-            "src/baseline.py": STAGE,
+            "src/emotune/stages/baseline.py": STAGE,
             "dvc.yaml": DVC_YAML,
             "experiments/size.yaml": STUDY,
             "data/replies/.gitignore": "*.jsonl\n",
+            ".gitignore": "__pycache__/\n",
+            ".dvcignore": "__pycache__/\n",
         }.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
@@ -373,17 +384,20 @@ def test_what_is_done_is_not_queued_again_even_after_a_commit(ran: tuple[Reposit
 @pytest.mark.pipeline
 def test_other_params_or_other_code_are_another_experiment(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
-    asked = plan.read(repository.folder / "experiments", "size")
-    _, wanted = plan.plan("size", asked, CONTENT, PROJECT / "profiles")
+    study = plan.read(repository.folder / "experiments", "size")
+    setups = plan.setups("size", study, CONTENT, PROJECT / "profiles")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository.folder)
-        states = {made.name: made.state for made in queue.experiments(wanted, "baseline").values()}
+        states = {trial.name: trial.state for trial in queue.trials(setups, "baseline").values()}
         assert (states["size-small"], states["size-large"]) == ("done", "done")
-        other = {name: whole | {"history_turns": 4} for name, whole in wanted.items()}
-        assert {made.state for made in queue.experiments(other, "baseline").values()} == {"absent"}
-        (repository.folder / "src/baseline.py").write_text(STAGE + "\n")
-        assert {made.state for made in queue.experiments(wanted, "baseline").values()} == {"absent"}
-        (repository.folder / "src/baseline.py").write_text(STAGE)
+        other = plan.setups("size", study, CONTENT | {"history_turns": 4}, PROJECT / "profiles")
+        assert {trial.state for trial in queue.trials(other, "baseline").values()} == {"absent"}
+        for file in ("stages/baseline.py", "core/records.py"):
+            code = repository.folder / "src/emotune" / file
+            text = code.read_text()
+            code.write_text(text + "\n")
+            assert {trial.state for trial in queue.trials(setups, "baseline").values()} == {"absent"}
+            code.write_text(text)
 
 
 @pytest.mark.pipeline
@@ -418,3 +432,17 @@ def test_of_a_grid_the_table_says_what_each_change_does_all_else_alike(ran: tupl
     text = (repository.folder / "README.md").read_text()
     assert "| change | pairs of runs | baseline accuracy |" in text
     assert "| pretrain.hidden_size 64 → 128 | 2 | differs +0.500 [" in text
+
+
+@pytest.mark.pipeline
+def test_without_the_replies_the_intervals_are_compared(ran: tuple[Repository, str]) -> None:
+    repository, _ = ran
+    cache = repository.folder / ".dvc/cache"
+    away = cache.rename(cache.with_name("away"))
+    repository.emotune("report", "size")
+    rows = repository.rows()
+    away.rename(cache)
+    assert rows["large"]["baseline accuracy verdict"] == "best"
+    assert rows["small"]["baseline accuracy verdict"] == "intervals apart"
+    assert rows["small"]["baseline accuracy difference"] == "-0.5"
+    assert rows["small"].get("baseline accuracy p", "") == ""

@@ -132,16 +132,16 @@ def parse(line: str, emotions: Sequence[str]) -> tuple[str | None, str]:
     line = line.strip()
     if not line.startswith("/"):
         return None, line
-    asked = line[1:].strip()
+    entry = line[1:].strip()
     names = [*COMMANDS, *emotions]
     # The longest first, where one name begins another.
     for name in sorted(names, key=len, reverse=True):
-        begins, rest = asked[: len(name)], asked[len(name) :]
+        begins, rest = entry[: len(name)], entry[len(name) :]
         if begins.casefold() == name.casefold() and rest[:1].strip() == "":
             if name in COMMANDS and rest:
                 raise InputError(f"/{name} takes no text, got {rest.strip()!r}")
             return name, rest.strip()
-    word = asked.partition(" ")[0]
+    word = entry.partition(" ")[0]
     nearest = difflib.get_close_matches(word.casefold(), names, n=1, cutoff=0.0)[0]
     raise InputError(f"/{word} is neither an emotion nor a command; the nearest is /{nearest}, and /help lists them")
 
@@ -212,14 +212,14 @@ def converse(voice: Voice, judge: Judge, p: Params, lines: Iterable[str], patien
             turns.clear()
         elif name == "again" or text:
             turns = turns[:-1] if name == "again" else [*turns, heard(judge, text)]
-            asked = name if name in p.data.labels else emotion
-            print(f"{asked}> ", end="", flush=True)
-            ids = prompt_ids(voice.tokenizer, turns, asked, p)
+            wanted = name if name in p.data.labels else emotion
+            print(f"{wanted}> ", end="", flush=True)
+            ids = prompt_ids(voice.tokenizer, turns, wanted, p)
             reply, whole = stream(voice, ids, p.evaluate.sampling, seeds.key(p.evaluate.seed, "chat", replies), show)
             print(flush=True)
             if not whole and not patient:
                 raise SystemExit(128 + signal.SIGINT)
-            turns.append(Turn(ASSISTANT, reply, asked))
+            turns.append(Turn(ASSISTANT, reply, wanted))
             replies += 1
         elif name:
             emotion = name

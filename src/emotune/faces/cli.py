@@ -7,11 +7,11 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotune.core import processes, records
 from emotune.core.errors import InputError
@@ -22,88 +22,37 @@ from emotune.preferences import journal
 from emotune.runs import tables
 from emotune.runs.params import PARAMS, parse
 
+if TYPE_CHECKING:
+    from emotune.studies.plan import Setup, Study
+
 PROFILES = Path("profiles")
 LOCK = Path("dvc.lock")
 METRICS = Path("metrics")
 RESULTS = Path("benchmarks/results")
 MODELS = Path("models")
 STUDIES = Path("experiments")
+# Under .work.
+COSTS = "costs.jsonl"
+
+Face = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what runs it, what `emotune --help` says of it, and what each of its arguments is."""
+
+    run: Face
+    help: str
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+
+
+# By name, in the order in which they stand below.
+COMMANDS: dict[str, Command] = {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand in the repository's root; returns 0, 1 where `--check` found a difference, 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    profile = commands.add_parser("profile", help="put a profile, a data set or a model into params.yaml")
-    profile.add_argument("name", nargs="?", help="profiles/NAME.yaml")
-    profile.add_argument("--data", metavar="PATH", help="folder or zip, pinned by its content")
-    profile.add_argument("--model", help="local folder, pinned by its content; owner/model@commit; or embedded")
-    profile.add_argument("--list", action="store_true", help="the profiles there are")
-    profile.set_defaults(run=_profile)
-
-    shown = commands.add_parser("report", help="baseline, sft and dpo side by side, or what came of a study")
-    shown.add_argument("study", nargs="?", help="experiments/STUDY.yaml: write metrics/studies/STUDY.csv and its table")
-    shown.add_argument(
-        "--readme", type=Path, nargs="+", metavar="FILE", help="write the tables between these files' markers instead"
-    )
-    shown.add_argument(
-        "--check", action="store_true", help="with --readme: write nothing, exit 1 where a table is stale"
-    )
-    shown.add_argument("--html", type=Path, metavar="FILE", help="write one page, with charts and replies, instead")
-    shown.add_argument("--run", metavar="NAME", dest="kept", help="with --html: the run of metrics/real/NAME")
-    shown.set_defaults(run=_report)
-
-    studied = commands.add_parser(
-        "study", help="queue the experiments of a study, run the queue, compare what came of it"
-    )
-    studied.add_argument("name", help="experiments/NAME.yaml")
-    studied.add_argument("--queue-only", action="store_true", help="queue them; `dvc queue start` runs them")
-    studied.add_argument("--jobs", type=int, default=1, metavar="N", help="how many experiments run at once")
-    studied.set_defaults(run=_study)
-
-    memo = commands.add_parser("journal", help="the attempts that generate_prefs has sampled and scored")
-    memo.add_argument("--clear", action="store_true", help="delete it, and damaged ones set aside beside it")
-    memo.add_argument("--yes", action="store_true", help="with --clear: do not ask")
-    memo.set_defaults(run=_journal)
-
-    talk = commands.add_parser("chat", help="talk to a model, the emotion chosen message by message (/help in it)")
-    talk.add_argument("--model", choices=("dpo", "sft", "baseline"), default="dpo", help="dpo where not given")
-    talk.set_defaults(run=_chat)
-
-    beside = commands.add_parser("compare", help="a web page: baseline, sft and dpo side by side")
-    beside.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given")
-    beside.add_argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one")
-    beside.set_defaults(run=_compare)
-
-    mirrored = commands.add_parser("mirror", help="MLflow runs for the stages that DVC restored or skipped")
-    mirrored.set_defaults(run=_mirror)
-
-    linked = commands.add_parser("link", help="experiment, MLflow run, commit or published revision: the other three")
-    linked.add_argument("name", help="of a DVC experiment; id of an MLflow run; a commit; revision on the Hub")
-    linked.set_defaults(run=_link)
-
-    current = commands.add_parser(
-        "current", help="whether dvc.lock tells of the files here; exit 1 with the reasons if not"
-    )
-    current.set_defaults(run=_current)
-
-    sent = commands.add_parser("publish", help="send adapters, preference data and their cards to the Hugging Face Hub")
-    sent.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write all of it to a folder, and send nothing")
-    sent.add_argument("--check", action="store_true", help="load what was sent, and compare; exit 1 where it differs")
-    sent.add_argument("--force", metavar="REASON", help="send what the gate refuses; the cards carry the reason")
-    sent.add_argument("--merged", action="store_true", help="the dpo adapter added to its base model in bfloat16, too")
-    sent.add_argument("--tag", help="a release: names, in every repository, what was sent")
-    sent.add_argument("--public", action="store_true", help="for everybody to see; otherwise repositories are private")
-    sent.set_defaults(run=_publish)
-
-    doctor = commands.add_parser(
-        "doctor", help="what this machine has and lacks; exit 1 if the default cannot run here"
-    )
-    doctor.add_argument("--json", action="store_true", help="the same as JSON")
-    doctor.set_defaults(run=_doctor)
-
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     try:
         code = int(chosen.run(chosen))
         sys.stdout.flush()
@@ -117,6 +66,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help)
+        for names, settings in command.arguments:
+            own.add_argument(*names, **settings)
+        own.set_defaults(run=command.run)
+    return parser
+
+
+def _argument(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What argparse's `add_argument` takes."""
+    return names, settings
+
+
+def _command(help: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[[Face], Face]:
+    """The function below is a subcommand of its name."""
+
+    def add(run: Face) -> Face:
+        COMMANDS[run.__name__.removeprefix("_")] = Command(run, help, arguments)
+        return run
+
+    return add
+
+
+@_command(
+    "put a profile, a data set or a model into params.yaml",
+    _argument("name", nargs="?", help="profiles/NAME.yaml"),
+    _argument("--data", metavar="PATH", help="folder or zip, pinned by its content"),
+    _argument("--model", help="local folder, pinned by its content; owner/model@commit; or embedded"),
+    _argument("--list", action="store_true", help="the profiles there are"),
+)
 def _profile(chosen: argparse.Namespace) -> int:
     if chosen.list:
         for name, summary in profiles(PROFILES).items():
@@ -136,19 +118,34 @@ def _profile(chosen: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "baseline, sft and dpo side by side, or what came of a study",
+    _argument("study", nargs="?", help="experiments/STUDY.yaml: write metrics/studies/STUDY.csv and its table"),
+    _argument(
+        "--readme", type=Path, nargs="+", metavar="FILE", help="write the tables between these files' markers instead"
+    ),
+    _argument("--check", action="store_true", help="with --readme: write nothing, exit 1 where a table is stale"),
+    _argument("--html", type=Path, metavar="FILE", help="write one page, with charts and replies, instead"),
+    _argument("--run", metavar="NAME", dest="kept", help="with --html: the run of metrics/real/NAME"),
+)
 def _report(chosen: argparse.Namespace) -> int:
     if chosen.study is not None:
         if chosen.readme or chosen.check or chosen.html:
             raise InputError("report: --readme and --html are of the pipeline's run, so they take no study")
-        print(_evidence(chosen.study))
+        print(_outcome(chosen.study))
         return 0
     if chosen.html or chosen.kept:
         return _page(chosen)
+    if chosen.readme or chosen.check:
+        return _readme(chosen)
+    print(report.text(METRICS, processes.work(COSTS), tables.stages(Path("dvc.yaml"))))
+    return 0
+
+
+def _readme(chosen: argparse.Namespace) -> int:
+    """Write the tables of files anew; with --check, say what of them is stale."""
     if chosen.readme is None:
-        if chosen.check:
-            raise InputError("report: --check says whether a file is stale, so it needs --readme FILE")
-        print(report.text(METRICS, processes.work("costs.jsonl"), tables.stages(Path("dvc.yaml"))))
-        return 0
+        raise InputError("report: --check says whether a file is stale, so it needs --readme FILE")
     if absent := [path for path in chosen.readme if not path.is_file()]:
         raise InputError(f"report: --readme {absent[0]}: no such file")
     before = {str(path): path.read_text(encoding="utf-8") for path in chosen.readme}
@@ -175,30 +172,33 @@ def _page(chosen: argparse.Namespace) -> int:
         raise InputError(f"report: --html {chosen.html}: a page is a file whose name ends in .html")
     from emotune.faces import page  # with jinja2
 
-    workspace = page.Run(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), processes.work("costs.jsonl"))
-    run = page.kept(METRICS, chosen.kept) if chosen.kept else workspace
-    text = page.html(run, tables.stages(Path("dvc.yaml")))
+    workspace = page.RunFiles(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), processes.work(COSTS))
+    files = page.kept_run(METRICS, chosen.kept) if chosen.kept else workspace
+    text = page.html(files, tables.stages(Path("dvc.yaml")))
     with records.replacing(chosen.html) as file:
         file.write(text)
     print(f"{chosen.html}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
     return 0
 
 
+@_command(
+    "queue the experiments of a study, run the queue, compare what came of it",
+    _argument("name", help="experiments/NAME.yaml"),
+    _argument("--queue-only", action="store_true", help="queue them; `dvc queue start` runs them"),
+    _argument("--jobs", type=int, default=1, metavar="N", help="how many experiments run at once"),
+)
 def _study(chosen: argparse.Namespace) -> int:
-    from emotune.studies import plan, queue
+    from emotune.studies import queue
 
     if chosen.jobs < 1:
         raise InputError(f"study: --jobs must be 1 or more, got {chosen.jobs}")
-    asked = plan.read(STUDIES, chosen.name)
-    settings, wanted = plan.plan(chosen.name, asked, read_yaml(PARAMS), PROFILES)
+    study, setups = _planned(chosen.name)
     try:
-        before = queue.queue(asked, settings, wanted)
-        for made in before.values():
-            print(
-                f"{made.name}: {'queued' if made.state in ('absent', 'failed') else f'{made.state} already'}",
-                flush=True,
-            )
-        waiting = [made.name for made in before.values() if made.state != "done"]
+        before = queue.submit(setups, study.target)
+        for trial in before.values():
+            state = "queued" if trial.state in ("absent", "failed") else f"{trial.state} already"
+            print(f"{trial.name}: {state}", flush=True)
+        waiting = [trial.name for trial in before.values() if trial.state != "done"]
         if chosen.queue_only:
             return 0
         if waiting:
@@ -210,36 +210,28 @@ def _study(chosen: argparse.Namespace) -> int:
             "watches it, `dvc queue stop --kill` ends it."
         )
         return 130
-    print(f"\n{_evidence(chosen.name)}")
+    print(f"\n{_outcome(chosen.name)}")
     return 0
 
 
-def _evidence(name: str) -> str:
-    """Write metrics/studies/NAME.csv from the experiments that DVC has of a study, and return its table."""
-    from emotune.studies import evidence, findings, plan, queue
+def _planned(name: str) -> tuple[Study, dict[str, Setup]]:
+    from emotune.studies import plan
 
-    asked = plan.read(STUDIES, name)
-    settings, wanted = plan.plan(name, asked, read_yaml(PARAMS), PROFILES)
-    made = queue.experiments(wanted, asked.target)
-    if all(experiment.state == "absent" for experiment in made.values()):
-        raise InputError(
-            f"report: no experiment here has the params of study {name} and this code; `emotune study {name}` runs them"
-        )
-    table = evidence.rows(asked, settings, made, processes.work("costs.jsonl"))
-    path = METRICS / "studies" / f"{name}.csv"
-    evidence.write(path, table)
-    shown = findings.shown(asked, evidence.read(path), "\n{}–{}", wrap=30)
-    told = [tables.aligned(shown), f"{findings.note(asked)}\nAll of it: {path}"]
-    path = path.with_stem(f"{name}-effects")
-    if changes := evidence.effects(asked, list(made.values())):
-        evidence.write(path, changes)
-        shown = findings.effects_shown(asked, evidence.read(path), "\n{}–{}")
-        told += [f"What one change does, all else alike\n{tables.aligned(shown)}"]
-    else:
-        path.unlink(missing_ok=True)
-    return "\n\n".join(told)
+    study = plan.read(STUDIES, name)
+    return study, plan.setups(name, study, read_yaml(PARAMS), PROFILES)
 
 
+def _outcome(name: str) -> str:
+    from emotune.studies import findings  # with numpy, pandas and dvc
+
+    return findings.outcome(name, *_planned(name), METRICS, processes.work(COSTS))
+
+
+@_command(
+    "the attempts that generate_prefs has sampled and scored",
+    _argument("--clear", action="store_true", help="delete it, and damaged ones set aside beside it"),
+    _argument("--yes", action="store_true", help="with --clear: do not ask"),
+)
 def _journal(chosen: argparse.Namespace) -> int:
     path = processes.work("journal.sqlite")
     if chosen.yes and not chosen.clear:
@@ -257,6 +249,10 @@ def _journal(chosen: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "talk to a model, the emotion chosen message by message (/help in it)",
+    _argument("--model", choices=("dpo", "sft", "baseline"), default="dpo", help="dpo where not given"),
+)
 def _chat(chosen: argparse.Namespace) -> int:
     p = parse(PARAMS)
     from emotune.faces import chat  # with torch: seconds
@@ -265,6 +261,11 @@ def _chat(chosen: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "a web page: baseline, sft and dpo side by side",
+    _argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given"),
+    _argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one"),
+)
 def _compare(chosen: argparse.Namespace) -> int:
     p = parse(PARAMS)
     from emotune.faces import compare  # with torch: seconds
@@ -273,6 +274,7 @@ def _compare(chosen: argparse.Namespace) -> int:
     return 0
 
 
+@_command("MLflow runs for the stages that DVC restored or skipped")
 def _mirror(_: argparse.Namespace) -> int:
     from emotune.runs import mirror, tracking
 
@@ -285,6 +287,10 @@ def _mirror(_: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "experiment, MLflow run, commit or published revision: the other three",
+    _argument("name", help="of a DVC experiment; id of an MLflow run; a commit; revision on the Hub"),
+)
 def _link(chosen: argparse.Namespace) -> int:
     from emotune.runs import link, tracking
 
@@ -309,6 +315,7 @@ def _held(path: Path) -> str:
     return f"{path}: {total} attempts, {contents.size / 1e6:.1f} MB\n\n{tables.aligned(table)}"
 
 
+@_command("whether dvc.lock tells of the files here; exit 1 with the reasons if not")
 def _current(chosen: argparse.Namespace) -> int:
     from emotune.runs import lock  # with dvc: a third of a second
 
@@ -325,6 +332,15 @@ def _current(chosen: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "send adapters, preference data and their cards to the Hugging Face Hub",
+    _argument("--dry-run", type=Path, metavar="FOLDER", help="write all of it to a folder, and send nothing"),
+    _argument("--check", action="store_true", help="load what was sent, and compare; exit 1 where it differs"),
+    _argument("--force", metavar="REASON", help="send what the gate refuses; the cards carry the reason"),
+    _argument("--merged", action="store_true", help="the dpo adapter added to its base model in bfloat16, too"),
+    _argument("--tag", help="a release: names, in every repository, what was sent"),
+    _argument("--public", action="store_true", help="for everybody to see; otherwise repositories are private"),
+)
 def _publish(chosen: argparse.Namespace) -> int:
     from emotune.publish import release
 
@@ -345,6 +361,10 @@ def _publish(chosen: argparse.Namespace) -> int:
     )
 
 
+@_command(
+    "what this machine has and lacks; exit 1 if the default cannot run here",
+    _argument("--json", action="store_true", help="the same as JSON"),
+)
 def _doctor(chosen: argparse.Namespace) -> int:
     from emotune.faces import doctor
 

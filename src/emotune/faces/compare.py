@@ -53,7 +53,7 @@ HEADERS = {
 }
 
 
-class Said(Section):
+class PastTurn(Section):
     """A turn of the conversation so far."""
 
     role: Literal["user", "assistant"]
@@ -61,11 +61,11 @@ class Said(Section):
     emotion: str
 
 
-class Question(Section):
+class Inquiry(Section):
     """What the page asks: one model, one message after a history, in some emotions. Equal draws give equal replies."""
 
     model: str
-    history: tuple[Said, ...]
+    history: tuple[PastTurn, ...]
     message: Text
     emotions: Annotated[tuple[str, ...], Field(min_length=1)]
     draw: Annotated[int, Field(ge=0, lt=2**53)]
@@ -92,50 +92,49 @@ def open_voices(folder: Path, choice: Model) -> Lend:
     return lend
 
 
-def answer(voice: Voice, judge: Judge, p: Params, question: Question) -> dict[str, Any]:
+def replies_to(voice: Voice, judge: Judge, p: Params, inquiry: Inquiry) -> dict[str, Any]:
     """A model's reply in each emotion that is asked for, sampled together, and what the judge hears in them."""
-    said = heard(judge, question.message)
-    turns = [*(Turn(turn.role, turn.content, turn.emotion) for turn in question.history), said]
+    message = heard(judge, inquiry.message)
+    turns = [*(Turn(turn.role, turn.content, turn.emotion) for turn in inquiry.history), message]
     requests = [
         local.Request(
             tuple(prompt_ids(voice.tokenizer, turns, emotion, p)),
-            (seeds.key(p.evaluate.seed, "compare", question.draw, emotion),),
+            (seeds.key(p.evaluate.seed, "compare", inquiry.draw, emotion),),
         )
-        for emotion in question.emotions
+        for emotion in inquiry.emotions
     ]
     began = time.perf_counter()
-    found = local.replies(voice.model, voice.tokenizer, requests, p.evaluate.sampling)
+    replies = [reply for [reply] in local.replies(voice.model, voice.tokenizer, requests, p.evaluate.sampling)]
     seconds = time.perf_counter() - began
-    replies = [reply for [reply] in found]
     verdicts = judge([reply.text for reply in replies])
     return {
-        "message": said.content,
-        "heard": said.emotion,
+        "message": message.content,
+        "heard": message.emotion,
         "replies": [
             {"emotion": emotion, "reply": reply.text, "judged": judged, "confidence": confidence}
-            for emotion, reply, (judged, confidence) in zip(question.emotions, replies, verdicts, strict=True)
+            for emotion, reply, (judged, confidence) in zip(inquiry.emotions, replies, verdicts, strict=True)
         ],
         "tokens": sum(reply.tokens for reply in replies),
         "seconds": seconds,
     }
 
 
-def checked(body: bytes, emotions: tuple[str, ...]) -> Question:
-    """The question in a request's body; InputError says all that is wrong with it."""
+def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
+    """The inquiry in a request's body; InputError says all that is wrong with it."""
     try:
-        question = Question.model_validate_json(body)
+        inquiry = Inquiry.model_validate_json(body)
     except ValidationError as error:
         wrong = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
         raise InputError("; ".join(wrong)) from None
-    if question.model not in NAMES:
-        raise InputError(f"model must be one of {', '.join(NAMES)}, got {question.model!r}")
-    named = [*question.emotions, *(turn.emotion for turn in question.history)]
-    if not set(named) <= set(emotions) or len(set(question.emotions)) < len(question.emotions):
+    if inquiry.model not in NAMES:
+        raise InputError(f"model must be one of {', '.join(NAMES)}, got {inquiry.model!r}")
+    named = [*inquiry.emotions, *(turn.emotion for turn in inquiry.history)]
+    if not set(named) <= set(emotions) or len(set(inquiry.emotions)) < len(inquiry.emotions):
         raise InputError(f"emotions must be some of {', '.join(emotions)}, each once; got {', '.join(named)}")
-    roles = [turn.role for turn in question.history]
+    roles = [turn.role for turn in inquiry.history]
     if roles != [USER, ASSISTANT] * (len(roles) // 2):
         raise InputError(f"history must alternate from the user to a reply, got {roles}")
-    return question
+    return inquiry
 
 
 def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str]) -> Starlette:
@@ -148,9 +147,9 @@ def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str]) -> Starlette:
     about = {"models": NAMES, "emotions": p.data.labels, "neutral": p.data.neutral, "sampling": settings}
     speaking = Lock()
 
-    def speak(question: Question) -> dict[str, Any]:
-        with speaking, lend(question.model) as voice:
-            return records.rounded(answer(voice, judge, p, question))
+    def speak(inquiry: Inquiry) -> dict[str, Any]:
+        with speaking, lend(inquiry.model) as voice:
+            return records.rounded(replies_to(voice, judge, p, inquiry))
 
     async def replies(request: Request) -> Response:
         # No form of another page can send this type, and its scripts would have to ask us first.
@@ -162,10 +161,10 @@ def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str]) -> Starlette:
             if len(body) > LONGEST:
                 return JSONResponse({"error": f"a question may have {LONGEST} bytes"}, 413)
         try:
-            question = checked(body, p.data.labels)
+            inquiry = checked(body, p.data.labels)
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
-        return JSONResponse(await run_in_threadpool(speak, question))
+        return JSONResponse(await run_in_threadpool(speak, inquiry))
 
     return Starlette(
         routes=[

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from emotune.core import git, records
+from emotune.core import git, nested, records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.faces import charts
@@ -55,7 +55,7 @@ WHY_NOT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunFiles:
     """Where lies what a page tells of one run; what is None was not kept, and what is absent is a gap that is named."""
 
     metrics: Path
@@ -66,22 +66,22 @@ class Run:
     costs: Path | None = None
 
 
-def kept(metrics: Path, name: str) -> Run:
+def kept_run(metrics: Path, name: str) -> RunFiles:
     """A run under metrics/real, of which its metrics, dvc.lock and params.yaml were kept; InputError lists those."""
     folder = metrics / "real" / name
     names = sorted(path.parent.name for path in metrics.glob("real/*/evaluate.json"))
     if name not in names:
         raise InputError(f"report: --run {name}: no such run; there are {', '.join(names) or 'none'} in {metrics}/real")
-    return Run(folder, folder / "lock.yaml", folder / "params.yaml")
+    return RunFiles(folder, folder / "lock.yaml", folder / "params.yaml")
 
 
-def html(run: Run, stages: Sequence[str]) -> str:
+def html(files: RunFiles, stages: Sequence[str]) -> str:
     """The page of a run, `stages` in the pipeline's order; equal files, git state and packages make equal bytes."""
-    if not any(run.metrics.glob("*.json")):
-        raise InputError(f"report: {run.metrics} holds no metrics; `make repro` writes them")
-    lock = read_yaml(run.lock).get("stages") or {} if run.lock.is_file() else {}
+    if not any(files.metrics.glob("*.json")):
+        raise InputError(f"report: {files.metrics} holds no metrics; `make repro` writes them")
+    lock = read_yaml(files.lock).get("stages") or {} if files.lock.is_file() else {}
     used = _used(lock)
-    evaluated = _read(run.metrics / "evaluate.json")
+    evaluated = _read(files.metrics / "evaluate.json")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -91,7 +91,7 @@ def html(run: Run, stages: Sequence[str]) -> str:
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment.get_template("page.html.jinja").render(
-        run=run,
+        run=files,
         used=used,
         models=MODELS,
         published=PUBLISHED,
@@ -99,13 +99,13 @@ def html(run: Run, stages: Sequence[str]) -> str:
         comparison=_comparison(evaluated) if evaluated else None,
         confusion=_matrices(evaluated, "replies") if evaluated else None,
         control=_control(evaluated) if evaluated else None,
-        training=_training(run.metrics),
-        preferences=_preferences(run),
-        judges=_judges(run.metrics),
-        data=_data(run.metrics),
-        examples=_examples(run.replies),
-        costs=_costs(run, stages, lock, used),
-        provenance=_provenance(run, lock, used),
+        training=_training(files.metrics),
+        preferences=_preferences(files),
+        judges=_judges(files.metrics),
+        data=_data(files.metrics),
+        examples=_examples(files.replies),
+        costs=_costs(files, stages, lock, used),
+        provenance=_provenance(files, lock, used),
     )
 
 
@@ -124,7 +124,7 @@ def _headline(evaluated: Content) -> list[Content]:
         {
             "metric": metric,
             "meaning": meaning,
-            "digits": tables.COLUMNS[metric][2],
+            "digits": tables.COLUMNS[metric].digits,
             "values": [(model, _measured(evaluated, model, metric)) for model in MODELS],
         }
         for metric, meaning in shown.items()
@@ -132,8 +132,7 @@ def _headline(evaluated: Content) -> list[Content]:
 
 
 def _measured(evaluated: Content, model: str, metric: str) -> Any:
-    part, name, _ = tables.COLUMNS[metric]
-    return evaluated[model].get(part, {}).get(name)
+    return tables.value_of(evaluated[model], tables.COLUMNS[metric])
 
 
 def _comparison(evaluated: Content) -> Content:
@@ -163,26 +162,26 @@ def _bounded(evaluated: Content, metric: str) -> bool:
 
 
 def _intervals(evaluated: Content, metric: str) -> str:
-    found = {model: _measured(evaluated, model, metric) for model in MODELS}
-    rows = [charts.Interval(model, model, one["value"], one["low"], one["high"]) for model, one in found.items()]
+    values = {model: _measured(evaluated, model, metric) for model in MODELS}
+    rows = [charts.Interval(model, model, one["value"], one["low"], one["high"]) for model, one in values.items()]
     label = "; ".join(f"{row.name} {row.value:.4g}, from {row.low:.4g} to {row.high:.4g}" for row in rows)
     labels = evaluated["dpo"]["control"]["labels"]
-    majority = evaluated["majority"]["replies"].get(tables.COLUMNS[metric][1])
+    majority = evaluated["majority"]["replies"].get(tables.COLUMNS[metric].name)
     level = 1 / len(labels) if metric == "control" else majority and majority["value"]
     return charts.intervals(rows, f"{metric}: {label}", level)
 
 
 def _matrices(evaluated: Content, part: str) -> list[Content]:
     """For each model: of the replies asked for in the row's emotion, the share judged to have the column's."""
-    found = []
+    matrices = []
     for model in MODELS:
         labels, counts = evaluated[model][part]["labels"], evaluated[model][part]["confusion"]
         rows = [
             (label, sum(row), [(n, n / sum(row) if any(row) else None) for n in row])
             for label, row in zip(labels, counts, strict=True)
         ]
-        found.append({"model": model, "labels": labels, "rows": rows})
-    return found
+        matrices.append({"model": model, "labels": labels, "rows": rows})
+    return matrices
 
 
 def _control(evaluated: Content) -> Content:
@@ -199,7 +198,7 @@ def _control(evaluated: Content) -> Content:
 
 def _training(metrics: Path) -> list[Content]:
     """The curves of sft and dpo that their histories hold."""
-    found = []
+    stages = []
     for stage, curves in CURVES.items():
         path = metrics / f"{stage}_history.csv"
         history = _history(path) if path.is_file() else []
@@ -207,7 +206,7 @@ def _training(metrics: Path) -> list[Content]:
             (title, _curve(history, f"{stage} {title}", columns, names, level))
             for title, columns, names, level in curves
         ]
-        found.append(
+        stages.append(
             {
                 "stage": stage,
                 "file": path,
@@ -217,7 +216,7 @@ def _training(metrics: Path) -> list[Content]:
                 "gap": (_read(metrics / f"{stage}.json") or {}).get("judge_gap"),
             }
         )
-    return found
+    return stages
 
 
 def _history(path: Path) -> list[dict[str, float | None]]:
@@ -257,20 +256,20 @@ def _curve(
     return {"svg": charts.lines(series, f"{title}: {'; '.join(spoken)}", level), "keys": series}
 
 
-def _preferences(run: Run) -> Content | None:
-    found = _read(run.metrics / "prefs.json")
-    if found is None:
+def _preferences(files: RunFiles) -> Content | None:
+    prefs = _read(files.metrics / "prefs.json")
+    if prefs is None:
         return None
-    pairs = _jsonl(run.prefs, ("train.jsonl", "validation.jsonl"))
+    pairs = _jsonl(files.prefs, ("train.jsonl", "validation.jsonl"))
     gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs or []]
-    label = f"Gaps of {len(gaps)} pairs, median {found['gap']['median']:.4g}"
+    label = f"Gaps of {len(gaps)} pairs, median {prefs['gap']['median']:.4g}"
     return {
-        "numbers": list(zip(*tables.preferences(run.metrics), strict=True)),
-        "gap": found["gap"],
-        "pairs": found["pairs"],
-        "emotions": [(label, n, found["yield"].get(label)) for label, n in found["pairs_per_emotion"].items()],
-        "failures": [(WHY_NOT.get(reason, reason), n) for reason, n in _most_first(found["failures"])],
-        "attempts": found["attempts_total"],
+        "numbers": list(zip(*tables.preferences(files.metrics), strict=True)),
+        "gap": prefs["gap"],
+        "pairs": prefs["pairs"],
+        "emotions": [(label, n, prefs["yield"].get(label)) for label, n in prefs["pairs_per_emotion"].items()],
+        "failures": [(WHY_NOT.get(reason, reason), n) for reason, n in _most_first(prefs["failures"])],
+        "attempts": prefs["attempts_total"],
         "histogram": charts.histogram(gaps, label, "gap") if gaps else None,
         "examples": pairs and pairs[:PAIRS],
     }
@@ -288,56 +287,56 @@ def _jsonl(folder: Path | None, names: Iterable[str]) -> list[Content] | None:
 
 
 def _judges(metrics: Path) -> Content | None:
-    found = _read(metrics / "judges.json")
-    return found and {
+    judges = _read(metrics / "judges.json")
+    return judges and {
         "table": tables.judges(metrics),
-        "classes": [(name, list(one["per_class"].items())) for name, one in found.items()],
+        "classes": [(name, list(one["per_class"].items())) for name, one in judges.items()],
     }
 
 
 def _data(metrics: Path) -> Content | None:
-    found = _read(metrics / "prepare.json")
-    if found is None:
+    prepared = _read(metrics / "prepare.json")
+    if prepared is None:
         return None
-    splits = [name for name in ("train", "validation", "test") if name in found]
-    labels = found[splits[0]]["labels"]
+    splits = [name for name in ("train", "validation", "test") if name in prepared]
+    labels = prepared[splits[0]]["labels"]
     return {
         "splits": splits,
         "rows": [
-            *((name, [found[split][name] for split in splits]) for name in ("dialogues", "turns")),
-            *((label, [found[split]["labels"].get(label, 0) for split in splits]) for label in labels),
+            *((name, [prepared[split][name] for split in splits]) for name in ("dialogues", "turns")),
+            *((label, [prepared[split]["labels"].get(label, 0) for split in splits]) for label in labels),
         ],
-        "overlap": list(found.get("test_replies_in_train", {}).items()),
+        "overlap": list(prepared.get("test_replies_in_train", {}).items()),
     }
 
 
 def _examples(replies: Path | None) -> Content | None:
     """The first contexts that were asked for in every emotion, with what each model replied."""
-    found = {model: _jsonl(replies, [f"{model}.control.jsonl"]) for model in MODELS}
-    rows = {model: {row["id"]: row for row in answered} for model, answered in found.items() if answered}
+    answers = {model: _jsonl(replies, [f"{model}.control.jsonl"]) for model in MODELS}
+    rows = {model: {row["id"]: row for row in own} for model, own in answers.items() if own}
     if len(rows) < len(MODELS):
         return None
     contexts = [list(same) for _, same in groupby(rows["dpo"].values(), lambda row: row["id"].rpartition("/")[0])]
-    return {"of": len(contexts), "contexts": [_example(asked, rows) for asked in contexts[:EXAMPLES]]}
+    return {"of": len(contexts), "contexts": [_example(questions, rows) for questions in contexts[:EXAMPLES]]}
 
 
-def _example(asked: Sequence[Content], rows: Mapping[str, Mapping[str, Content]]) -> Content:
+def _example(questions: Sequence[Content], rows: Mapping[str, Mapping[str, Content]]) -> Content:
     """A context, the longest that any model saw of it, and a row an emotion: each model's reply."""
-    ids = [row["id"] for row in asked]
+    ids = [row["id"] for row in questions]
     seen = [rows[model][id]["context"] for model in MODELS for id in ids]
     return {
         "context": max(seen, key=len),
-        "rows": [(row["emotion"], [(model, rows[model][row["id"]]) for model in MODELS]) for row in asked],
+        "rows": [(row["emotion"], [(model, rows[model][row["id"]]) for model in MODELS]) for row in questions],
         "hits": [
             (model, sum(rows[model][id]["judged"] == rows[model][id]["emotion"] for id in ids)) for model in MODELS
         ],
     }
 
 
-def _costs(run: Run, stages: Sequence[str], lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
+def _costs(files: RunFiles, stages: Sequence[str], lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
     """A row a stage: what it did, how large what it wrote is, and what its last run on this machine took."""
-    spent = tables.last_costs(run.costs, stages) if run.costs else {}
-    work = _work(run.metrics, used)
+    spent = tables.last_costs(files.costs, stages) if files.costs else {}
+    work = _work(files.metrics, used)
     sizes = {name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()}
     return {
         "rows": [(name, work.get(name, []), sizes.get(name), spent.get(name)) for name in stages],
@@ -355,39 +354,37 @@ def _work(metrics: Path, used: Mapping[str, str]) -> dict[str, list[str]]:
         "generate_prefs": {"prompts": "prompts", "attempts_total": "attempts"},
         "dpo": {"pairs": "pairs", "steps": "steps"},
     }
-    found = {}
+    work = {}
     for stage, units in counted.items():
         file = {"generate_prefs": "prefs"}.get(stage, stage)
         measured = _read(metrics / f"{file}.json") or {}
-        found[stage] = [f"{measured[key]:,} {unit}" for key, unit in units.items() if key in measured]
+        work[stage] = [f"{measured[key]:,} {unit}" for key, unit in units.items() if key in measured]
     if splits := _read(metrics / "prepare.json"):
         sizes = [split["dialogues"] for split in splits.values() if "dialogues" in split]
-        found["prepare"] = [f"{sum(sizes):,} dialogues"]
+        work["prepare"] = [f"{sum(sizes):,} dialogues"]
     if evaluated := _read(metrics / "evaluate.json"):
         replies = {
             model: sum(sum(evaluated[model][part]["support"].values()) for part in ("replies", "control"))
             for model in MODELS
         }
-        found["baseline"] = [f"{replies['baseline']:,} replies"]
-        found["evaluate"] = [f"{replies['sft'] + replies['dpo']:,} replies"]
-    if (candidates := used.get("prefs.candidates")) and found["generate_prefs"]:
-        found["generate_prefs"].append(f"{candidates} candidates an attempt")
-    return found
+        work["baseline"] = [f"{replies['baseline']:,} replies"]
+        work["evaluate"] = [f"{replies['sft'] + replies['dpo']:,} replies"]
+    if (candidates := used.get("prefs.candidates")) and work["generate_prefs"]:
+        work["generate_prefs"].append(f"{candidates} candidates an attempt")
+    return work
 
 
-def _provenance(run: Run, lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
-    now = {}
-    if run.params.is_file():
-        now = dict(_leaves(read_yaml(run.params)))
-    was_kept = run.replies is None
-    changes = git.ask("status", "--porcelain", "--untracked-files=no", "--", str(run.metrics) if was_kept else ".")
+def _provenance(files: RunFiles, lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
+    now = dict(_values(read_yaml(files.params))) if files.params.is_file() else {}
+    was_kept = files.replies is None
+    changes = git.ask("status", "--porcelain", "--untracked-files=no", "--", str(files.metrics) if was_kept else ".")
     return {
         "commit": git.ask("rev-parse", "HEAD"),
         "dirty": None if changes is None else [line[3:] for line in changes.splitlines()],
         # The workspace's metrics belong to HEAD; kept ones to the commit that put them there.
-        "kept": git.ask("log", "-1", "--format=%H", "--", str(run.metrics)) if was_kept else None,
+        "kept": git.ask("log", "-1", "--format=%H", "--", str(files.metrics)) if was_kept else None,
         "outs": [(stage, out) for stage, told in lock.items() for out in told.get("outs", [])],
-        "checked": _checked(run, lock),
+        "checked": _checked(files, lock),
         "params": [(key, value, now.get(key, value)) for key, value in sorted(used.items())],
         "versions": _versions(),
     }
@@ -395,38 +392,35 @@ def _provenance(run: Run, lock: Mapping[str, Any], used: Mapping[str, str]) -> C
 
 def _used(lock: Mapping[str, Any]) -> dict[str, str]:
     """Each param as JSON, as the stages had it when they ran; several where they did not run with the same."""
-    found: dict[str, dict[str, None]] = {}
+    used: dict[str, dict[str, None]] = {}
     for stage in lock.values():
-        for key, value in _leaves(stage.get("params", {}).get("params.yaml", {})):
-            found.setdefault(key, {})[value] = None
-    return {key: " | ".join(values) for key, values in found.items()}
+        for key, value in _values(stage.get("params", {}).get("params.yaml", {})):
+            used.setdefault(key, {})[value] = None
+    return {key: " | ".join(values) for key, values in used.items()}
 
 
-def _leaves(nested: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
-    """`{"sft": {"lora": {"rank": 16}}}` -> `("sft.lora.rank", "16")`."""
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _values(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each param under its dotted name, as JSON but for text."""
+    for key, value in nested.leaves(params):
+        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _checked(run: Run, lock: Mapping[str, Any]) -> Content:
+def _checked(files: RunFiles, lock: Mapping[str, Any]) -> Content:
     """Whether the files that this page shows are those of dvc.lock, by their md5; folders are not compared."""
-    here = {"metrics": run.metrics, "data/replies": run.replies}
+    here = {"metrics": files.metrics, "data/replies": files.replies}
     hashes = {out["path"]: out.get("md5", "") for stage in lock.values() for out in stage.get("outs", [])}
-    found: Content = {"same": [], "other": [], "absent": []}
+    shown: Content = {"same": [], "other": [], "absent": []}
     for above, folder in here.items():
         for path, md5 in hashes.items():
             if folder is None or not path.startswith(f"{above}/") or md5.endswith(".dir"):
                 continue
             file = folder / Path(path).relative_to(above)
             if not file.is_file():
-                found["absent"].append(file)
+                shown["absent"].append(file)
             else:
                 same = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() == md5
-                found["same" if same else "other"].append(file)
-    return found
+                shown["same" if same else "other"].append(file)
+    return shown
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -436,10 +430,10 @@ def _versions() -> list[tuple[str, str]]:
     except metadata.PackageNotFoundError:
         needed = []
     names = [re.split(r"[^\w.-]", need)[0] for need in needed if "extra ==" not in need]
-    found = [("python", platform.python_version())]
+    versions = [("python", platform.python_version())]
     for name in ["emotune", *sorted(names, key=str.lower)]:
         try:
-            found.append((name, metadata.version(name)))
+            versions.append((name, metadata.version(name)))
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from io import StringIO
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from emotune.core import records
+from emotune.core import nested, records
 from emotune.core.errors import InputError
-from emotune.core.sections import read_yaml
-from emotune.runs.params import Params, check, parse
+from emotune.core.sections import check, read_yaml
+from emotune.models import pins
+from emotune.runs.params import Params, parse
 
 
 def profiles(folder: Path) -> dict[str, str]:
@@ -40,12 +42,10 @@ def pinned_data(path: str) -> dict[str, str]:
 
 def pinned_model(name: str) -> dict[str, str | None]:
     """`model.base` and `model.revision`: a Hub name and its commit, a local folder and its sha256, or `embedded`."""
-    if name == "embedded":
+    if name == pins.EMBEDDED:
         return {"base": name, "revision": None}
     if hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", name):
         return {"base": hub[1], "revision": hub[2]}
-    from emotune.models import pins  # with torch: seconds
-
     folder = pins.located(name)
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -62,31 +62,28 @@ def apply(path: Path, overlays: Mapping[str, Mapping[str, Any]]) -> list[str]:
     written, so a bad overlay changes nothing.
     """
     parse(path)
-    yaml = _round_trip()
-    content = yaml.load(path.read_text(encoding="utf-8"))
-    changes = [change for overlay in overlays.values() for change in merge(content, overlay)]
-    merged = StringIO()
-    yaml.dump(content, merged)
-    checked = check(Params, YAML(typ="safe", pure=True).load(merged.getvalue()), " + ".join([str(path), *overlays]))
+    whole = reduce(nested.overlaid, overlays.values(), read_yaml(path))
+    checked = check(Params, whole, " + ".join([str(path), *overlays]))
     if "--data" in overlays and checked.data.source not in ("folder", "jsonl"):
         raise InputError(f"--data is read where data.source is folder or jsonl, and it is {checked.data.source}")
-    if changes:
+    yaml = _round_trip()
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    if changes := [change for overlay in overlays.values() for change in merge(content, overlay)]:
         with records.replacing(path) as file:
-            file.write(merged.getvalue())
+            yaml.dump(content, file)
     return changes
 
 
-def merge(content: CommentedMap, overlay: Mapping[str, Any], above: str = "") -> list[str]:
+def merge(content: CommentedMap, overlay: Mapping[str, Any]) -> list[str]:
     """Set every key of the overlay in the content, section by section; a line for each value that differed."""
     changes = []
-    for key, new in overlay.items():
-        old = content.get(key)
-        if isinstance(old, CommentedMap) and isinstance(new, Mapping):
-            changes += merge(old, new, f"{above}{key}.")
+    for key, new in nested.settings(overlay, content):
+        *above, last = key.split(".")
+        section = reduce(getitem, above, content)
         # As JSON, in which 1, 1.0 and true differ as they do in params.yaml.
-        elif (was := json.dumps(old)) != (now := json.dumps(new)):
-            content[key] = _in_one_line(new)
-            changes.append(f"{above}{key}: {was} -> {now}")
+        if (was := json.dumps(section.get(last))) != (now := json.dumps(new)):
+            section[last] = _in_one_line(new)
+            changes.append(f"{key}: {was} -> {now}")
     return changes
 
 

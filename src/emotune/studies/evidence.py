@@ -1,82 +1,77 @@
-"""What came of a study: metrics/studies/NAME.csv, one row a run, and the table that it makes."""
+"""What came of a study: metrics/studies/NAME.csv, one row a run."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from emotune.core import records
-from emotune.core.errors import InputError
-from emotune.evaluation import scores
+from emotune.core.sections import check
 from emotune.evaluation.scores import Array
-from emotune.runs.params import Params, check
-from emotune.studies import queue
-from emotune.studies.plan import COLUMNS, JUDGE, Study
-from emotune.studies.queue import Experiment
+from emotune.runs import tables
+from emotune.runs.params import Params
+from emotune.studies import differences, queue
+from emotune.studies.differences import LEVEL, ReplyRows, Test
+from emotune.studies.plan import COLUMNS, JUDGE, Setup, Study
+from emotune.studies.queue import Trial
 
 Row = dict[str, Any]
-Answers = list[dict[str, Any]]
 # Of these less is better.
 LOWER = ("perplexity", "bits/char", "prompt text")
-LEVEL = 0.05
 COSTS = ("seconds", "peak memory bytes", "tokens per second")
 NOISE = "noise"
 
 
-def rows(
-    asked: Study, settings: Mapping[str, Mapping[str, Any]], made: Mapping[str, Experiment], costs: Path
-) -> list[Row]:
+def rows(study: Study, setups: Mapping[str, Setup], trials: Mapping[str, Trial], costs: Path) -> list[Row]:
     """A row a run: its overrides, its state and why it failed, metrics with intervals, tested differences, cost.
 
-    The keys of the three mappings' values are experiments, in the order of the study's runs.
+    The keys of both mappings are names of experiments, in the order of the study's variants.
     """
     spent = costs_of(costs)
-    table = []
-    for run, (name, experiment) in zip(asked.asked(), made.items(), strict=True):
-        row: Row = {"run": run.name, "status": experiment.state, "reason": ""}
-        row |= {key: _cell(value) for key, value in settings[name].items() if key not in asked.common}
-        if experiment.state == "failed":
-            row["reason"] = _failure(spent.get(name, {})) or queue.reason(experiment)
-        if experiment.state == "done":
-            row |= _metrics(asked, experiment)
-        table.append(row | _cost(spent.get(name, {}), asked.target))
-    for model in asked.models:
-        _test(asked, model, table, list(made.values()))
-    return table
+    table: dict[str, Row] = {}
+    for variant, (name, trial) in zip(study.variants(), trials.items(), strict=True):
+        stages = spent.get(name, {})
+        row: Row = {"run": variant.name, "status": trial.state}
+        if trial.state == "failed":
+            row["reason"] = _failure(stages) or queue.reason(trial)
+        row |= {key: _cell(value) for key, value in setups[name].settings.items() if key not in study.common}
+        if trial.state == "done":
+            row |= _metrics(study, trial)
+        table[name] = row | _cost(stages, study.target)
+    for model, column in itertools.product(study.models, study.tests):
+        _compare(study, model, column, table, trials)
+    return list(table.values())
 
 
 def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
-def _metrics(asked: Study, made: Experiment) -> Row:
-    found = _json(made, f"metrics/{asked.target}.json")
+def _metrics(study: Study, trial: Trial) -> Row:
+    measured = _json(trial, f"metrics/{study.target}.json")
     row: Row = {}
-    for model in asked.models:
-        own = found if asked.target == "baseline" else found[model]
-        for column, (part, name, _) in COLUMNS.items():
-            value = own.get(part, {}).get(name)
-            bounds = value if isinstance(value, Mapping) else {"value": value}
-            row |= {column_key(model, column, bound): bounds.get(bound) for bound in ("value", "low", "high")}
-    if JUDGE in asked.show:
-        row[JUDGE] = _json(made, "metrics/judges.json")["evaluate"]["accuracy"]
+    for model, (name, column) in itertools.product(study.models, COLUMNS.items()):
+        value = tables.value_of(measured if study.target == "baseline" else measured[model], column)
+        bounds = value if isinstance(value, Mapping) else {"value": value}
+        row |= {column_key(model, name, bound): bounds.get(bound) for bound in ("value", "low", "high")}
+    if JUDGE in study.show:
+        row[JUDGE] = _json(trial, "metrics/judges.json")["evaluate"]["accuracy"]
     return row
 
 
 def column_key(model: str, column: str, bound: str = "value") -> str:
+    """The name of a column of the CSV: `sft control`, `sft control low`."""
     return f"{model} {column}" + ("" if bound == "value" else f" {bound}")
 
 
-def _json(made: Experiment, path: str) -> Any:
-    return json.loads(queue.shown(str(made.commit), path))
+def _json(trial: Trial, path: str) -> Any:
+    return json.loads(queue.file_of(str(trial.commit), path))
 
 
 # Costs, as stages note them.
@@ -84,12 +79,11 @@ def _json(made: Experiment, path: str) -> Any:
 
 def costs_of(path: Path) -> dict[str, dict[str, Row]]:
     """What the last run of each stage of each experiment cost, or on what it failed."""
-    found: dict[str, dict[str, Row]] = {}
-    if path.is_file():
-        for line in records.read_jsonl(path):
-            if line["experiment"]:
-                found.setdefault(line["experiment"], {})[line["stage"]] = line
-    return found
+    costs: dict[str, dict[str, Row]] = {}
+    for line in records.read_jsonl(path) if path.is_file() else ():
+        if line["experiment"]:
+            costs.setdefault(line["experiment"], {})[line["stage"]] = line
+    return costs
 
 
 def _cost(stages: Mapping[str, Row], target: str) -> Row:
@@ -111,194 +105,136 @@ def _failure(stages: Mapping[str, Row]) -> str:
 # Differences.
 
 
-def _test(asked: Study, model: str, table: Sequence[Row], made: Sequence[Experiment]) -> None:
-    """Put into each row how it differs from the study's reference, and whether that is noise."""
-    done = [place for place, experiment in enumerate(made) if experiment.state == "done"]
-    for column in asked.tests:
-        key = column_key(model, column)
-        ranked = sorted(
-            (place for place in done if table[place].get(key) is not None),
-            key=lambda place: table[place][key] * (1 if column in LOWER else -1),
-        )
-        named = [place for place in ranked if table[place]["run"] == asked.against]
-        if not ranked or (asked.against != "best" and not named):
-            continue
-        first = named[0] if named else ranked[0]
-        others = [place for place in ranked if place != first]
-        tests = {place: paired(column, model, made[first], made[place], len(others)) for place in others}
-        corrected = holm({place: test["p"] for place, test in tests.items() if test})
-        table[first][f"{key} verdict"] = "best" if asked.against == "best" else "reference"
-        for place, test in tests.items():
-            row = table[place]
-            if test:
-                _put(row, key, test, corrected[place])
-            else:
-                row[f"{key} difference"] = row[key] - table[first][key]
-                row[f"{key} verdict"] = "intervals " + ("overlap" if _overlap(row, table[first], key) else "apart")
+def _compare(study: Study, model: str, column: str, table: Mapping[str, Row], trials: Mapping[str, Trial]) -> None:
+    """Put into each row how a metric differs from that of the study's reference, and whether that is noise."""
+    key = column_key(model, column)
+    measured = {name: row for name, row in table.items() if row.get(key) is not None}
+    reference = _reference(study, column, key, measured)
+    if reference is None:
+        return
+    first = measured.pop(reference)
+    first[f"{key} verdict"] = "best" if study.against == "best" else "reference"
+    tests = {name: paired(column, model, trials[reference], trials[name], len(measured)) for name in measured}
+    corrected = differences.holm({name: test["p"] for name, test in tests.items() if test})
+    for name, row in measured.items():
+        test = tests[name]
+        row |= _tested(key, test, corrected[name]) if test else _untested(key, row, first)
 
 
-def _overlap(one: Row, other: Row, key: str) -> bool:
-    return bool(one[f"{key} low"] <= other[f"{key} high"] and other[f"{key} low"] <= one[f"{key} high"])
+def _reference(study: Study, column: str, key: str, measured: Mapping[str, Row]) -> str | None:
+    """The experiment that the others are compared with: the one that the study names, or the best."""
+    if study.against != "best":
+        return next((name for name, row in measured.items() if row["run"] == study.against), None)
+    best = min if column in LOWER else max
+    return best(measured, key=lambda name: measured[name][key], default=None)
 
 
-def holm(p_values: Mapping[int, float]) -> dict[int, float]:
-    """p values after Holm's correction: all comparisons together find a difference by mere chance in 5 % of studies."""
-    corrected: dict[int, float] = {}
-    largest = 0.0
-    for rank, (place, p) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
-        corrected[place] = largest
-    return corrected
+def _tested(key: str, test: Test, p: float) -> Row:
+    row = {f"{key} {name}": test[name] for name in ("difference", "difference low", "difference high")}
+    return row | {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
 
 
-def enough(comparisons: int, least: int) -> int:
-    """How many bootstrap samples, `least` or more, let a study of so many comparisons find a difference at all.
+def _untested(key: str, row: Row, first: Row) -> Row:
+    """What can be said without the replies: whether the intervals of both overlap."""
+    overlap = row[f"{key} low"] <= first[f"{key} high"] and first[f"{key} low"] <= row[f"{key} high"]
+    return {
+        f"{key} difference": row[key] - first[key],
+        f"{key} verdict": f"intervals {'overlap' if overlap else 'apart'}",
+    }
 
-    The smallest p that samples give is 2 / (samples + 1). Corrected, it has to stay below a tenth of LEVEL.
-    """
-    return max(least, math.ceil(20 * comparisons / LEVEL))
 
-
-def paired(column: str, model: str, first: Experiment, other: Experiment, comparisons: int) -> dict[str, float] | None:
+def paired(column: str, model: str, first: Trial, other: Trial, comparisons: int) -> Test | None:
     """`difference` other - first, its 95 % interval and p, by a bootstrap over the dialogues that both answered.
 
     p is one of so many comparisons, and not yet corrected. None where the replies are not at hand, or answer other
     questions.
     """
-    found = _drawn(column, model, [first, other], comparisons)
-    return tested(found[1] - found[0]) if found else None
+    drawn = _drawn(column, model, [first, other], comparisons)
+    return differences.tested(drawn[1] - drawn[0]) if drawn else None
 
 
-def effects(asked: Study, made: Sequence[Experiment]) -> list[Row]:
+class Change(NamedTuple):
+    """Another value of a grid's key in the place of its first."""
+
+    key: str
+    first: Any
+    value: Any
+
+
+def effects(study: Study, trials: Sequence[Trial]) -> list[Row]:
     """What each value of a grid changes against the first of its key: the mean over pairs of runs alike in the rest.
 
     A row a change; none for a study of fewer than two keys, or where a run or its replies are not at hand. Intervals
     are over dialogues, and p is Holm's over the changes.
     """
-    if len(asked.grid) < 2 or any(experiment.state != "done" for experiment in made):
+    if len(study.grid) < 2 or any(trial.state != "done" for trial in trials):
         return []
-    places = {json.dumps(run.overrides): place for place, run in enumerate(asked.asked())}
-    changes = [(key, value, first) for key, (first, *others) in asked.grid.items() for value in others]
+    points = [variant.overrides for variant in study.variants()]
+    changes = [Change(key, first, value) for key, (first, *others) in study.grid.items() for value in others]
     table: list[Row] = [
-        {"param": key, "from": _cell(first), "to": _cell(value), "pairs of runs": len(places) // len(asked.grid[key])}
-        for key, value, first in changes
+        {
+            "param": change.key,
+            "from": _cell(change.first),
+            "to": _cell(change.value),
+            "pairs of runs": len(points) // len(study.grid[change.key]),
+        }
+        for change in changes
     ]
-    for model, column in itertools.product(asked.models, asked.tests):
-        found = _drawn(column, model, made, len(changes))
-        if found is None:
+    for model, column in itertools.product(study.models, study.tests):
+        drawn = _drawn(column, model, trials, len(changes))
+        if drawn is None:
             return []
-        tests = {}
-        for row, (key, value, first) in enumerate(changes):
-            pairs = [
-                (place, places[json.dumps(run.overrides | {key: value})])
-                for place, run in enumerate(asked.asked())
-                if run.overrides[key] == first
-            ]
-            tests[row] = tested(np.mean([found[b] - found[a] for a, b in pairs], axis=0))
-        corrected = holm({row: test["p"] for row, test in tests.items()})
-        for row, test in tests.items():
-            _put(table[row], column_key(model, column), test, corrected[row])
+        tests = [differences.tested(_effect(change, points, drawn)) for change in changes]
+        corrected = differences.holm({place: test["p"] for place, test in enumerate(tests)})
+        for place, test in enumerate(tests):
+            table[place] |= _tested(column_key(model, column), test, corrected[place])
     return table
 
 
-def _put(row: Row, key: str, test: Mapping[str, float], p: float) -> None:
-    row |= {f"{key} {name}": test[name] for name in ("difference", "difference low", "difference high")}
-    row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
+def _effect(change: Change, points: Sequence[Mapping[str, Any]], drawn: Sequence[Array]) -> Array:
+    """The mean over the points of a grid that have the change's first value, each beside the one that it leads to."""
+    at = {json.dumps(point): values for point, values in zip(points, drawn, strict=True)}
+    starts = [point for point in points if point[change.key] == change.first]
+    return np.mean(
+        [at[json.dumps({**start, change.key: change.value})] - at[json.dumps(start)] for start in starts], axis=0
+    )
 
 
-def _drawn(column: str, model: str, made: Sequence[Experiment], comparisons: int) -> list[Array] | None:
-    """`drawn` of each experiment, with the params of the first; None where replies are absent or of other questions."""
-    answers = [_answers(experiment, model, COLUMNS[column][0] == "control") for experiment in made]
-    if any(own is None for own in answers):
+def _drawn(column: str, model: str, trials: Sequence[Trial], comparisons: int) -> list[Array] | None:
+    """`differences.drawn` of each trial, with the params of the first; None without replies to the same questions."""
+    replies = [_replies(trial, model, COLUMNS[column].part == "control") for trial in trials]
+    questions = [[(row["id"], row["emotion"]) for row in own or ()] for own in replies]
+    if not all(questions) or any(own != questions[0] for own in questions):
         return None
-    questions = [[(row["id"], row["emotion"]) for row in own or ()] for own in answers]
-    if any(own != questions[0] for own in questions):
-        return None
-    p = check(Params, queue.params_of(str(made[0].commit)), made[0].name)
-    samples = enough(comparisons, p.evaluate.resamples)
-    how = (p.data.labels, p.data.neutral, samples, p.evaluate.seed)
-    return [_drawn_of(experiment, model, column, *how) for experiment in made]
+    p = check(Params, queue.params_of(str(trials[0].commit)), trials[0].name)
+    samples = differences.enough(comparisons, p.evaluate.resamples)
+    return [_samples(trial, model, column, p.data.labels, p.data.neutral, samples, p.evaluate.seed) for trial in trials]
 
 
 @cache
-def _drawn_of(
-    made: Experiment, model: str, column: str, labels: Sequence[str], neutral: str, resamples: int, seed: int
+def _samples(
+    trial: Trial, model: str, column: str, labels: Sequence[str], neutral: str, resamples: int, seed: int
 ) -> Array:
-    answers = _answers(made, model, COLUMNS[column][0] == "control")
-    return drawn(column, answers or [], labels, neutral, resamples, seed)
+    replies = _replies(trial, model, COLUMNS[column].part == "control")
+    return differences.drawn(column, replies or (), labels, neutral, resamples, seed)
 
 
 @cache
-def _answers(made: Experiment, model: str, control: bool) -> Answers | None:
+def _replies(trial: Trial, model: str, control: bool) -> ReplyRows | None:
     """A model's replies and what the judges said of them, from DVC's cache or remote; None where neither has them."""
     import dvc.api
     from dvc.exceptions import DvcException
 
     path = f"data/replies/{model}{'.control' if control else ''}.jsonl"
     try:
-        text = dvc.api.read(path, rev=made.commit, encoding="utf-8")
+        text = dvc.api.read(path, rev=trial.commit, encoding="utf-8")
     except (DvcException, OSError):
         return None
     return [json.loads(line) for line in text.splitlines()]
 
 
-def drawn(column: str, answers: Answers, labels: Sequence[str], neutral: str, resamples: int, seed: int) -> Array:
-    """A metric's value, then that over each bootstrap sample of dialogues [1 + resamples]: equal ids, equal samples."""
-    part, name, _ = COLUMNS[column]
-    own = _contributions(part, name, answers, labels)
-
-    def values(sums: Array) -> Array:
-        if part in ("replies", "control"):
-            at = labels.index(neutral) if neutral in labels else None
-            return scores.metrics_of(sums, at)[name]
-        ratio = sums[..., 0] / sums[..., 1]
-        return np.exp(ratio) if name == "perplexity" else ratio
-
-    return values(np.concatenate([own.sum(axis=0, keepdims=True), scores.resampled(own, resamples, seed)]))
-
-
-def tested(differences: Array) -> dict[str, float]:
-    """A difference of what `drawn` gives, with its 95 % percentile interval and two-sided p, as `scores.paired`."""
-    value, samples = differences[0], differences[1:]
-    low, high = np.quantile(samples, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
-    rarer = int(min((samples <= 0).sum(), (samples >= 0).sum()))
-    return {
-        "difference": float(value),
-        "difference low": float(low),
-        "difference high": float(high),
-        "p": min(1.0, 2 * (rarer + 1) / (len(samples) + 1)),
-    }
-
-
-def _contributions(part: str, name: str, answers: Answers, labels: Sequence[str]) -> Array:
-    """What each dialogue adds to a metric, in order of first appearance."""
-    ids = [row["dialogue"] for row in answers]
-    if part in ("replies", "control"):
-        return scores.confusions(ids, [row["emotion"] for row in answers], [row["judged"] for row in answers], labels)
-    places = {name: place for place, name in enumerate(dict.fromkeys(ids))}
-    sums = np.zeros((len(places), 2))
-    for row in answers:
-        if part == "text":
-            sums[places[row["dialogue"]]] += (scores.has_prompt_text(row["reply"]), 1)
-        elif "reference" in row:
-            size = row["reference_tokens"] if name == "perplexity" else len(row["reference"]) * np.log(2)
-            sums[places[row["dialogue"]]] += (row["reference_nats"], size)
-    return sums
-
-
-# The file, and the table.
-
-
 def write(path: Path, table: Sequence[Row]) -> None:
     """Write metrics/studies/NAME.csv; a column that no run has a value for is left out."""
-    columns = list(dict.fromkeys(key for row in table for key, value in row.items() if value not in (None, "")))
+    columns = dict.fromkeys(key for row in table for key, value in row.items() if value not in (None, ""))
     ordered = [*(c for c in columns if c not in COSTS), *(c for c in COSTS if c in columns)]
     records.write_csv(path, ordered, table)
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of such a file; InputError where there is none."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; `emotune study {path.stem}` makes it")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

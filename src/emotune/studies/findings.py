@@ -5,112 +5,147 @@ from __future__ import annotations
 import itertools
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from emotune.core.errors import InputError
 from emotune.runs import tables
-from emotune.studies import plan
-from emotune.studies.evidence import COSTS, LEVEL, LOWER, Row, column_key, read
-from emotune.studies.plan import COLUMNS, JUDGE, Study
+from emotune.runs.tables import Table
+from emotune.studies import evidence, plan, queue
+from emotune.studies.differences import LEVEL
+from emotune.studies.evidence import COSTS, LOWER, column_key
+from emotune.studies.plan import COLUMNS, JUDGE, Setup, Study
+
+Row = Mapping[Hashable, Any]
+HEADS = {"seconds": "seconds", "peak memory bytes": "peak memory", "tokens per second": "tokens/s"}
+# How an interval stands below its value in the terminal.
+BELOW = "\n{}–{}"
 
 
-def shown(asked: Study, table: Sequence[Row], interval: str, wrap: int = 0) -> tables.Table:
+def outcome(name: str, study: Study, setups: Mapping[str, Setup], metrics: Path, costs: Path) -> str:
+    """Write metrics/studies/NAME.csv from the experiments that DVC has of a study, and return its tables.
+
+    Of a grid, NAME-effects.csv too. InputError where DVC has none of them.
+    """
+    trials = queue.trials(setups, study.target)
+    if all(trial.state == "absent" for trial in trials.values()):
+        raise InputError(
+            f"report: no experiment here has the params of study {name} and this code; `emotune study {name}` runs them"
+        )
+    path = metrics / "studies" / f"{name}.csv"
+    evidence.write(path, evidence.rows(study, setups, trials, costs))
+    told = [tables.aligned(shown(study, read(path), BELOW, wrap=30)), f"{note(study)}\nAll of it: {path}"]
+    path = path.with_stem(f"{name}-effects")
+    if effects := evidence.effects(study, list(trials.values())):
+        evidence.write(path, effects)
+        told.append(f"What one change does, all else alike\n{tables.aligned(effects_shown(study, read(path), BELOW))}")
+    else:
+        path.unlink(missing_ok=True)
+    return "\n\n".join(told)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The rows of such a file; InputError where there is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `emotune study {path.stem}` makes it")
+    # Text stays text, though it look like a number or like nothing; a number is the one that was written.
+    text = dict.fromkeys(("run", "from", "to"), str)
+    frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    return frame.astype(object).where(frame.notna(), None)
+
+
+def shown(study: Study, frame: pd.DataFrame, interval: str, wrap: int = 0) -> Table:
     """The table of a study: its runs, a model at a time, the best of the first test first where the study ranks.
 
     `interval` formats the bounds of a value's 95 % interval, to stand after it; why a run failed is broken into lines
     of `wrap` characters.
     """
-    has_cost = [name for name in COSTS if any(row.get(name) for row in table)]
-    head = ["run", *(["model"] if len(asked.models) > 1 else []), *asked.show]
-    head += [f"{column} − {asked.against}" for column in asked.tests]
-    head += [_HEADS[name] for name in has_cost]
-    head += ["published accuracy", "F1"] if asked.published else []
-    lines = [head]
-    for model in asked.models:
-        for row in _ranked(asked, model, table):
-            line = [row["run"], *([model] if len(asked.models) > 1 else [])]
-            if row["status"] != "done":
-                # What was found; what to turn, after the first semicolon, is in the CSV.
-                why = ": ".join(filter(None, [row["status"], row.get("reason", "").split("; ")[0]]))
-                line += [
-                    textwrap.fill(why, wrap) if wrap else why,
-                    *[tables.ABSENT] * (len(asked.show) + len(asked.tests) - 1),
-                ]
-            else:
-                line += [_value(row, column, model, interval) for column in asked.show]
-                line += [_difference(row, column, model, interval) for column in asked.tests]
-            line += [_spent(row, name) for name in has_cost]
-            lines.append(line + _bar(asked, row["run"]))
-    if asked.published:
-        ours = {row["run"] for row in table}
-        blank = [tables.ABSENT] * (len(head) - 3)
-        lines += [[name, *blank, *_bar(asked, name)] for name in asked.published if name not in ours]
-    return lines
+    lines = [
+        _line(study, row, model, interval, wrap)
+        for model in study.models
+        for row in _ranked(study, model, frame).to_dict("records")
+    ]
+    lines += [{"run": name} | _bar(study, name) for name in study.published if name not in set(frame["run"])]
+    head = ["run", *(["model"] if len(study.models) > 1 else []), *study.show]
+    head += [_against(study, column) for column in study.tests]
+    head += [HEADS[name] for name in COSTS if name in frame]
+    head += ["published accuracy", "F1"] if study.published else []
+    return [head, *([line.get(column, tables.ABSENT) for column in head] for line in lines)]
 
 
-_HEADS = {"seconds": "seconds", "peak memory bytes": "peak memory", "tokens per second": "tokens/s"}
+def _ranked(study: Study, model: str, frame: pd.DataFrame) -> pd.DataFrame:
+    first = study.tests[0]
+    key = column_key(model, first)
+    if study.against != "best" or key not in frame:
+        return frame
+    return frame.sort_values(key, ascending=first in LOWER, kind="stable")
 
 
-def _ranked(asked: Study, model: str, table: Sequence[Row]) -> list[Row]:
-    if asked.against != "best":
-        return list(table)
-    key, sign = column_key(model, asked.tests[0]), 1 if asked.tests[0] in LOWER else -1
-    return sorted(table, key=lambda row: sign * float(row[key]) if row.get(key) else float("inf"))
+def _line(study: Study, row: Row, model: str, interval: str, wrap: int) -> dict[str, str]:
+    """What there is to say of a run and a model, under the columns' heads."""
+    line = {"run": row["run"], "model": model, **_bar(study, row["run"])}
+    line |= {HEADS[name]: _spent(name, row[name]) for name in COSTS if row.get(name) is not None}
+    if row["status"] == "done":
+        line |= {column: _value(row, column, model, interval) for column in study.show}
+        return line | {_against(study, column): _difference(row, column, model, interval) for column in study.tests}
+    # What was found; what to turn, after the first semicolon, is in the CSV.
+    why = ": ".join(filter(None, [row["status"], (row.get("reason") or "").split("; ")[0]]))
+    return line | {study.show[0]: textwrap.fill(why, wrap) if wrap else why}
+
+
+def _against(study: Study, column: str) -> str:
+    return f"{column} − {study.against}"
 
 
 def _value(row: Row, column: str, model: str, interval: str) -> str:
     if column == JUDGE:
-        return f"{float(row[JUDGE]):.3f}"
-    digits = COLUMNS[column][2]
-    found = [row.get(column_key(model, column, bound)) for bound in ("value", "low", "high")]
-    if not found[0]:
-        return tables.ABSENT
-    value, *bounds = (f"{float(number):.{digits}f}" for number in found if number)
-    return value + (interval.format(*bounds) if bounds else "")
+        return f"{row[JUDGE]:.3f}"
+    value, *bounds = (row.get(column_key(model, column, bound)) for bound in ("value", "low", "high"))
+    return _number(value, bounds, f".{COLUMNS[column].digits}f", interval)
 
 
 def _difference(row: Row, column: str, model: str, interval: str) -> str:
-    key, digits = column_key(model, column), COLUMNS[column][2]
+    key = column_key(model, column)
     verdict = row.get(f"{key} verdict") or tables.ABSENT
-    found = [row.get(f"{key} difference{bound}") for bound in ("", " low", " high")]
-    if not found[0]:
-        return verdict
-    value, *bounds = (f"{float(number):+.{digits}f}" for number in found if number)
-    return f"{verdict} {value}{interval.format(*bounds) if bounds else ''}"
+    value, *bounds = (row.get(f"{key} difference{bound}") for bound in ("", " low", " high"))
+    return verdict if value is None else f"{verdict} {_number(value, bounds, f'+.{COLUMNS[column].digits}f', interval)}"
 
 
-def _spent(row: Row, name: str) -> str:
-    if not row.get(name):
-        return tables.ABSENT
-    value = float(row[name])
+def _number(value: Any, bounds: Sequence[Any], form: str, interval: str) -> str:
+    return tables.number(value, [bound for bound in bounds if bound is not None], form, interval)
+
+
+def _spent(name: str, value: float) -> str:
     return f"{value / 1e9:.2f} GB" if name == "peak memory bytes" else f"{value:.0f}"
 
 
-def _bar(asked: Study, name: str) -> list[str]:
-    if not asked.published:
-        return []
-    bar = asked.published.get(name)
-    return [f"{bar.accuracy:.3f}", f"{bar.f1:.3f}"] if bar else [tables.ABSENT] * 2
+def _bar(study: Study, name: str) -> dict[str, str]:
+    bar = study.published.get(name)
+    return {"published accuracy": f"{bar.accuracy:.3f}", "F1": f"{bar.f1:.3f}"} if bar else {}
 
 
-def note(asked: Study) -> str:
+def note(study: Study) -> str:
     """What the table's reader has to know: what all runs share, and what a difference and its verdict are."""
-    common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in asked.common.items())
-    corrected = f", p after Holm over the {len(asked.asked()) - 1} comparisons" if len(asked.asked()) > 2 else ""
+    common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.common.items())
+    comparisons = len(study.variants()) - 1
+    corrected = f", p after Holm over the {comparisons} comparisons" if comparisons > 1 else ""
     return (
-        f"{asked.description} Up to `{asked.target}`{f', all with {common}' if common else ''}. Differences [95 %] are "
+        f"{study.description} Up to `{study.target}`{f', all with {common}' if common else ''}. Differences [95 %] are "
         f"by a paired bootstrap over the same dialogues; noise is p ≥ {LEVEL}{corrected}."
     )
 
 
-def effects_shown(asked: Study, table: Sequence[Row], interval: str) -> tables.Table:
+def effects_shown(study: Study, frame: pd.DataFrame, interval: str) -> Table:
     """The table of `effects`: a row a change, a column a model's tested metric."""
-    columns = list(itertools.product(asked.models, asked.tests))
+    columns = list(itertools.product(study.models, study.tests))
     head = ["change", "pairs of runs", *(column_key(model, column) for model, column in columns)]
     return [head] + [
         [f"{row['param']} {row['from']} → {row['to']}", str(row["pairs of runs"])]
         + [_difference(row, column, model, interval) for model, column in columns]
-        for row in table
+        for row in frame.to_dict("records")
     ]
 
 
@@ -119,8 +154,8 @@ def block(name: str, metrics: Path, folder: Path) -> str:
 
     NAME-effects is the table of `effects`.
     """
-    rows = read(metrics / "studies" / f"{name}.csv")
+    frame = read(metrics / "studies" / f"{name}.csv")
     if (of := name.removesuffix("-effects")) != name:
-        return tables.markdown(effects_shown(plan.read(folder, of), rows, " [{}, {}]"))
-    asked = plan.read(folder, name)
-    return f"{tables.markdown(shown(asked, rows, ' [{}, {}]'))}\n\n{note(asked)}"
+        return tables.markdown(effects_shown(plan.read(folder, of), frame, tables.INTERVAL))
+    study = plan.read(folder, name)
+    return f"{tables.markdown(shown(study, frame, tables.INTERVAL))}\n\n{note(study)}"

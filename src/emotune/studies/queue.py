@@ -1,8 +1,8 @@
 """Studies: experiments that answer one question, each a file of experiments/, queued by DVC under their own names.
 
-A run of a study is the experiment STUDY-RUN. It counts as done where such an experiment has the params that the study
-asks for now, and no code that its stages import has changed since; it is then not queued again, from whatever commit
-it was made. The queue belongs to DVC: it goes on when whoever watches it leaves.
+A variant of a study is tried as the experiment STUDY-VARIANT. It counts as done where such an experiment has the params
+that the study asks for now, and no code that its stages depend on has changed since; it is then not queued again, from
+whatever commit it was made. The queue belongs to DVC: it goes on when whoever watches it leaves.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ruamel.yaml import YAML
 
 from emotune.core import git
 from emotune.core.errors import InputError
-from emotune.core.sections import read_yaml
+from emotune.core.sections import check, read_yaml
 from emotune.runs import mirror
-from emotune.runs.params import Params, check
-from emotune.studies.plan import Study, hydra
+from emotune.runs.params import Params
+from emotune.studies.plan import Setup, hydra
 
 # Seconds between two looks at the queue, and after how many of them the workers are looked for.
 PAUSE = 2.0
@@ -38,8 +38,8 @@ LOOKS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Experiment:
-    """A run as DVC has it: `state` is done, running, queued, failed or absent; its files are those of `commit`."""
+class Trial:
+    """A variant as DVC has it: `state` is done, running, queued, failed or absent; its files are those of `commit`."""
 
     name: str
     state: str
@@ -47,46 +47,45 @@ class Experiment:
     log: Path | None = None
 
 
-def experiments(wanted: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, Experiment]:
-    """For each name, the experiment with the params that are wanted and the code that is here now.
+def trials(setups: Mapping[str, Setup], target: str) -> dict[str, Trial]:
+    """For each name, the experiment with the params that it is set up with and the code that is here now.
 
     Of several, one that is done counts before one that runs or waits, and these before one that failed.
     """
     code = code_of(read_yaml(Path("dvc.yaml"))["stages"], target)
-    found = {name: Experiment(name, "absent") for name in wanted}
-    done = [Experiment(ended.name, "done", ended.revision) for ended in mirror.experiments()]
-    for made in [*_waiting(), *done]:
-        if made.name in wanted and made.commit and _same(made.commit, wanted[made.name], code):
-            found[made.name] = made
-    return found
+    fitting = {name: Trial(name, "absent") for name in setups}
+    done = [Trial(experiment.name, "done", experiment.revision) for experiment in mirror.experiments()]
+    for trial in [*_unfinished(), *done]:
+        if trial.name in setups and trial.commit and _same(trial.commit, setups[trial.name].params, code):
+            fitting[trial.name] = trial
+    return fitting
 
 
-def _same(commit: str, wanted: Mapping[str, Any], code: set[str]) -> bool:
+def _same(commit: str, params: Mapping[str, Any], code: Sequence[str]) -> bool:
     """Whether a commit has these params, and every file of the code as it is here now."""
     try:
-        if check(Params, params_of(commit), commit).model_dump(mode="json") != wanted:
+        if check(Params, params_of(commit), commit).model_dump(mode="json") != params:
             return False
     except InputError:
         return False
-    changed = set(git.told("diff", "--name-only", commit, "--", "src").splitlines())
-    return not changed & code
+    return not (code and git.told("diff", "--name-only", commit, "--", *code))
 
 
-def _waiting() -> Iterator[Experiment]:
+def _unfinished() -> Iterator[Trial]:
     """The experiments that the queue holds and that did not end well: failed, then queued, then running."""
     queue = _queue()
-    held = [(done.entry, "failed") for done in queue.iter_failed()]
-    held += [(entry, "queued") for entry in queue.iter_queued()]
-    held += [(entry, "running") for entry in queue.iter_active()]
-    for entry, state in held:
+    entries = [(ended.entry, "failed") for ended in queue.iter_failed()]
+    entries += [(entry, "queued") for entry in queue.iter_queued()]
+    entries += [(entry, "running") for entry in queue.iter_active()]
+    for entry, state in entries:
         started = queue.proc.get(entry.stash_rev)
-        yield Experiment(entry.name, state, entry.stash_rev, Path(started.stdout) if started else None)
+        yield Trial(entry.name, state, entry.stash_rev, Path(started.stdout) if started else None)
 
 
-def code_of(stages: Mapping[str, Any], target: str) -> set[str]:
-    """The files under src that a stage of dvc.yaml and all it needs depend on."""
+def code_of(stages: Mapping[str, Any], target: str) -> list[str]:
+    """What a stage of dvc.yaml and all it needs depend on under src: files, folders and, of names to fill in, `*`."""
     makers = {_path(out): name for name, stage in stages.items() for out in stage.get("outs", [])}
-    code: set[str] = set()
+    code: dict[str, None] = {}
     seen, waiting = {target}, [target]
     while waiting:
         for dep in stages[waiting.pop()].get("deps", []):
@@ -95,8 +94,8 @@ def code_of(stages: Mapping[str, Any], target: str) -> set[str]:
                 waiting.append(makers[dep])
             elif dep.startswith("src/"):
                 # Of a template that params.yaml chooses, all.
-                code |= {str(path) for path in Path().glob(re.sub(r"\$\{.*?\}", "*", dep))}
-    return code
+                code[re.sub(r"\$\{.*?\}", "*", dep)] = None
+    return list(code)
 
 
 def _path(out: str | Mapping[str, Any]) -> str:
@@ -105,10 +104,10 @@ def _path(out: str | Mapping[str, Any]) -> str:
 
 def params_of(commit: str) -> dict[str, Any]:
     """The params.yaml of a commit, unchecked."""
-    return dict(YAML(typ="safe", pure=True).load(StringIO(shown(commit, "params.yaml"))))
+    return dict(YAML(typ="safe", pure=True).load(StringIO(file_of(commit, "params.yaml"))))
 
 
-def shown(commit: str, path: str) -> str:
+def file_of(commit: str, path: str) -> str:
     """A file as a commit has it; InputError where it has none."""
     return git.told("show", f"{commit}:{path}")
 
@@ -122,25 +121,20 @@ def _queue() -> Any:
 # Queue, run, watch.
 
 
-def queue(
-    study: Study, settings: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Experiment]:
-    """Queue what is neither done, running nor queued, a failed run anew; returns the experiments as they were before.
-
-    `settings` are the keys that each experiment sets, `wanted` the whole params that come of it.
-    """
-    held = experiments(wanted, study.target)
-    missing = [made.name for made in held.values() if made.state in ("absent", "failed")]
+def submit(setups: Mapping[str, Setup], target: str) -> dict[str, Trial]:
+    """Queue what is neither done, running nor queued, a failed run anew; returns the trials as they were before."""
+    before = trials(setups, target)
+    missing = [trial.name for trial in before.values() if trial.state in ("absent", "failed")]
     # What the queue still holds under such a name is an older attempt: other params, other code, or a failure.
-    for old in [made for made in _waiting() if made.name in missing and made.state in ("failed", "queued")]:
+    for old in [trial for trial in _unfinished() if trial.name in missing and trial.state in ("failed", "queued")]:
         _queue().remove([old.commit])
     head = git.told("rev-parse", "HEAD")
     for name in missing:
-        values = [word for key, value in settings[name].items() for word in ("-S", f"{key}={hydra(value)}")]
+        values = [word for key, value in setups[name].settings.items() for word in ("-S", f"{key}={hydra(value)}")]
         # What has that name on this commit has other params or code. Not --force: it would run what the cache restores.
         git.told("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}")
-        _dvc("exp", "run", "--queue", "--name", name, *values, study.target)
-    return held
+        _dvc("exp", "run", "--queue", "--name", name, *values, target)
+    return before
 
 
 def start(jobs: int) -> None:
@@ -157,29 +151,29 @@ def watch(names: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
     began = time.monotonic()
     before = dict.fromkeys(names, "queued")
     for look in itertools.count(1):
-        held = {made.name: made for made in _waiting() if made.name in names}
+        unfinished = {trial.name: trial for trial in _unfinished() if trial.name in names}
         for number, name in enumerate(names, start=1):
-            news = f"{held[name].state}{stage_of(held[name])}" if name in held else "done"
+            news = f"{unfinished[name].state}{stage_of(unfinished[name])}" if name in unfinished else "done"
             if before[name] != news:
                 minutes, seconds = divmod(int(time.monotonic() - began), 60)
                 say(f"{minutes:3}:{seconds:02}  {number}/{len(names)}  {name}  {news}")
             before[name] = news
-        if not {"queued", "running"} & {made.state for made in held.values()}:
+        if not {"queued", "running"} & {trial.state for trial in unfinished.values()}:
             return
         if look % LOOKS == 0 and not _queue().worker_status():
             start(jobs)
         time.sleep(PAUSE)
 
 
-def stage_of(made: Experiment) -> str:
+def stage_of(trial: Trial) -> str:
     """`, stage sft` while it runs, by its log."""
-    stages = re.findall(r"^Running stage '(.+?)'", _text(made.log), flags=re.MULTILINE)
-    return f", stage {stages[-1]}" if stages and made.state == "running" else ""
+    stages = re.findall(r"^Running stage '(.+?)'", _text(trial.log), flags=re.MULTILINE)
+    return f", stage {stages[-1]}" if stages and trial.state == "running" else ""
 
 
-def reason(made: Experiment) -> str:
+def reason(trial: Trial) -> str:
     """Why a failed experiment failed: what its log says last, before DVC's own word."""
-    text = _text(made.log)
+    text = _text(trial.log)
     if killed := re.search(r"exited with (?:-9|137)\b", text):
         return f"killed ({killed[0]}), as Linux does where memory runs out"
     if not re.search(r"^ERROR: ", text, flags=re.MULTILINE):

@@ -1,0 +1,78 @@
+"""How two models' answers differ, and whether that is noise: pure numbers, by a bootstrap over dialogues."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from emotune.evaluation import scores
+from emotune.evaluation.scores import Array
+from emotune.studies.plan import COLUMNS
+
+K = TypeVar("K", bound=Hashable)
+# What a model answered and what was measured of it, a row of JSON a reply.
+ReplyRows = Sequence[Mapping[str, Any]]
+Test = dict[str, float]
+LEVEL = 0.05
+
+
+def drawn(column: str, replies: ReplyRows, labels: Sequence[str], neutral: str, resamples: int, seed: int) -> Array:
+    """A metric's value, then that over each bootstrap sample of dialogues [1 + resamples]: equal ids, equal samples."""
+    part, metric, _ = COLUMNS[column]
+    own = _contributions(part, metric, replies, labels)
+    sums = np.concatenate([own.sum(axis=0, keepdims=True), scores.resampled(own, resamples, seed)])
+    if part in ("replies", "control"):
+        at = labels.index(neutral) if neutral in labels else None
+        return scores.metrics_of(sums, at)[metric]
+    ratio = sums[..., 0] / sums[..., 1]
+    return np.exp(ratio) if metric == "perplexity" else ratio
+
+
+def _contributions(part: str, metric: str, replies: ReplyRows, labels: Sequence[str]) -> Array:
+    """What each dialogue adds to a metric, in order of first appearance."""
+    ids = [row["dialogue"] for row in replies]
+    if part in ("replies", "control"):
+        return scores.confusions(ids, [row["emotion"] for row in replies], [row["judged"] for row in replies], labels)
+    places = {id: place for place, id in enumerate(dict.fromkeys(ids))}
+    sums = np.zeros((len(places), 2))
+    for row in replies:
+        if part == "text":
+            sums[places[row["dialogue"]]] += (scores.has_prompt_text(row["reply"]), 1)
+        elif "reference" in row:
+            size = row["reference_tokens"] if metric == "perplexity" else len(row["reference"]) * np.log(2)
+            sums[places[row["dialogue"]]] += (row["reference_nats"], size)
+    return sums
+
+
+def tested(differences: Array) -> Test:
+    """A difference of what `drawn` gives, with its 95 % percentile interval and two-sided p, as `scores.paired`."""
+    value, samples = differences[0], differences[1:]
+    low, high = np.quantile(samples, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
+    rarer = int(min((samples <= 0).sum(), (samples >= 0).sum()))
+    return {
+        "difference": float(value),
+        "difference low": float(low),
+        "difference high": float(high),
+        "p": min(1.0, 2 * (rarer + 1) / (len(samples) + 1)),
+    }
+
+
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
+    """p values after Holm's correction: all comparisons together find a difference by mere chance in 5 % of studies."""
+    corrected: dict[K, float] = {}
+    largest = 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        corrected[name] = largest
+    return corrected
+
+
+def enough(comparisons: int, least: int) -> int:
+    """How many bootstrap samples, `least` or more, let a study of so many comparisons find a difference at all.
+
+    The smallest p that samples give is 2 / (samples + 1). Corrected, it has to stay below a tenth of LEVEL.
+    """
+    return max(least, math.ceil(20 * comparisons / LEVEL))
