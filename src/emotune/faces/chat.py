@@ -18,7 +18,7 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from emotune.core import seeds
-from emotune.core.dialogue import ASSISTANT, USER, Turn, history
+from emotune.core.dialogue import ASSISTANT, USER, Turn
 from emotune.core.errors import InputError
 from emotune.data.splits import clean
 from emotune.generation import local
@@ -27,7 +27,7 @@ from emotune.judges.files import open_judge
 from emotune.judges.verdicts import Judge
 from emotune.models import loading
 from emotune.models.params import Model
-from emotune.prompts import fitting
+from emotune.prompts.prompter import Prompter
 from emotune.runs.params import Params
 
 COMMANDS = ("again", "new", "help", "quit")
@@ -75,9 +75,9 @@ def prompt_ids(tokenizer: Any, turns: Sequence[Turn], emotion: str, p: Params) -
     At most `history_turns` turns, and of these as many, whole, as leave room for the reply; a last turn that alone is
     too long loses its beginning.
     """
-    room = p.model.context - p.evaluate.sampling.max_new_tokens
-    latest = history(turns, len(turns), p.history_turns)
-    return fitting.fitting_prompt(tokenizer, latest, emotion, p.system_prompt, room)[1]
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns)
+    latest = prompter.history(turns, len(turns))
+    return prompter.fitting_prompt(latest, emotion, p.evaluate.sampling.max_new_tokens)[1]
 
 
 def stream(
