@@ -134,7 +134,7 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
     import torch
     from transformers import set_seed
 
-    from emotune.generation.local import Reply
+    from emotune.generation.engine import Reply
     from emotune.preferences.candidates import judging
     from emotune.preferences.reward import candidate
     from emotune.preferences.selection import Pair, select
@@ -187,13 +187,14 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
 
 def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
     """The stage's own loop, journal and all."""
+    from emotune.generation.local import Local
     from emotune.preferences import attempts, journal
-    from emotune.preferences.candidates import judging, local
+    from emotune.preferences.candidates import judging, sampling
 
     model, tokenizer, judges, p, r = work
     p = p.model_copy(update={"seed": seed})
     tokens = 0
-    sample = local(lambda: model, tokenizer, p)
+    sample = sampling(Local(lambda: model, tokenizer), p)
 
     def counted(wanted: Sequence[Any]) -> Any:
         nonlocal tokens

@@ -15,6 +15,7 @@ from emotune.core.dialogue import Turn
 from emotune.core.errors import InputError
 from emotune.faces import chat, cli
 from emotune.generation import local
+from emotune.generation.engine import Request
 from emotune.generation.params import Sampling
 from emotune.models.params import Model
 from emotune.runs.params import parse
@@ -172,7 +173,7 @@ def test_where_nothing_is_drawn_the_reply_is_the_one_of_the_pipeline_piece_by_pi
     prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
     texts = []
     for how in (SAMPLING, SAMPLING.model_copy(update={"temperature": 1.5, "top_k": 1})):
-        [[reply]] = local.replies(voice.model, voice.tokenizer, [local.Request(tuple(prompt), (1,))], how)
+        [[reply]] = local.replies(voice.model, voice.tokenizer, [Request(tuple(prompt), (1,))], how)
         pieces: list[str] = []
         text, whole = chat.stream(voice, prompt, how, 7, pieces.append)
         assert (text, whole) == (reply.text, True)

@@ -19,6 +19,7 @@ from conftest import LABELS, ROOT, write_params
 from emotune.core.errors import InputError
 from emotune.faces import chat, compare
 from emotune.generation import local
+from emotune.generation.engine import Request
 from emotune.judges.verdicts import Judge
 from emotune.runs.params import Params, parse
 
@@ -87,7 +88,7 @@ def test_a_reply_is_what_the_pipeline_samples_and_its_verdict_what_the_judge_say
     here = compare.replies_to(voice, judge, still, asked)["replies"][0]["reply"]
     prompt = f"<s>[INST] [EMOTION] {found['heard']} [/EMOTION] We won the match! [/INST] [EMOTION] fear [/EMOTION]"
     ids = tuple(voice.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    [[expected]] = local.replies(voice.model, voice.tokenizer, [local.Request(ids, (1,))], greedy)
+    [[expected]] = local.replies(voice.model, voice.tokenizer, [Request(ids, (1,))], greedy)
     assert here == expected.text
 
 

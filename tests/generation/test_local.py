@@ -21,7 +21,9 @@ from transformers import (
 
 from emotune.core.seeds import key
 from emotune.generation import local
-from emotune.generation.local import Reply, Request, _gumbel, end_tokens, replies
+from emotune.generation.engine import Reply, Request
+from emotune.generation.local import end_tokens, replies
+from emotune.generation.noise import gumbel
 from emotune.generation.params import Sampling
 from emotune.models import loading
 from emotune.models.params import Model
@@ -144,7 +146,7 @@ def test_a_second_look_at_every_token_changes_nothing(
     few = way(sampling, max_new_tokens=8)
     found = replies(model, tokenizer, requests[:6], few)
     passes.clear()
-    monkeypatch.setattr("emotune.sampling.TOLERANCE", 1e6)
+    monkeypatch.setattr("emotune.generation.noise.TOLERANCE", 1e6)
     assert replies(model, tokenizer, requests[:6], few) == found
     assert passes["alone"] == sum(reply.tokens + reply.ended for texts in found for reply in texts)
 
@@ -219,7 +221,7 @@ def test_a_token_is_drawn_as_often_as_the_filtered_softmax_says(
 
 def test_the_noise_is_gumbels() -> None:
     keys = torch.tensor([key("noise", n) for n in range(1000)])
-    noise = _gumbel(keys, 3, torch.arange(500).expand(1000, 500)).double()
+    noise = gumbel(keys, 3, torch.arange(500).expand(1000, 500)).double()
     # Euler's constant and pi^2 / 6; the tolerance is four standard errors of 500,000 numbers.
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.0075)
     assert noise.var().item() == pytest.approx(1.6449, abs=0.025)
@@ -231,11 +233,11 @@ def test_the_noise_is_gumbels() -> None:
 
 def test_noise_of_neighbouring_keys_steps_and_tokens_is_unrelated() -> None:
     tokens = torch.arange(200).expand(1000, 200)
-    noise = _gumbel(torch.arange(1000), 0, tokens).double()
+    noise = gumbel(torch.arange(1000), 0, tokens).double()
     others = [
-        _gumbel(torch.arange(1, 1001), 0, tokens),
-        _gumbel(torch.arange(1000), 1, tokens),
-        _gumbel(torch.arange(1000), 0, tokens + 1),
+        gumbel(torch.arange(1, 1001), 0, tokens),
+        gumbel(torch.arange(1000), 1, tokens),
+        gumbel(torch.arange(1000), 0, tokens + 1),
     ]
     for other in others:
         pairs = torch.stack([noise.flatten(), other.double().flatten()])
@@ -244,14 +246,14 @@ def test_noise_of_neighbouring_keys_steps_and_tokens_is_unrelated() -> None:
 
 def test_noise_does_not_depend_on_the_batch() -> None:
     keys = torch.tensor([key(n) for n in range(50)])
-    whole = _gumbel(keys, 4, torch.arange(300).expand(50, 300))
-    assert torch.equal(_gumbel(keys[17:18], 4, torch.tensor([[299, 5]])), whole[17:18, [299, 5]])
+    whole = gumbel(keys, 4, torch.arange(300).expand(50, 300))
+    assert torch.equal(gumbel(keys[17:18], 4, torch.tensor([[299, 5]])), whole[17:18, [299, 5]])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_noise_is_the_same_on_a_gpu() -> None:
     keys, tokens = torch.tensor([key(n) for n in range(50)]), torch.arange(300).expand(50, 300)
-    assert torch.allclose(_gumbel(keys.cuda(), 4, tokens.cuda()).cpu(), _gumbel(keys, 4, tokens), atol=1e-6)
+    assert torch.allclose(gumbel(keys.cuda(), 4, tokens.cuda()).cpu(), gumbel(keys, 4, tokens), atol=1e-6)
 
 
 # --- lengths

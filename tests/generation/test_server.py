@@ -21,12 +21,13 @@ import pytest
 from emotune.core.dialogue import Dialogue
 from emotune.core.errors import InputError
 from emotune.generation import local, server
-from emotune.generation.local import Reply
+from emotune.generation.engine import Reply, Request
 from emotune.generation.params import Sampling
+from emotune.generation.server import Server
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.preferences import attempts, journal
-from emotune.preferences.candidates import judging, remote
+from emotune.preferences.candidates import judging, sampling
 from emotune.runs.params import parse
 
 # What a request is answered with: status, body, and headers.
@@ -38,6 +39,11 @@ WORDS = ("so", "glad", "you", "came", "back", "home", "at", "last")
 
 def answer(content: Any, status: int = 200, **headers: str) -> Answer:
     return status, json.dumps(content).encode(), headers
+
+
+def request(text: str, *keys: int) -> Request:
+    """A server is asked by the text; the token ids are for this machine."""
+    return Request((), keys, text)
 
 
 def completion(text: str, finish_reason: str = "stop", tokens: int = 4, prompt_tokens: int = 1) -> Answer:
@@ -59,7 +65,7 @@ def vllm(body: dict[str, Any]) -> Answer:
     return completion(f" {' '.join(draw.choices(WORDS, k=5))}\n", tokens=6)
 
 
-class Server:
+class Loopback:
     """A loopback server that answers as it is told, and notes what it was asked and how many asked at once."""
 
     def __init__(self) -> None:
@@ -67,6 +73,7 @@ class Server:
         self.models = answer({"object": "list", "data": [{"id": "base"}, {"id": "sft"}]})
         self.bodies: list[dict[str, Any]] = []
         self.authorizations: set[str | None] = set()
+        self.headers: list[str] = []
         self.at_once = self.most_at_once = 0
         lock = threading.Lock()
         outer = self
@@ -82,6 +89,7 @@ class Server:
                 with lock:
                     outer.bodies.append(body)
                     outer.authorizations.add(self.headers["Authorization"])
+                    outer.headers.append(str(self.headers))
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                 found = outer.complete(body)
@@ -123,7 +131,7 @@ class Server:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     for name in (
         "EMOTUNE_SERVER_KEY",
         "EMOTUNE_SERVER_CONCURRENCY",
@@ -133,16 +141,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
-    found = Server()
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    found = Loopback()
     monkeypatch.setenv("EMOTUNE_SERVER", found.url)
     yield found
     found.http.shutdown()
     found.http.server_close()
 
 
-def test_each_candidate_is_one_request_with_its_own_seed_and_every_setting(served: Server) -> None:
-    server.replies(served.endpoint(), [("<s>one", (1, 2**31 + 2)), ("<s>two", (3,))], SAMPLING)
+def test_each_candidate_is_one_request_with_its_own_seed_and_every_setting(served: Loopback) -> None:
+    server.replies(served.endpoint(), [request("<s>one", 1, 2**31 + 2), request("<s>two", 3)], SAMPLING)
     assert sorted((body["prompt"], body["seed"]) for body in served.bodies) == [
         ("<s>one", 1),
         ("<s>one", 2),
@@ -167,21 +175,21 @@ def test_each_candidate_is_one_request_with_its_own_seed_and_every_setting(serve
     }
 
 
-def test_a_seed_fits_into_31_bits(served: Server) -> None:
-    server.replies(served.endpoint(), [("<s>", (2**63 - 1,))], SAMPLING)
+def test_a_seed_fits_into_31_bits(served: Loopback) -> None:
+    server.replies(served.endpoint(), [request("<s>", 2**63 - 1)], SAMPLING)
     assert [body["seed"] for body in served.bodies] == [2**31 - 1]
 
 
-def test_no_top_k_is_minus_one_which_every_release_of_vllm_takes(served: Server) -> None:
-    server.replies(served.endpoint(), [("<s>", (1,))], SAMPLING.model_copy(update={"top_k": 0}))
+def test_no_top_k_is_minus_one_which_every_release_of_vllm_takes(served: Loopback) -> None:
+    server.replies(served.endpoint(), [request("<s>", 1)], SAMPLING.model_copy(update={"top_k": 0}))
     assert [body["top_k"] for body in served.bodies] == [-1]
 
 
-def test_transformers_serve_gets_the_same_settings_as_a_generation_config(served: Server) -> None:
+def test_transformers_serve_gets_the_same_settings_as_a_generation_config(served: Loopback) -> None:
     served.complete = lambda body: completion("Fine.")
     endpoint = served.endpoint(1, dialect="transformers")
-    server.replies(endpoint, [("<s>", (5,))], SAMPLING)
-    server.replies(endpoint, [("<s>", (5,))], SAMPLING.model_copy(update={"temperature": 0.0}))
+    server.replies(endpoint, [request("<s>", 5)], SAMPLING)
+    server.replies(endpoint, [request("<s>", 5)], SAMPLING.model_copy(update={"temperature": 0.0}))
     settings = [json.loads(body.pop("generation_config")) for body in served.bodies]
     assert served.bodies == [{"model": "sft", "prompt": "<s>", "seed": 5}] * 2
     lengths = {"num_beams": 1, "repetition_penalty": 1.1, "min_new_tokens": 2, "max_new_tokens": 16}
@@ -189,15 +197,15 @@ def test_transformers_serve_gets_the_same_settings_as_a_generation_config(served
     assert settings == [drawn | lengths, {"do_sample": False} | lengths]
 
 
-def test_a_reply_is_on_one_line_and_its_end_token_is_not_counted(served: Server) -> None:
+def test_a_reply_is_on_one_line_and_its_end_token_is_not_counted(served: Loopback) -> None:
     told = {1: completion(" I am\n so  glad. ", "stop", 6), 2: completion(" I am so", "length", 16)}
     served.complete = lambda body: told[body["seed"]]
-    assert server.replies(served.endpoint(), [("<s>", (1, 2))], SAMPLING) == [
+    assert server.replies(served.endpoint(), [request("<s>", 1, 2)], SAMPLING) == [
         [Reply("I am so glad.", 5, True), Reply("I am so", 16, False)]
     ]
 
 
-def test_replies_come_in_the_order_of_the_requests_whichever_ends_first(served: Server) -> None:
+def test_replies_come_in_the_order_of_the_requests_whichever_ends_first(served: Loopback) -> None:
     def complete(body: dict[str, Any]) -> Answer:
         time.sleep(0.02 * (8 - body["seed"]))
         return completion(f"{body['prompt']} {body['seed']}")
@@ -205,20 +213,20 @@ def test_replies_come_in_the_order_of_the_requests_whichever_ends_first(served: 
     served.complete = complete
     counts: list[int] = []
     found = server.replies(
-        served.endpoint(8), [("a", (1, 2, 3)), ("b", ()), ("c", (4, 5, 6, 7))], SAMPLING, counts.append
+        served.endpoint(8), [request("a", 1, 2, 3), request("b"), request("c", 4, 5, 6, 7)], SAMPLING, counts.append
     )
     assert [[reply.text for reply in of] for of in found] == [["a 1", "a 2", "a 3"], [], ["c 4", "c 5", "c 6", "c 7"]]
     assert sum(counts) == 7
 
 
-def test_the_same_seed_gives_the_same_reply_and_another_seed_another(served: Server) -> None:
-    [first, second] = server.replies(served.endpoint(), [("a", (1, 2)), ("a", (2, 1))], SAMPLING)
+def test_the_same_seed_gives_the_same_reply_and_another_seed_another(served: Loopback) -> None:
+    [first, second] = server.replies(served.endpoint(), [request("a", 1, 2), request("a", 2, 1)], SAMPLING)
     assert first[0] == second[1]
     assert first[1] == second[0]
     assert first[0] != first[1]
 
 
-def test_as_many_requests_as_allowed_are_under_way_and_never_more(served: Server) -> None:
+def test_as_many_requests_as_allowed_are_under_way_and_never_more(served: Loopback) -> None:
     # No round of three is let through before there are three of them.
     three = threading.Barrier(3)
 
@@ -228,8 +236,20 @@ def test_as_many_requests_as_allowed_are_under_way_and_never_more(served: Server
         return vllm(body)
 
     served.complete = complete
-    server.replies(served.endpoint(3), [("a", tuple(range(12)))], SAMPLING)
+    server.replies(served.endpoint(3), [request("a", *range(12))], SAMPLING)
     assert served.most_at_once == 3
+
+
+def test_the_engine_takes_four_requests_for_each_that_may_be_under_way(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than the server could have waiting, and whole prompts only; none before the first is wanted."""
+    monkeypatch.setenv("EMOTUNE_SERVER_CONCURRENCY", "3")
+    engine = Server("sft")
+    assert not served.bodies
+    requests = [request("a", *range(5))] * 10
+    assert engine.at_once(requests, SAMPLING) == 2
+    assert engine.replies(requests[:2], SAMPLING) == server.replies(served.endpoint(), requests[:2], SAMPLING)
 
 
 FAULTS = {
@@ -249,16 +269,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_passing_fault_changes_no_reply(served: Server, fault: Answer) -> None:
-    asked = [("a", (1, 2)), ("b", (3,))]
-    undisturbed = server.replies(served.endpoint(), asked, SAMPLING)
+def test_a_passing_fault_changes_no_reply(served: Loopback, fault: Answer) -> None:
+    requests = [request("a", 1, 2), request("b", 3)]
+    undisturbed = server.replies(served.endpoint(), requests, SAMPLING)
     served.bodies.clear()
     served.fails_first(2, fault)
-    assert server.replies(served.endpoint(), asked, SAMPLING) == undisturbed
+    assert server.replies(served.endpoint(), requests, SAMPLING) == undisturbed
     assert len(served.bodies) == 9
 
 
-def test_a_server_that_hangs_is_asked_again(served: Server) -> None:
+def test_a_server_that_hangs_is_asked_again(served: Loopback) -> None:
     hung = threading.Event()
 
     def complete(body: dict[str, Any]) -> Answer:
@@ -268,40 +288,43 @@ def test_a_server_that_hangs_is_asked_again(served: Server) -> None:
         return vllm(body)
 
     served.complete = complete
-    [[reply]] = server.replies(served.endpoint(timeout=1), [("a", (1,))], SAMPLING)
+    [[reply]] = server.replies(served.endpoint(timeout=1), [request("a", 1)], SAMPLING)
     assert reply.tokens == 5
     assert len(served.bodies) == 2
 
 
-def test_waits_double_up_to_a_minute_and_are_no_shorter_than_the_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FIRST_WAIT", 1.0)
-    assert [server._wait(number, "", 0) for number in (1, 2, 3, 9)] == [0.5, 1.0, 2.0, 60.0]
-    assert [server._wait(number, "", 2**63 - 1) for number in (1, 2, 3, 9)] == [1.0, 2.0, 4.0, 60.0]
-    assert server._wait(1, "7", 0) == 7.0
-    assert server._wait(1, "3600", 0) == 60.0
-    assert server._wait(1, "Fri, 31 Dec 1999 23:59:59 GMT", 0) == 0.5
-
-
-def test_retry_after_is_waited_for(served: Server) -> None:
+def test_retry_after_is_waited_for(served: Loopback) -> None:
     served.fails_first(1, answer({}, 429, retry_after="1"))
     began = time.monotonic()
-    server.replies(served.endpoint(), [("a", (1,))], SAMPLING)
+    server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
     assert time.monotonic() - began >= 1.0
 
 
-def test_a_server_that_never_recovers_is_given_up_with_its_last_words(served: Server) -> None:
+def test_a_server_that_says_to_wait_for_longer_than_two_minutes_is_given_up(served: Loopback) -> None:
+    served.complete = lambda body: answer({"error": "come back in an hour"}, 429, retry_after="3600")
+    with pytest.raises(InputError, match=r"no usable answer in one try: 429 .*come back in an hour"):
+        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+    assert len(served.bodies) == 1
+
+
+def test_nonsense_is_told_with_what_is_wrong_with_it(served: Loopback) -> None:
+    served.complete = lambda body: FAULTS["no usage"]
+    with pytest.raises(InputError, match=r"in 11 tries; the last: RemoteProtocolError: usage Field required, in {"):
+        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+
+
+def test_a_server_that_never_recovers_is_given_up_with_its_last_words(served: Loopback) -> None:
     served.complete = lambda body: (503, b"<html>" + b"down for repair " * 100 + b"</html>", {})
     with pytest.raises(InputError) as error:
-        server.replies(served.endpoint(), [("a", (1,))], SAMPLING)
+        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
     assert str(error.value).startswith(
-        f"{served.url}/completions: no usable answer in 7 tries; the last: 503 <html>down"
+        f"{served.url}/completions: no usable answer in 11 tries; the last: 503 <html>down"
     )
     assert str(error.value).endswith(" repair down f ... (0 of 1 replies had come)")
-    assert len(served.bodies) == 7
+    assert len(served.bodies) == 11
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -312,14 +335,14 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
         server.connect("sft")
 
 
-def test_a_refusal_is_final_and_told_in_the_words_of_the_server(served: Server) -> None:
+def test_a_refusal_is_final_and_told_in_the_words_of_the_server(served: Loopback) -> None:
     served.complete = lambda body: answer({"error": {"message": "the prompt is longer than 256 tokens"}}, 400)
     with pytest.raises(InputError, match=r"/v1/completions: 400 .*the prompt is longer than 256 tokens"):
-        server.replies(served.endpoint(), [("a", (1,))], SAMPLING)
+        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
     assert len(served.bodies) == 1
 
 
-def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served: Server) -> None:
+def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served: Loopback) -> None:
     failed = threading.Event()
 
     def complete(body: dict[str, Any]) -> Answer:
@@ -333,14 +356,14 @@ def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served:
 
     served.complete = complete
     with pytest.raises(InputError) as error:
-        server.replies(served.endpoint(3), [("a", tuple(range(100)))], SAMPLING)
+        server.replies(served.endpoint(3), [request("a", *range(100))], SAMPLING)
     # The thread that failed may have begun with another before it was stopped.
     assert 3 <= len(served.bodies) < 10
     assert str(error.value).endswith(f"({len(served.bodies) - 1} of 100 replies had come)")
 
 
 def test_connect_reads_the_environment_and_takes_the_url_with_or_without_v1(
-    served: Server, monkeypatch: pytest.MonkeyPatch
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.connect("sft") == server.Endpoint(served.url, "sft", 32, 120)
     monkeypatch.setenv("EMOTUNE_SERVER", served.url.removesuffix("v1"))
@@ -376,27 +399,37 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["EMOTUNE_SERVER_CONCURRENCY", "EMOTUNE_SERVER_TIMEOUT"])
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", ""])
 def test_what_must_be_a_whole_number_is_checked(
-    served: Server, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    served: Loopback, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"{name} must be a whole number >= 1, got '{value}'"):
         server.connect("sft")
 
 
-def test_the_key_is_sent_and_nowhere_shown(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_nowhere_shown(served: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMOTUNE_SERVER_KEY", "s3cret\n")
     endpoint = server.connect("sft")
     assert served.authorizations == {"Bearer s3cret"}
     assert "s3cret" not in repr(endpoint)
     served.complete = lambda body: answer({"error": "wrong key: s3cret"}, 401)
     with pytest.raises(InputError, match=r"401 .*wrong key: \(the key\)") as error:
-        server.replies(endpoint, [("a", (1,))], SAMPLING)
+        server.replies(endpoint, [request("a", 1)], SAMPLING)
     assert "s3cret" not in str(error.value)
+
+
+def test_without_a_key_none_is_sent_nor_what_the_environment_holds_for_another_server(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "s3cret")
+    server.connect("sft")
+    assert served.authorizations == {None}
+    assert not any("s3cret" in headers for headers in served.headers)
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
 def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
-    served: Server, monkeypatch: pytest.MonkeyPatch, key: str
+    served: Loopback, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("EMOTUNE_SERVER_KEY", key)
     with pytest.raises(InputError, match="EMOTUNE_SERVER_KEY must be printable ASCII") as error:
@@ -404,30 +437,30 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
     assert key not in str(error.value)
 
 
-def test_a_model_that_is_not_served_is_told_which_are(served: Server) -> None:
+def test_a_model_that_is_not_served_is_told_which_are(served: Loopback) -> None:
     with pytest.raises(InputError, match=f"{served.url} does not serve 'dpo'; it serves base, sft"):
         server.connect("dpo")
 
 
-def test_so_it_is_by_a_server_that_answers_for_any_model(served: Server) -> None:
+def test_so_it_is_by_a_server_that_answers_for_any_model(served: Loopback) -> None:
     served.complete = lambda body: vllm(body | {"model": "sft"})
     with pytest.raises(InputError, match="does not serve 'dpo'; it serves base, sft"):
         server.connect("dpo")
 
 
-def test_a_setting_that_the_server_ignores_is_refused_unless_it_changes_nothing(served: Server) -> None:
+def test_a_setting_that_the_server_ignores_is_refused_unless_it_changes_nothing(served: Loopback) -> None:
     served.complete = lambda body: vllm(body | {"repetition_penalty": 1.0, "min_tokens": 0})
     endpoint = server.connect("sft")
     assert endpoint.unheeded == {"repetition_penalty", "min_new_tokens"}
     with pytest.raises(InputError, match=r"sampling.min_new_tokens: .* ignores it; set it to 0 .*, got 2"):
-        server.replies(endpoint, [("a", (1,))], SAMPLING)
+        server.replies(endpoint, [request("a", 1)], SAMPLING)
     with pytest.raises(InputError, match=r"sampling.repetition_penalty: .* ignores it; set it to 1.0 .*, got 1.1"):
-        server.replies(endpoint, [("a", (1,))], SAMPLING.model_copy(update={"min_new_tokens": 0}))
+        server.replies(endpoint, [request("a", 1)], SAMPLING.model_copy(update={"min_new_tokens": 0}))
     neutral = SAMPLING.model_copy(update={"min_new_tokens": 0, "repetition_penalty": 1.0})
-    assert len(server.replies(endpoint, [("a", (1,))], neutral)[0]) == 1
+    assert len(server.replies(endpoint, [request("a", 1)], neutral)[0]) == 1
 
 
-def test_a_server_that_begins_prompts_by_itself_is_refused(served: Server) -> None:
+def test_a_server_that_begins_prompts_by_itself_is_refused(served: Loopback) -> None:
     served.complete = lambda body: vllm(body) if body["top_k"] < -1 else completion("", prompt_tokens=2)
     with pytest.raises(InputError, match="reads the prompt 'a' as 2 tokens: it puts a beginning of its own"):
         server.connect("sft")
@@ -487,7 +520,7 @@ def test_transformers_serve_heeds_seed_and_settings(
     prompt = "<s>I lost my keys again."
 
     def sample(keys: tuple[int, ...], **changed: float) -> list[Reply]:
-        return server.replies(endpoint, [(prompt, keys)], SAMPLING.model_copy(update=changed))[0]
+        return server.replies(endpoint, [request(prompt, *keys)], SAMPLING.model_copy(update=changed))[0]
 
     first, second, again = sample((1, 2, 1))
     assert first == again
@@ -499,14 +532,14 @@ def test_transformers_serve_heeds_seed_and_settings(
     assert sample((1,), top_k=1) == sample((2,), top_k=1)
     # Where nothing is drawn both engines give the same reply. A heavy penalty makes it another.
     tokenizer = loading.load_tokenizer(merged, None)
-    request = local.Request(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), (1,))
+    one = Request(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), (1,), prompt)
     greedy = {
         penalty: SAMPLING.model_copy(update={"temperature": 0.0, "repetition_penalty": penalty})
         for penalty in (1.1, 5.0)
     }
     model = loading.load_base(merged, model_choice)
-    here = [local.replies(model, tokenizer, [request], settings) for settings in greedy.values()]
-    assert [server.replies(endpoint, [(prompt, (1,))], settings) for settings in greedy.values()] == here
+    here = [local.replies(model, tokenizer, [one], settings) for settings in greedy.values()]
+    assert [server.replies(endpoint, [one], settings) for settings in greedy.values()] == here
     assert here[0] != here[1]
 
 
@@ -522,9 +555,9 @@ def test_preferences_are_sampled_by_a_server_as_they_are_here(
     asked = attempts.choose_prompts(dialogues, tokenizer, whole.data.labels, p, 5, None, 256)
     judge = judging(lambda: (unsure, unsure))
     with journal.opened(tmp_path / "journal.sqlite", {}) as memo:
-        sample = remote(str(merged), p)
+        sample = sampling(Server(str(merged)), p)
         first = attempts.generate(asked, p, whole.reward, sample, judge, memo, ahead=1)
-        again = attempts.generate(asked, p, whole.reward, remote("absent", p), judge, memo, ahead=1)
+        again = attempts.generate(asked, p, whole.reward, sampling(Server("absent"), p), judge, memo, ahead=1)
         kept = [memo.find(prompt.digest, attempt) for prompt in asked for attempt in (1, 2)]
     assert first == again
     assert [outcome.attempts for outcome in first] == [2, 2, 2]
@@ -567,7 +600,7 @@ def test_transformers_serve_replies_in_the_emotion_that_an_openai_client_asks_fo
         }
         prompt = f"<s>[INST] [EMOTION]  [/EMOTION] I lost my keys again. [/INST] [EMOTION] {emotion} [/EMOTION]"
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        [[reply]] = local.replies(model, tokenizer, [local.Request(ids, (1,))], greedy)
+        [[reply]] = local.replies(model, tokenizer, [Request(ids, (1,))], greedy)
         whole = client.chat.completions.create(**asked)
         assert whole.usage.prompt_tokens == len(ids)
         assert " ".join(whole.choices[0].message.content.split()) == reply.text

@@ -14,7 +14,8 @@ from conftest import Pipeline
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, Turn, alternate
 from emotune.generation import local
-from emotune.generation.local import Reply
+from emotune.generation.engine import Reply
+from emotune.generation.local import Local
 from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
 from emotune.judges.verdicts import Judge
@@ -23,7 +24,7 @@ from emotune.models.params import Model
 from emotune.preferences import attempts, journal
 from emotune.preferences.attempts import Outcome
 from emotune.preferences.audit import audit, measure
-from emotune.preferences.candidates import Prompt, Wanted, judging, sampling_here
+from emotune.preferences.candidates import Prompt, Wanted, judging, sampling
 from emotune.preferences.journal import Journal
 from emotune.preferences.pairs import rows
 from emotune.preferences.params import Audit, Length, Prefs, Reward
@@ -164,7 +165,7 @@ def test_a_prompt_that_never_makes_a_pair_is_given_up_with_every_failure_counted
     model: Any, tokenizer: Any, talk: list[Dialogue], memo: Journal
 ) -> None:
     asked = choose(talk, tokenizer, prefs(prompts=3))
-    sample = sampling_here(lambda: model, tokenizer, prefs())
+    sample = sampling(Local(lambda: model, tokenizer), prefs())
     judge = judging(lambda: (never, clean))
     for outcome in attempts.generate(asked, prefs(), REWARD, sample, judge, memo):
         assert (outcome.pair, outcome.attempts) == (None, 3)
@@ -192,7 +193,7 @@ class Speaker:
             return judge(texts)
 
         p = self.prefs(**changes)
-        sample = sampling_here(self.open_model, self.tokenizer, p)
+        sample = sampling(Local(self.open_model, self.tokenizer), p)
         judged = judging(lambda: (hear, clean))
         return attempts.generate(self.asked[order], p, r, sample, judged, memo, ahead)
 
@@ -246,7 +247,7 @@ class TestWithAModelThatSpeaks:
     ) -> None:
         monkeypatch.setattr(local, "CPU_ROWS", 8)
         wanted: list[list[int]] = []
-        sample = sampling_here(speaker.open_model, speaker.tokenizer, speaker.prefs())
+        sample = sampling(Local(speaker.open_model, speaker.tokenizer), speaker.prefs())
 
         def watched(waiting: Sequence[Wanted]) -> list[list[Reply]]:
             wanted.append([attempt for _, attempt in waiting])
@@ -288,7 +289,7 @@ class TestWithAModelThatSpeaks:
         def nothing() -> Any:
             raise AssertionError("a model was opened")
 
-        sample = sampling_here(nothing, speaker.tokenizer, speaker.prefs())
+        sample = sampling(Local(nothing, speaker.tokenizer), speaker.prefs())
         judge = judging(nothing)
         assert attempts.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
 

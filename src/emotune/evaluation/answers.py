@@ -15,6 +15,7 @@ from emotune.core.dialogue import ASSISTANT, Dialogue, Turn
 from emotune.evaluation.params import Evaluate
 from emotune.evaluation.questions import Question, control, natural
 from emotune.generation import local
+from emotune.generation.engine import Reply, Request
 from emotune.generation.params import Sampling
 from emotune.judges.verdicts import Judge
 from emotune.models import likelihood
@@ -59,20 +60,18 @@ def answer(
 
 def requests_of(
     prompter: Prompter, questions: Sequence[Question], sampling: Sampling, seed: int
-) -> tuple[list[tuple[Turn, ...]], list[local.Request]]:
+) -> tuple[list[tuple[Turn, ...]], list[Request]]:
     """What each question keeps of its history, and its prompt with the key of the one reply that is wanted.
 
     A history that leaves no room for the reply loses its oldest turns, whole.
     """
     prompts = [prompter.fitting_prompt(q.history, q.emotion, sampling.max_new_tokens) for q in questions]
     keys = [(seeds.key(seed, q.id),) for q in questions]
-    requests = [local.Request(tuple(ids), own) for (_, ids), own in zip(prompts, keys, strict=True)]
+    requests = [Request(tuple(ids), own) for (_, ids), own in zip(prompts, keys, strict=True)]
     return [history for history, _ in prompts], requests
 
 
-def _replies(
-    model: Any, tokenizer: Any, requests: Sequence[local.Request], sampling: Sampling, log: Log
-) -> list[local.Reply]:
+def _replies(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, log: Log) -> list[Reply]:
     """A reply to each request, sampled by several processes together.
 
     Each of them returns all: a judge rounds differently in another batch.
@@ -92,7 +91,7 @@ def _replies(
 def _rows(
     questions: Sequence[Question],
     histories: Sequence[Sequence[Turn]],
-    replies: Sequence[local.Reply],
+    replies: Sequence[Reply],
     emotion_judge: Judge,
     gibberish_judge: Judge,
 ) -> Rows:

@@ -1,49 +1,49 @@
 """Many prompts x many candidates -> replies, batched, where each reply depends on its own seed and prompt alone.
 
-The prompt of several candidates is read once, and they share its cache. Tokens are drawn by the Gumbel-max trick: the
-argmax of logits + Gumbel noise is an exact sample of their softmax (Gumbel 1954; Maddison et al. 2014). The noise is a
-hash of (row's key, step, token id), a counter-based generator (Salmon et al. 2011), so neither the batch size, nor
-the order, nor the neighbours of a row can change what it draws.
-
-What is left is arithmetic: a matrix product rounds differently in another batch. Where rounding could decide, that is
-where two tokens are closer than TOLERANCE of the largest logit, the row's are computed once more for that row alone.
+The prompt of several candidates is read once, and they share its cache. Each draws by a noise of its own (noise.py), so
+what is left is arithmetic: a matrix product rounds differently in another batch. Where rounding could decide, that is
+where two tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are computed again for it alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 
+from emotune.generation import noise
+from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
 
-# Far above what another batch shape does to a float32 model's logits (measured on four models: at most 6e-7 of the
-# largest), and far below what would make the second look frequent: about one token in a thousand.
-TOLERANCE = 1e-5
 # At most so many rows are sampled at once, fewer where memory is short. It changes speed, never a reply: a CPU's caches
 # hold no more, a GPU goes on gaining for longer.
 CPU_ROWS, GPU_ROWS = 192, 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A prompt (token ids) and the 63-bit key of each candidate that is wanted for it."""
+@dataclass(frozen=True)
+class Local:
+    """The engine that samples here, by the model that `open_model` loads when the first reply is wanted."""
 
-    prompt: tuple[int, ...]
-    keys: tuple[int, ...]
+    open_model: Callable[[], Any]
+    tokenizer: Any
 
+    @cached_property
+    def model(self) -> Any:
+        return self.open_model()
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A candidate's text, its length in tokens (end token not counted), and whether it ended by itself."""
+    def at_once(self, requests: Sequence[Request], sampling: Sampling) -> int:
+        """As many as one batch holds, by what memory is free now."""
+        most = requests[: leading(requests, GPU_ROWS)]
+        longest = max(len(request.prompt) for request in most) + sampling.max_new_tokens
+        return leading(most, fitting_rows(self.model, longest))
 
-    text: str
-    tokens: int
-    ended: bool
+    def replies(
+        self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], None] = lambda count: None
+    ) -> list[list[Reply]]:
+        return replies(self.model, self.tokenizer, requests, sampling, done=done)
 
 
 def replies(
@@ -56,9 +56,8 @@ def replies(
 ) -> list[list[Reply]]:
     """One reply for each key of each request, in the order of the requests.
 
-    Temperature 0 is greedy. Filters apply in the order of transformers: repetition penalty (over prompt and reply),
-    no end token before `min_new_tokens`, temperature, top-k, top-p. At most `rows` replies (what memory holds where
-    None) are sampled at once, half as many each time that memory runs out; `done` hears how many each batch ended.
+    At most `rows` replies (what memory holds where None) are sampled at once, half as many each time that memory runs
+    out; `done` hears how many each batch ended.
     """
     if model.config.get_text_config()._attn_implementation == "flash_attention_2":
         # Candidates that share a cache need a mask of who sees what, and flash-attention takes none.
@@ -66,25 +65,23 @@ def replies(
     results: list[list[Reply]] = [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     while waiting:
-        longest = len(requests[waiting[-1]].prompt) + sampling.max_new_tokens
-        rows = rows or fitting_rows(model, longest)
+        rows = rows or fitting_rows(model, len(requests[waiting[-1]].prompt) + sampling.max_new_tokens)
         # The longest go first: what memory holds of them, it holds of all others.
-        held = accumulate(len(requests[i].keys) for i in reversed(waiting))
-        count = max(1, sum(total <= rows for total in held))
-        batch = waiting[-count:]
+        count = leading([requests[i] for i in reversed(waiting)], rows)
+        batch = [requests[i] for i in waiting[-count:]]
         try:
-            sampled = _sample(model, tokenizer, [requests[i] for i in batch], sampling)
+            sampled = _sample(model, tokenizer, batch, sampling)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or count == 1:
                 raise
-            rows = max(1, sum(len(requests[i].keys) for i in batch) // 2)
+            rows = max(1, sum(len(request.keys) for request in batch) // 2)
             torch.cuda.empty_cache()
             print(f"out of memory: {rows} replies at once from here on", flush=True)
             continue
+        for i, own in zip(waiting[-count:], sampled, strict=True):
+            results[i] = own
         del waiting[-count:]
-        for i, found in zip(batch, sampled, strict=True):
-            results[i] = found
-        done(sum(len(found) for found in sampled))
+        done(sum(len(own) for own in sampled))
     return results
 
 
@@ -96,97 +93,19 @@ def fitting_rows(model: Any, positions: int) -> int:
     # Keys and values; the logits in float32, with their noise, and what is sorted of them.
     row = 2 * config.num_hidden_layers * heads * size * positions * model.dtype.itemsize + 4 * 4 * config.vocab_size
     on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else _free_memory()
     return max(1, min(GPU_ROWS if on_gpu else CPU_ROWS, free // 2 // row))
+
+
+def _free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _out_of_memory(error: Exception) -> bool:
     """On a CPU torch says so in words alone."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-@torch.inference_mode()
-def _sample(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling) -> list[list[Reply]]:
-    device = model.device
-    end = torch.tensor(sorted(end_tokens(model, tokenizer)), device=device)
-    counts = torch.tensor([len(request.keys) for request in requests], device=device)
-    keys = torch.tensor([key for request in requests for key in request.keys], dtype=torch.int64, device=device)
-    longest = max(len(request.prompt) for request in requests)
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(r.prompt)) + list(r.prompt) for r in requests], device=device)
-    held = torch.tensor([[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in requests], device=device)
-
-    first = model(
-        input_ids=ids,
-        attention_mask=held,
-        position_ids=(held.cumsum(1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    # From here on a row is a candidate. All of a prompt's are queries on one line of the batch, so that its cache is
-    # held and read once; what each of them writes only itself can see.
-    owner = torch.repeat_interleave(torch.arange(len(requests), device=device), counts)
-    logits, cache = first.logits[owner, -1].float(), first.past_key_values
-    seen = torch.zeros(logits.shape, dtype=torch.int64, device=device).scatter_add_(1, ids[owner], held[owner]) > 0
-    lines = torch.arange(len(requests), device=device)
-    writers = owner.new_empty((len(requests), 0))
-
-    alive = torch.arange(len(owner), device=device)
-    written: list[list[int]] = [[] for _ in range(len(owner))]
-    ended = [False] * len(owner)
-    prompts = [request.prompt for request in requests for _ in request.keys]
-    exact = model.dtype == torch.float32 and device.type == "cpu"
-    for step in range(sampling.max_new_tokens):
-        tokens, unsure = _draw(logits, seen[alive], keys[alive], step, sampling, end)
-        if exact:
-            for row in unsure.nonzero().flatten().tolist():
-                own = alive[row].item()
-                alone = torch.tensor([[*prompts[own], *written[own]]], device=device)
-                settled = model(input_ids=alone, logits_to_keep=1).logits[:, -1].float()
-                tokens[row] = _draw(settled, seen[own : own + 1], keys[own : own + 1], step, sampling, end)[0][0]
-        stops = torch.isin(tokens, end)
-        for row, token, stop in zip(alive.tolist(), tokens.tolist(), stops.tolist(), strict=True):
-            if stop:
-                ended[row] = True
-            else:
-                written[row].append(token)
-        seen[alive, tokens] = True
-        alive, tokens = alive[~stops], tokens[~stops]
-        if not len(alive) or step + 1 == sampling.max_new_tokens:
-            break
-        needed = owner[alive].unique()
-        if len(needed) < len(lines):
-            kept = torch.searchsorted(lines, needed)
-            cache.batch_select_indices(kept)
-            lines, writers = needed, writers[kept]
-        # A row's place: its prompt's line, and its number among the rows of that line.
-        line = torch.searchsorted(lines, owner[alive])
-        place = torch.arange(len(alive), device=device) - torch.searchsorted(line, line)
-        asking = writers.new_full((len(lines), int(place.max()) + 1), -1)
-        asking[line, place] = alive
-        given = torch.full_like(asking, pad)
-        given[line, place] = tokens
-        writers = torch.cat([writers, asking], dim=1)
-        of_prompt = held[lines].bool()[:, None].expand(-1, asking.shape[1], -1)
-        sees = torch.cat([of_prompt, writers[:, None] == asking[:, :, None]], dim=2)
-        output = model(
-            input_ids=given,
-            attention_mask=torch.zeros(sees.shape, dtype=model.dtype, device=device).masked_fill_(
-                ~sees, torch.finfo(model.dtype).min
-            )[:, None],
-            position_ids=(held[lines].sum(1, keepdim=True) + step).expand(-1, asking.shape[1]),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits, cache = output.logits[line, place].float(), output.past_key_values
-
-    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-    flat = [
-        Reply(" ".join(text.split()), len(tokens), stop)
-        for text, tokens, stop in zip(texts, written, ended, strict=True)
-    ]
-    starts = [0, *counts.cumsum(0).tolist()]
-    return [flat[start:stop] for start, stop in pairwise(starts)]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -196,64 +115,134 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id, *more}
 
 
-def _draw(
-    logits: torch.Tensor,
-    seen: torch.Tensor,
-    keys: torch.Tensor,
-    step: int,
-    sampling: Sampling,
-    end: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's next token [rows], and whether TOLERANCE in its logits [rows, vocabulary] could change it."""
-    penalty = sampling.repetition_penalty
-    tolerance = 2 * TOLERANCE * penalty * logits.abs().amax(dim=1, keepdim=True)
-    if penalty != 1.0:
-        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
-    if step < sampling.min_new_tokens:
-        logits = logits.index_fill(1, end, -torch.inf)
-    if sampling.temperature == 0:
-        best = logits.topk(2, dim=1)
-        return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < tolerance[:, 0]
-    tolerance /= sampling.temperature
-    kept = min(sampling.top_k or logits.shape[1], logits.shape[1])
-    # One more than is kept: the first one left out tells how close it was.
-    values, indices = (logits / sampling.temperature).topk(min(kept + 1, logits.shape[1]), dim=1)
-    noisy = values + _gumbel(keys, step, indices)
-    allowed = torch.zeros_like(noisy, dtype=torch.bool)
-    allowed[:, :kept] = True
-    boundary = torch.zeros_like(allowed)
-    if values.shape[1] > kept:
-        near = values[:, kept - 1] - values[:, kept] < tolerance[:, 0]
-        boundary[:, kept - 1] = boundary[:, kept] = near
-    if sampling.top_p < 1.0:
-        shares = values[:, :kept].softmax(dim=1)
-        before = shares.cumsum(dim=1) - shares
-        allowed[:, :kept] &= before < sampling.top_p
-        boundary[:, :kept] |= (before - sampling.top_p).abs() < tolerance
-    candidates = noisy.masked_fill(~allowed, -torch.inf)
-    best = candidates.topk(min(2, candidates.shape[1]), dim=1)
-    winner = best.indices[:, 0]
-    unsure = best.values[:, 0] - best.values[:, -1] < tolerance[:, 0] if kept > 1 else torch.zeros_like(winner).bool()
-    # A token at the edge of the filter matters only if it would win, or wins.
-    unsure |= (boundary & (noisy >= best.values[:, :1] - tolerance)).any(dim=1)
-    return indices.gather(1, winner[:, None])[:, 0], unsure
+@torch.inference_mode()
+def _sample(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling) -> list[list[Reply]]:
+    """One reply for each key of each request, all in one batch."""
+    batch = _Batch(model, tokenizer, requests, sampling)
+    for step in range(sampling.max_new_tokens):
+        tokens = batch.write(batch.draw(step))
+        if not len(tokens) or step + 1 == sampling.max_new_tokens:
+            break
+        batch.read(tokens, step)
+    return batch.replies()
 
 
-def _gumbel(keys: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise [rows, tokens]: -ln(-ln u), u a hash of (key, step, token id), the same on any device."""
-    mixed = _mix(keys + _signed(0x9E3779B97F4A7C15 * (step + 1)))
-    bits = _mix(_mix(mixed[:, None] + tokens * _signed(0xD1342543DE82EF95)))
-    uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / (1 << 53)
-    return -torch.log(-torch.log(uniform)).to(torch.float32)
+class _Batch:
+    """Requests whose replies are written together, token by token.
 
+    A row is a candidate, a line is what the model is given of a prompt: all of a prompt's rows are queries on its one
+    line, so that its cache is held and read once, and what each of them writes only itself can see.
+    """
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 (Steele et al. 2014) on int64, whose products wrap as unsigned ones do."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
+    def __init__(self, model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling) -> None:
+        self.model, self.tokenizer, self.requests, self.sampling = model, tokenizer, requests, sampling
+        self.device = model.device
+        self.end = self._tensor(sorted(end_tokens(model, tokenizer)))
+        # Of each row: its key, its line, what it has written, and whether it has ended by itself; the rows that go on.
+        self.keys = self._tensor([key for request in requests for key in request.keys])
+        self.lines = torch.arange(len(requests), device=self.device)
+        self.owner = torch.repeat_interleave(self.lines, self._tensor([len(request.keys) for request in requests]))
+        self.written: list[list[int]] = [[] for _ in range(len(self.keys))]
+        self.ended = [False] * len(self.keys)
+        self.alive = torch.arange(len(self.owner), device=self.device)
+        # Of each line that the model still holds: the row that wrote a position behind the prompt, -1 where none did.
+        self.writers = self.owner.new_empty((len(requests), 0))
+        self._read_prompts()
 
+    def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
-def _signed(unsigned: int) -> int:
-    """The int64 with the same 64 bits."""
-    return (unsigned + (1 << 63)) % (1 << 64) - (1 << 63)
+    def _read_prompts(self) -> None:
+        """Each prompt once, padded on the left; then the logits of its last token are those of each of its rows."""
+        longest = max(len(request.prompt) for request in self.requests)
+        padding = [longest - len(request.prompt) for request in self.requests]
+        pairs = list(zip(padding, (request.prompt for request in self.requests), strict=True))
+        ids = self._tensor([[self.tokenizer.pad_token_id] * pad + list(prompt) for pad, prompt in pairs])
+        self.held = self._tensor([[0] * pad + [1] * len(prompt) for pad, prompt in pairs])
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.held,
+            position_ids=(self.held.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.logits, self.cache = output.logits[self.owner, -1].float(), output.past_key_values
+        counts = torch.zeros(self.logits.shape, dtype=torch.int64, device=self.device)
+        self.seen = counts.scatter_add_(1, ids[self.owner], self.held[self.owner]) > 0
+
+    def draw(self, step: int) -> torch.Tensor:
+        """The next token of each row that goes on [rows alive]."""
+        tokens, unsure = self._draw(self.logits, self.alive, step)
+        if self.model.dtype == torch.float32 and self.device.type == "cpu":
+            for place in unsure.nonzero().flatten().tolist():
+                tokens[place] = self._draw_alone(self.alive[place : place + 1], step)
+        return tokens
+
+    def _draw(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return noise.draw(logits, self.seen[rows], self.keys[rows], step, self.sampling, self.end)
+
+    def _draw_alone(self, row: torch.Tensor, step: int) -> torch.Tensor:
+        """The next token of one row [1], by logits that no other row had a part in."""
+        number = int(row)
+        prompt = self.requests[int(self.owner[number])].prompt
+        logits = self.model(input_ids=self._tensor([[*prompt, *self.written[number]]]), logits_to_keep=1).logits
+        return self._draw(logits[:, -1].float(), row, step)[0][0]
+
+    def write(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Note a token for each row that goes on; those that go on still, and of `tokens` only theirs, stay."""
+        stops = torch.isin(tokens, self.end)
+        for row, token, stop in zip(self.alive.tolist(), tokens.tolist(), stops.tolist(), strict=True):
+            if stop:
+                self.ended[row] = True
+            else:
+                self.written[row].append(token)
+        self.seen[self.alive, tokens] = True
+        self.alive = self.alive[~stops]
+        return tokens[~stops]
+
+    def read(self, tokens: torch.Tensor, step: int) -> None:
+        """The model reads the token of each row that goes on, the `step`-th after its prompt (from 0)."""
+        self._drop_lines()
+        line, place = self._places()
+        rows = self.writers.new_full((len(self.lines), int(place.max()) + 1), -1)
+        rows[line, place] = self.alive
+        ids = torch.full_like(rows, self.tokenizer.pad_token_id)
+        ids[line, place] = tokens
+        self.writers = torch.cat([self.writers, rows], dim=1)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self._mask(rows),
+            position_ids=(self.held[self.lines].sum(1, keepdim=True) + step).expand(-1, rows.shape[1]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits, self.cache = output.logits[line, place].float(), output.past_key_values
+
+    def _drop_lines(self) -> None:
+        """A line whose rows have all ended is held no longer."""
+        needed = self.owner[self.alive].unique()
+        if len(needed) < len(self.lines):
+            left = torch.searchsorted(self.lines, needed)
+            self.cache.batch_select_indices(left)
+            self.lines, self.writers = needed, self.writers[left]
+
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row that goes on: its line among those held, and its number among the rows of that line."""
+        line = torch.searchsorted(self.lines, self.owner[self.alive])
+        return line, torch.arange(len(line), device=self.device) - torch.searchsorted(line, line)
+
+    def _mask(self, rows: torch.Tensor) -> torch.Tensor:
+        """What a row [lines, places] sees of its line: the prompt, and what it has written itself."""
+        prompt = self.held[self.lines].bool()[:, None].expand(-1, rows.shape[1], -1)
+        sees = torch.cat([prompt, self.writers[:, None] == rows[:, :, None]], dim=2)
+        mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=self.device)
+        return mask.masked_fill_(~sees, torch.finfo(self.model.dtype).min)[:, None]
+
+    def replies(self) -> list[list[Reply]]:
+        """What each row has written, by request."""
+        texts = self.tokenizer.batch_decode(self.written, skip_special_tokens=True)
+        rows = (
+            Reply(" ".join(text.split()), len(tokens), ended)
+            for text, tokens, ended in zip(texts, self.written, self.ended, strict=True)
+        )
+        return [[next(rows) for _ in request.keys] for request in self.requests]

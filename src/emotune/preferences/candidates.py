@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from emotune.core import seeds
 from emotune.core.dialogue import Turn
-from emotune.generation import local, server
+from emotune.generation.engine import Engine, Reply, Request
+from emotune.generation.params import Generation
 from emotune.preferences.params import Prefs
 from emotune.preferences.reward import Judged
 
@@ -38,36 +39,27 @@ class Prompt:
 # A prompt and the number of its attempt, from 1.
 Wanted = tuple[Prompt, int]
 # Replies to the first few of those wanted: as many as are best sampled at once.
-Sample = Callable[[Sequence[Wanted]], list[list[local.Reply]]]
-JudgeReplies = Callable[[Sequence[Sequence[local.Reply]]], list[list[Judged]]]
+Sample = Callable[[Sequence[Wanted]], list[list[Reply]]]
+JudgeReplies = Callable[[Sequence[Sequence[Reply]]], list[list[Judged]]]
 
 
-def sampling_here(open_model: Callable[[], Any], tokenizer: Any, p: Prefs) -> Sample:
-    """Sampling by the model that `open_model` loads, when the first reply is wanted and not before."""
-    model = functools.cache(open_model)
+def engine_of(generation: Generation, open_model: Callable[[], Any], tokenizer: Any) -> Engine:
+    """This machine with the model that `open_model` loads, or the environment's server, as the params say."""
+    if generation.engine == "server":
+        from emotune.generation.server import Server
 
-    def sample(wanted: Sequence[Wanted]) -> list[list[local.Reply]]:
-        # Shortest first: what comes last of so many is the longest of them.
-        most = wanted[: local.GPU_ROWS // p.candidates or 1]
-        rows = local.fitting_rows(model(), len(most[-1][0].ids) + p.sampling.max_new_tokens)
-        requests = [
-            local.Request(prompt.ids, _keys(prompt, attempt, p))
-            for prompt, attempt in most[: rows // p.candidates or 1]
-        ]
-        return local.replies(model(), tokenizer, requests, p.sampling, rows)
+        return Server(str(generation.model))
+    from emotune.generation.local import Local
 
-    return sample
+    return Local(open_model, tokenizer)
 
 
-def sampling_by_server(name: str, p: Prefs) -> Sample:
-    """Sampling by the server that the environment names, asked for the model `name` when the first reply is wanted."""
-    endpoint = functools.cache(lambda: server.connect(name))
+def sampling(engine: Engine, p: Prefs) -> Sample:
+    """Sampling by an engine; what an attempt draws depends on the seed, the prompt and its number alone."""
 
-    def sample(wanted: Sequence[Wanted]) -> list[list[local.Reply]]:
-        # Enough that the server is never idle for want of a request, few enough that the journal is never far behind.
-        some = wanted[: max(1, 4 * endpoint().concurrency // p.candidates)]
-        requests = [(prompt.text, _keys(prompt, attempt, p)) for prompt, attempt in some]
-        return server.replies(endpoint(), requests, p.sampling)
+    def sample(wanted: Sequence[Wanted]) -> list[list[Reply]]:
+        requests = [Request(prompt.ids, _keys(prompt, attempt, p), prompt.text) for prompt, attempt in wanted]
+        return engine.replies(requests[: engine.at_once(requests, p.sampling)], p.sampling)
 
     return sample
 
@@ -80,7 +72,7 @@ def judging(open_judges: Callable[[], tuple[Judge, Judge]]) -> JudgeReplies:
     """Judging by the emotion and gibberish judges that `open_judges` loads, when the first reply is there."""
     judges = functools.cache(open_judges)
 
-    def judge(sampled: Sequence[Sequence[local.Reply]]) -> list[list[Judged]]:
+    def judge(sampled: Sequence[Sequence[Reply]]) -> list[list[Judged]]:
         texts = [reply.text for replies in sampled for reply in replies]
         verdicts = zip(*(judge(texts) for judge in judges()), strict=True)
         return [

@@ -36,7 +36,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     from emotune.models import loading
     from emotune.preferences import attempts, journal
     from emotune.preferences.audit import audit, measure
-    from emotune.preferences.candidates import judging, sampling_by_server, sampling_here
+    from emotune.preferences.candidates import engine_of, judging, sampling
     from emotune.preferences.pairs import rows
     from emotune.prompts.prompter import Prompter
 
@@ -56,13 +56,10 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     train = records.read_dialogues(dialogues / "train.jsonl")
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns)
     asked = attempts.choose_prompts(train, prompter, labels, p.prefs)
-    here = p.generation.engine == "local"
-    sample = (
-        sampling_here(open_model, tokenizer, p.prefs) if here else sampling_by_server(str(p.generation.model), p.prefs)
-    )
+    sample = sampling(engine_of(p.generation, open_model, tokenizer), p.prefs)
     judge = judging(open_judges)
     # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
-    ahead = 0 if here and loading.device().type == "cpu" else 1
+    ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
     made_of = attempts.made_of(inputs, p.model_dump(mode="json"))
     with journal.opened(processes.work("journal.sqlite"), made_of) as memo:
         mine = attempts.generate(processes.share(asked), p.prefs, p.reward, sample, judge, memo, ahead)

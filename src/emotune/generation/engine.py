@@ -1,0 +1,48 @@
+"""What is asked of whoever samples replies, this machine or a server, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+from emotune.generation.params import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt (token ids), the 63-bit key of each candidate that is wanted for it, and the prompt's text.
+
+    This machine reads the ids and a server the text, which begins with the beginning-of-sequence token.
+    """
+
+    prompt: tuple[int, ...]
+    keys: tuple[int, ...]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A candidate's text, its length in tokens (end token not counted), and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class Engine(Protocol):
+    """Whoever samples replies; it loads its model, or asks for its server, when the first reply is wanted."""
+
+    def at_once(self, requests: Sequence[Request], sampling: Sampling) -> int:
+        """How many of the requests, from the first on, are best handed over together: one at least."""
+
+    def replies(
+        self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], None] = lambda count: None
+    ) -> list[list[Reply]]:
+        """One reply for each key of each request, in order; `done` hears how many more have come."""
+
+
+def leading(requests: Sequence[Request], rows: int) -> int:
+    """How many of the first requests want at most `rows` replies together; one, where the first wants more."""
+    return max(1, sum(total <= rows for total in accumulate(len(request.keys) for request in requests)))

@@ -1,0 +1,28 @@
+"""Laws of the engines: how many requests are handed over at once, and that nothing is loaded before the first reply."""
+
+import subprocess
+import sys
+
+import pytest
+
+from emotune.generation.engine import Request, leading
+
+
+@pytest.mark.parametrize(("rows", "count"), [(100, 3), (12, 3), (11, 2), (6, 1), (5, 1), (1, 1)])
+def test_the_first_requests_that_fit_are_taken_and_one_always(rows: int, count: int) -> None:
+    requests = [Request((1,), tuple(range(keys))) for keys in (6, 2, 4)]
+    assert leading(requests, rows) == count
+
+
+def test_an_engine_is_chosen_without_loading_what_it_samples_by() -> None:
+    code = """
+import sys
+from emotune.preferences.candidates import engine_of
+from emotune.generation.params import Generation
+engine_of(Generation(engine="server", model="sft"), None, None)
+print(sorted({"openai", "httpx2", "torch", "psutil"} & set(sys.modules)))
+engine_of(Generation(engine="local", model=None), None, None)
+print(sorted({"openai", "httpx2", "psutil"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
