@@ -30,7 +30,6 @@ from emotune.core.errors import InputError
 from emotune.core.sections import Section
 from emotune.faces.chat import Voice, heard, located, open_listener, open_voice, prompt_ids
 from emotune.generation import local
-from emotune.generation.engine import Request
 from emotune.judges.verdicts import Judge
 from emotune.models import loading
 from emotune.models.params import Model
