@@ -36,9 +36,7 @@ class Task(NamedTuple):
     train: list[Any]
     validation: list[Any]
     neutral: str
-    sft: Any
-    system_prompt: str | None
-    model: Any
+    p: Any
 
 
 class Run(NamedTuple):
@@ -88,8 +86,10 @@ def prepared(name: str, dialogues: int, folder: Path) -> Task:
     from emotune.core.sections import read_yaml
     from emotune.data import sources
     from emotune.data.splits import usable
-    from emotune.models import embedded, loading, pins
+    from emotune.models import loading, pins
     from emotune.runs.params import parse
+    from emotune.stages import base_model
+    from emotune.stages.sft import Params
 
     p = parse(ROOT / "params.yaml")
     turned = {} if name == "embedded" else read_yaml(ROOT / "profiles" / f"{name}.yaml")
@@ -97,13 +97,14 @@ def prepared(name: str, dialogues: int, folder: Path) -> Task:
     sft = overlaid(p.sft, turned["sft"] if turned else {}, epochs=1.0, checkpoints=0)
     splits = sources.embedded(dialogues, p.data.seed).splits
     train, validation = (usable(splits[split])[0] for split in ("train", "validation"))
-    tokenizer = embedded.tokenizer(train, p.data.labels, pretrain.vocabulary)
-    model, _ = embedded.train(tokenizer, train, validation, pretrain, p.model.context, lambda logs, step: None)
+    tokenizer = base_model.make_tokenizer(train, p.data.labels, pretrain.vocabulary)
+    model, _ = base_model.pretrain(tokenizer, train, validation, pretrain, p.model.context, lambda logs, step: None)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     records.write_json(folder / "base" / pins.BASE_FILE, {"name": pins.EMBEDDED})
     tokenizer = loading.load_tokenizer(folder / "base", p.template)
-    return Task(folder / "base", tokenizer, train, validation, p.data.neutral, sft, p.system_prompt, p.model)
+    tuned = Params(model=p.model, sft=sft, system_prompt=p.system_prompt, template=p.template)
+    return Task(folder / "base", tokenizer, train, validation, p.data.neutral, tuned)
 
 
 def overlaid(section: Any, turned: Mapping[str, Any], **fixed: Any) -> Any:
@@ -118,8 +119,8 @@ def compare(task: Task, rounds: int, folder: Path) -> dict[str, Any]:
     cut, whole = rows_of(task)
     contender = trl_sft(task, whole, folder / "whole")
     stage = ours(task, folder)
-    warm = task._replace(train=task.train[: 4 * task.sft.batch_size])
-    ours(warm, folder)(), trl_sft(warm, whole[: 4 * task.sft.batch_size], folder / "warm")()
+    warm = task._replace(train=task.train[: 4 * task.p.sft.batch_size])
+    ours(warm, folder)(), trl_sft(warm, whole[: 4 * task.p.sft.batch_size], folder / "warm")()
     pairs = []
     for number in range(rounds):
         first, second = (stage, contender) if number % 2 == 0 else (contender, stage)
@@ -166,7 +167,7 @@ def parts(
     from emotune.core import seeds
     from emotune.training.heads import score_labelled
 
-    p = task.sft
+    p = task.p.sft
     like = [cut[i] for i in seeds.order([len(row["input_ids"]) for row in cut], p.epochs, p.batch_size, p.seed)]
     in_order = ("--train_sampling_strategy", "sequential")
     ways = {
@@ -180,16 +181,12 @@ def parts(
 
 def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The stage's rows, and the same rows as they are before it cuts them behind their last trained token."""
-    from emotune.prompts import fitting, rendering
-    from emotune.training.rows import sft_rows
+    from emotune.prompts.prompter import Prompter
+    from emotune.stages.sft import neutral_share, sft_rows
 
-    p, context = task.sft, task.model.context
-    cut, _ = sft_rows(task.tokenizer, task.train, task.neutral, p.neutral_replies, p, task.system_prompt, context)
-    rendered = (
-        rendering.training_row(task.tokenizer, piece, task.system_prompt)[0]
-        for found in task.train
-        for piece in fitting.fitting_rows(task.tokenizer, found.turns, task.system_prompt, context)
-    )
+    p, prompter = task.p.sft, Prompter(task.tokenizer, task.p.system_prompt, task.p.model.context)
+    cut, _ = sft_rows(prompter, task.train, task.neutral, neutral_share(task.train, task.neutral, p.neutral_replies), p)
+    rendered = (prompter.training_row(piece)[0] for dialogue in task.train for piece in prompter.pieces(dialogue.turns))
     whole = []
     for row in cut:
         length = len(row["input_ids"])
@@ -200,20 +197,17 @@ def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def ours(task: Task, folder: Path) -> Callable[[], Run]:
     """The stage's own training, from a fresh base model."""
-    from emotune.training.sft import sft
-
     from emotune.models import loading
+    from emotune.stages.sft import tune
 
     def run() -> None:
-        sft(
-            loading.load_base(task.base, task.model),
+        tune(
+            loading.load_base(task.base, task.p.model),
             task.tokenizer,
             task.train,
             task.validation,
             task.neutral,
-            task.sft,
-            task.system_prompt,
-            task.model,
+            task.p,
             folder / "ours",
             lambda logs, step: None,
         )
@@ -231,7 +225,7 @@ def trl_sft(
     """`trl sft` on these rows with the stage's settings and else its defaults; `change` is done to its model."""
     from trl.scripts import sft as command
 
-    p = task.sft
+    p = task.p.sft
     settings = {
         "model_name_or_path": task.base,
         "dataset_name": folder,
@@ -242,7 +236,7 @@ def trl_sft(
         "lora_dropout": p.lora.dropout,
         "use_rslora": p.lora.rslora,
         "lora_target_modules": p.lora.target_modules,
-        "max_length": task.model.context,
+        "max_length": task.p.model.context,
         "num_train_epochs": p.epochs,
         "per_device_train_batch_size": p.batch_size,
         "gradient_accumulation_steps": p.accumulation,
@@ -335,14 +329,12 @@ def one_batch(mine: Any, theirs: Any, cut: Sequence[Any], whole: Sequence[Any]) 
 def validation_loss(task: Task, model: Any) -> float:
     """Nats per token of the validation replies, by the function that the evaluation uses."""
     from emotune.models import likelihood, loading
-    from emotune.prompts import fitting, rendering
+    from emotune.prompts.prompter import Prompter
 
-    model = (model or loading.load_base(task.base, task.model)).eval()
-    pieces = itertools.chain.from_iterable(
-        fitting.fitting_rows(task.tokenizer, found.turns, task.system_prompt, task.model.context)
-        for found in task.validation
-    )
-    rows = [rendering.training_row(task.tokenizer, piece, task.system_prompt) for piece in pieces][:HELD_OUT]
+    model = (model or loading.load_base(task.base, task.p.model)).eval()
+    prompter = Prompter(task.tokenizer, task.p.system_prompt, task.p.model.context)
+    pieces = itertools.chain.from_iterable(prompter.pieces(dialogue.turns) for dialogue in task.validation)
+    rows = [prompter.training_row(piece) for piece in pieces][:HELD_OUT]
     sums, counts = zip(*likelihood.negative_log_likelihoods(model, task.tokenizer.pad_token_id, rows), strict=True)
     return round(sum(sums) / sum(counts), 4)
 

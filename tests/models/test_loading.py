@@ -16,7 +16,7 @@ from emotune.core.errors import InputError
 from emotune.judges import hub
 from emotune.models import likelihood, loading, pins
 from emotune.models.params import Model
-from emotune.prompts import rendering
+from emotune.prompts.prompter import Prompter
 
 CHOICE = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
 
@@ -61,12 +61,12 @@ def test_a_wrong_pin_is_told_with_the_one_that_was_found(base: Path, revision: s
 
 def test_the_pin_depends_on_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    pins = [pins.folder_revision(tmp_path)]
+    revisions = [pins.folder_revision(tmp_path)]
     (tmp_path / "config.json").write_text("{ }")
-    pins.append(pins.folder_revision(tmp_path))
+    revisions.append(pins.folder_revision(tmp_path))
     (tmp_path / "config.json").rename(tmp_path / "config.jso")
-    pins.append(pins.folder_revision(tmp_path))
-    assert len(set(pins)) == 3
+    revisions.append(pins.folder_revision(tmp_path))
+    assert len(set(revisions)) == 3
 
 
 @pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "gone", "a/b/c"])
@@ -170,10 +170,15 @@ def test_a_context_beyond_the_model_is_refused(base: Path) -> None:
         loading.load_base(base, choice(context=257))
 
 
+# What a processor has decides what bitsandbytes does with it; each half is told here what it has.
+@pytest.mark.parametrize("avx512_bf16", [True, False])
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
-def test_nf4_really_holds_four_bits_and_speaks_alike(base: Path) -> None:
-    from bitsandbytes.nn import Linear4bit
+def test_nf4_really_holds_four_bits_and_speaks_alike(
+    avx512_bf16: bool, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitsandbytes.nn import Linear4bit, modules
 
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: avx512_bf16)
     full, small = loading.load_base(base, CHOICE), loading.load_base(base, choice(quantization="nf4"))
     layers = {name: layer for name, layer in small.named_modules() if isinstance(layer, Linear4bit)}
     assert len(layers) == 2 * 7
@@ -279,7 +284,8 @@ def test_likelihoods_are_those_of_each_row_alone(
     base: Path, tokenizer: Any, dialogues: list[Dialogue], tokens: int
 ) -> None:
     model = loading.load_base(base, CHOICE)
-    rows = [rendering.training_row(tokenizer, d.turns[: 2 + 2 * (i % 2)], None) for i, d in enumerate(dialogues)]
+    prompter = Prompter(tokenizer, None, 256)
+    rows = [prompter.training_row(d.turns[: 2 + 2 * (i % 2)]) for i, d in enumerate(dialogues)]
     assert len({len(ids) for ids, _ in rows}) > 3
     found = likelihood.negative_log_likelihoods(model, tokenizer.pad_token_id, rows, tokens=tokens)
     for (ids, of_reply), (total, count) in zip(rows, found, strict=True):

@@ -1,4 +1,4 @@
-"""Laws of pretraining.py: a tokenizer to whom a tag is one plain token, and a model that is the same every time."""
+"""Laws of base_model: a tokenizer to whom a tag is one plain token, and a model that is the same every time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 from conftest import LABELS
 from emotune.core.dialogue import Dialogue
 from emotune.data import sources
-from emotune.models import embedded
 from emotune.models.params import Pretrain
-from emotune.prompts import rendering
+from emotune.prompts.prompter import Prompter
+from emotune.stages import base_model
 
 PRETRAIN = Pretrain(
     vocabulary=500, hidden_size=32, layers=1, heads=2, epochs=2, learning_rate=0.01, batch_size=8, seed=7
@@ -25,14 +25,14 @@ def talk() -> list[Dialogue]:
 
 @pytest.fixture(scope="module")
 def tokenizer(talk: list[Dialogue]) -> Any:
-    return embedded.tokenizer(talk, LABELS, 500)
+    return base_model.make_tokenizer(talk, LABELS, 500)
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("tag", embedded.TAGS)
+@pytest.mark.parametrize("tag", base_model.TAGS)
 def test_a_tag_is_one_token_of_plain_text(tag: str, tokenizer: Any) -> None:
     for text in (tag, f" {tag}"):
         [token] = ids(tokenizer, text)
@@ -64,17 +64,17 @@ def test_no_token_crosses_from_a_tag_into_text(tokenizer: Any) -> None:
     text = "[INST] [EMOTION] fear [/EMOTION] I heard[EMOTION]a noise."
     pieces = [tokenizer.decode([token]) for token in ids(tokenizer, text)]
     assert "".join(pieces) == text
-    assert all(piece.strip() in embedded.TAGS for piece in pieces if "[" in piece or "]" in piece)
+    assert all(piece.strip() in base_model.TAGS for piece in pieces if "[" in piece or "]" in piece)
 
 
 def test_it_speaks_the_native_template(tokenizer: Any, talk: list[Dialogue]) -> None:
     question, answer = talk[0].turns[:2]
-    row, _ = rendering.training_row(tokenizer, (question, answer), None)
+    row, _ = Prompter(tokenizer, None, 256).training_row((question, answer))
     assert tokenizer.decode(row) == f"<s>[INST] {question.content} [/INST] {answer.content}</s>"
 
 
 def test_equal_dialogues_make_equal_tokenizers(tokenizer: Any, talk: list[Dialogue]) -> None:
-    again = embedded.tokenizer(talk, LABELS, 500)
+    again = base_model.make_tokenizer(talk, LABELS, 500)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
@@ -85,9 +85,9 @@ def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[
         logged.append((values["loss"], step))
 
     train, validation = talk[:60], talk[60:70]
-    model, measured = embedded.train(tokenizer, train, validation, PRETRAIN, 256, log)
+    model, measured = base_model.pretrain(tokenizer, train, validation, PRETRAIN, 256, log)
     torch.rand(3)  # whatever was drawn before
-    again, measured_again = embedded.train(tokenizer, train, validation, PRETRAIN, 256, lambda values, step: None)
+    again, measured_again = base_model.pretrain(tokenizer, train, validation, PRETRAIN, 256, lambda values, step: None)
     assert measured == measured_again
     state, other = model.state_dict(), again.state_dict()
     assert all(torch.equal(weight, other[name]) for name, weight in state.items())
@@ -101,6 +101,6 @@ def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[
 
 
 def test_the_model_never_sees_an_emotions_tag(tokenizer: Any, talk: list[Dialogue]) -> None:
-    tags = {token for tag in embedded.TAGS[2:] for text in (tag, f" {tag}") for token in ids(tokenizer, text)}
-    rows = [rendering.training_row(tokenizer, dialogue.turns, None)[0] for dialogue in talk]
+    tags = {token for tag in base_model.TAGS[2:] for text in (tag, f" {tag}") for token in ids(tokenizer, text)}
+    rows = [Prompter(tokenizer, None, 256).training_row(dialogue.turns)[0] for dialogue in talk]
     assert not any(tags.intersection(row) for row in rows)

@@ -1,15 +1,19 @@
 """Laws of several processes: on the CPU two make what one makes, byte for byte or up to rounding, killed or not."""
 
 import csv
+import functools
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from conftest import ROOT, TINY, Pipeline, contents, declared, flags, run_stage, write_params
-from emotune.core.errors import InputError
-from emotune.runs import tracking
+from emotune.core import processes
+from emotune.runs import launchers, tracking
 
 pytestmark = pytest.mark.pipeline
 
@@ -88,37 +92,99 @@ def without(stage: str, done: Path, folder: Path) -> Path:
     return copy
 
 
-def start(stage: str, folder: Path, program: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
-    """A stage as dvc starts it, where the user's environment asks for two processes; or another program of it."""
+def pass_for_gpus(settings: Mapping[str, Any]) -> None:
+    """Let the processes of a CPU be sharded by FSDP, which accelerate 1.15 keeps for GPUs."""
+    from accelerate import state
+    from torch.distributed.fsdp import FSDPModule
+
+    from emotune.training import distributed
+
+    os.environ |= {name.upper(): str(value) for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
+    join, whole = state.PartialState.__init__, distributed.whole
+
+    def join_as_gpus(self: Any, *given: Any, **named: Any) -> None:
+        join(self, *given, **named)
+        if self.distributed_type == state.DistributedType.MULTI_CPU:
+            self.distributed_type = state.DistributedType.MULTI_GPU
+
+    def whole_of_parts(model: Any) -> Any:
+        assert isinstance(model, FSDPModule)
+        return whole(model)
+
+    state.PartialState.__init__, distributed.whole = join_as_gpus, whole_of_parts
+
+
+class Two:
+    """Two processes that run a stage, forked from this one, which has imported all that takes seconds to import."""
+
+    def __init__(self, stage: str, folder: Path, prepare: Callable[[], None] = lambda: None) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        self._outputs = [folder.with_name(f"{folder.name}.{stage}.{rank}") for rank in range(2)]
+        fork = multiprocessing.get_context("fork")
+        self.processes = [
+            fork.Process(target=self._run, args=(rank, port, stage, folder, prepare), daemon=True) for rank in range(2)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _run(self, rank: int, port: int, stage: str, folder: Path, prepare: Callable[[], None]) -> None:
+        from accelerate.state import AcceleratorState
+
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with self._outputs[rank].open("w") as out, redirect_stdout(out), redirect_stderr(out):
+            torch.set_num_threads(1)
+            # What the tests' own process trained alone.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            prepare()
+            launchers.join()
+            run_stage(stage, folder)
+            processes.wait()
+            processes.distributed().destroy_process_group()
+
+    def outputs(self) -> list[str]:
+        """What each printed on the way to a good end."""
+        for process in self.processes:
+            process.join()
+        printed = [output.read_text() for output in self._outputs]
+        assert [process.exitcode for process in self.processes] == [0, 0], printed
+        return printed
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def start(stage: str, folder: Path) -> subprocess.Popen[str]:
+    """A stage as dvc starts it, where the user's environment asks for two processes."""
     plain = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
     ours = {"EMOTUNE_LAUNCH": TWO, "OMP_NUM_THREADS": "1", "EMOTUNE_TRACKING": "off"}
     return subprocess.Popen(
-        [sys.executable, *(program or ["-m", "emotune.runs.stage", stage]), *flags(stage)],
+        [sys.executable, "-m", "emotune.runs.stage", stage, *flags(stage)],
         cwd=folder,
-        env=plain | ours | environment,
+        env=plain | ours,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run_as_two(stage: str, folder: Path, program: Sequence[str] = (), **more: str) -> str:
-    """What the first of two processes printed on the way to a good end."""
-    out, err = (process := start(stage, folder, program, **more)).communicate()
-    assert process.returncode == 0, err
-    return out
-
-
-def stop_at_a_checkpoint(stage: str, folder: Path, program: Sequence[str] = (), **more: str) -> Path:
-    """The work folder of a stage that was stopped as soon as one checkpoint was complete."""
-    process = start(stage, folder, program, **more)
+def work_with_a_checkpoint(stage: str, folder: Path, runs: Callable[[], bool]) -> Path:
+    """The work folder of a stage, as soon as one checkpoint in it is complete."""
     while not (complete := list(folder.glob(f".work/{stage}/*/checkpoint-*/complete"))):
-        assert process.poll() is None, "the stage ended before it could be stopped"
+        assert runs(), "the stage ended before it could be stopped"
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
     return complete[0].parents[1]
+
+
+def kill_at_a_checkpoint(stage: str, folder: Path, prepare: Callable[[], None] = lambda: None) -> Path:
+    two = Two(stage, folder, prepare)
+    work = work_with_a_checkpoint(stage, folder, lambda: all(process.is_alive() for process in two.processes))
+    two.kill()
+    return work
 
 
 def curve(folder: Path, stage: str) -> list[dict[str, str]]:
@@ -154,9 +220,8 @@ def assert_same_training(stage: str, folder: Path, alone: Path, relative: float)
 @pytest.mark.parametrize("stage", ["baseline", "evaluate"])
 def test_two_processes_answer_with_the_bytes_of_one(stage: str, alone: Path, tmp_path: Path) -> None:
     folder = without(stage, alone, tmp_path)
-    out = run_as_two(stage, folder)
-    assert out.count(f"{stage} took ") == 1
-    shutil.rmtree(folder / ".work")
+    Two(stage, folder).outputs()
+    shutil.rmtree(folder / ".work", ignore_errors=True)
     assert contents(folder) == {path: found for path, found in contents(alone).items() if not path.startswith(".work/")}
 
 
@@ -164,7 +229,7 @@ def test_two_processes_make_the_pairs_of_one(pipeline: Pipeline, tmp_path: Path)
     """Each samples and judges its own half of the prompts, and both write to one journal."""
     folder = without("generate_prefs", pipeline.folder, tmp_path)
     shutil.rmtree(folder / ".work")
-    out = run_as_two("generate_prefs", folder)
+    out = "".join(Two("generate_prefs", folder).outputs())
     made = [int(count) for count in re.findall(r"(\d+) attempts sampled, 0 taken from the journal", out)]
     measured = json.loads((folder / "metrics/prefs.json").read_text("utf-8"))
     assert len(made) == 2
@@ -173,86 +238,66 @@ def test_two_processes_make_the_pairs_of_one(pipeline: Pipeline, tmp_path: Path)
         assert contents(folder / path) == contents(pipeline.folder / path)
 
 
-@pytest.fixture(scope="module", params=["sft", "dpo"])
-def trained(request: pytest.FixtureRequest, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """sft or dpo, and a folder in which two processes ran it."""
-    folder = without(request.param, alone, tmp_path_factory.mktemp(request.param))
-    assert run_as_two(request.param, folder).count("step 1 of ") == 1
-    return request.param, folder
+@pytest.fixture(scope="module")
+def trained(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder in which two processes ran a stage that trains, made where it is first asked for: look, do not touch."""
+
+    @functools.cache
+    def by_two(stage: str) -> Path:
+        folder = without(stage, alone, tmp_path_factory.mktemp(stage))
+        assert "".join(Two(stage, folder).outputs()).count("step 1 of ") == 1
+        return folder
+
+    return by_two
 
 
-def test_two_processes_take_the_steps_of_one(trained: tuple[str, Path], alone: Path) -> None:
-    stage, folder = trained
+def assert_same_bytes(stage: str, folder: Path, other: Path) -> None:
+    for path in (f"models/{stage}", "metrics"):
+        assert contents(folder / path) == contents(other / path)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_two_processes_take_the_steps_of_one(stage: str, trained: Callable[[str], Path], alone: Path) -> None:
+    folder = trained(stage)
     assert_same_training(stage, folder, alone, 1e-4)
     assert [path.name for path in folder.glob(f".work/{stage}/*") if path.is_dir()] == []
 
 
-def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(
-    trained: tuple[str, Path], alone: Path, tmp_path: Path
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_two_processes_that_are_killed_go_on_to_the_same_bytes(
+    stage: str, trained: Callable[[str], Path], alone: Path, tmp_path: Path
 ) -> None:
-    stage, done = trained
     folder = without(stage, alone, tmp_path)
-    work = stop_at_a_checkpoint(stage, folder)
+    work = kill_at_a_checkpoint(stage, folder)
     (work / "checkpoint-9999").mkdir()
-    assert run_as_two(stage, folder).count("going on from checkpoint-") == 1
-    assert contents(folder / f"models/{stage}") == contents(done / f"models/{stage}")
-    assert contents(folder / "metrics") == contents(done / "metrics")
+    assert "".join(Two(stage, folder).outputs()).count("going on from checkpoint-") == 1
+    assert_same_bytes(stage, folder, trained(stage))
 
 
-def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emotune.runs.params import load
-    from emotune.training.arguments import arguments
-
-    write_params(tmp_path, SMALL)
-    p = load("sft", "dpo", path=tmp_path / "params.yaml")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    found = arguments(p.sft, "float32", tmp_path, 77)
-    assert (found["per_device_train_batch_size"], found["per_device_eval_batch_size"]) == (2, 4)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    message = r"dpo\.batch_size must be a multiple of the number of processes, 3; got 4"
-    with pytest.raises(InputError, match=message):
-        arguments(p.dpo, "float32", tmp_path, 29)
-
-
-# accelerate 1.15 keeps FSDP for GPUs, and on a CPU trains without it: here the CPU's processes pass for GPUs.
-SHARDED = """
-import os
-
-if "RANK" in os.environ:
-    from accelerate import state
-    from torch.distributed.fsdp import FSDPModule
-    from emotune import finetuning
-
-    join, whole = state.PartialState.__init__, finetuning._whole
-
-    def join_as_gpus(self, *given, **named):
-        join(self, *given, **named)
-        if self.distributed_type == state.DistributedType.MULTI_CPU:
-            self.distributed_type = state.DistributedType.MULTI_GPU
-
-    def whole_of_parts(model):
-        assert isinstance(model, FSDPModule)
-        return whole(model)
-
-    state.PartialState.__init__, finetuning._whole = join_as_gpus, whole_of_parts
-
-from emotune import launch
-from emotune.stages import STAGE
-
-launch.stage(STAGE.main, parallel=True)
-"""
+def test_what_a_launcher_started_is_stopped_as_one_and_goes_on_to_the_same_bytes(
+    trained: Callable[[str], Path], alone: Path, tmp_path: Path
+) -> None:
+    folder = without("dpo", alone, tmp_path)
+    process = start("dpo", folder)
+    work_with_a_checkpoint("dpo", folder, lambda: process.poll() is None)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    out, err = (process := start("dpo", folder)).communicate()
+    assert process.returncode == 0, err
+    assert out.count("going on from checkpoint-") == out.count("dpo took ") == 1
+    assert_same_bytes("dpo", folder, trained("dpo"))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_fsdp_takes_the_same_steps_when_stopped_too_and_its_adapter_is_whole(
+def test_fsdp_takes_the_same_steps_when_killed_too_and_its_adapter_is_whole(
     stage: str, alone: Path, tmp_path: Path
 ) -> None:
     folder = without(stage, alone, tmp_path)
-    (folder / "sharded.py").write_text(SHARDED.replace("STAGE", stage))
     settings = YAML(typ="safe").load((ROOT / "launch/fsdp.yaml").read_text())["fsdp_config"]
-    more = {name.upper(): str(value) for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
-    stop_at_a_checkpoint(stage, folder, ["sharded.py"], **more)
-    assert run_as_two(stage, folder, ["sharded.py"], **more).count("going on from checkpoint-") == 1
+    sharded = functools.partial(pass_for_gpus, settings)
+    kill_at_a_checkpoint(stage, folder, sharded)
+    assert "".join(Two(stage, folder, sharded).outputs()).count("going on from checkpoint-") == 1
     assert_same_training(stage, folder, alone, 1e-4)
 
 

@@ -119,20 +119,26 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]])
         writer.writerows(rounded(row) for row in rows)
 
 
+def sha256(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(files: Mapping[str, str]) -> str:
+    """One sha256 for several files: over their names and the sha256 of each, in the order given."""
+    return hashlib.sha256("".join(f"{name}\0{own}\n" for name, own in files.items()).encode()).hexdigest()
+
+
 def digest(path: Path) -> str:
-    """The sha256 of a file, or of a folder's sorted relative names and contents; InputError where there is neither.
+    """The content hash of a file, or of a folder with all below it, in order; InputError where there is neither.
 
     What Python compiled of a folder's code is none of its content.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.parent.name != CACHE) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            own = hashlib.file_digest(content, "sha256").hexdigest()
-        total.update(f"{file.relative_to(path).as_posix()}\0{own}\n".encode())
-    return total.hexdigest()
+    return content_hash({file.relative_to(path).as_posix(): sha256(file) for file in files})
 
 
 def digests(**paths: Path) -> dict[str, str]:

@@ -23,10 +23,10 @@ def negative_log_likelihoods(model: Any, pad: int, rows: Sequence[Row], tokens: 
         batch, order = order[-max(1, tokens // longest) :], order[: -max(1, tokens // longest)]
         ids = torch.tensor([rows[i][0] + [pad] * (longest - len(rows[i][0])) for i in batch], device=model.device)
         marked = torch.tensor([rows[i][1] + [False] * (longest - len(rows[i][1])) for i in batch], device=model.device)
-        held = torch.tensor(
+        mask = torch.tensor(
             [[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=model.device
         )
-        logits = model(input_ids=ids, attention_mask=held).logits[:, :-1].float()
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         sums = (losses * marked[:, 1:]).sum(dim=1, dtype=torch.float64).tolist()
         for i, total in zip(batch, sums, strict=True):

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from emotune.core import records
 from emotune.core.errors import InputError
+from emotune.models import nf4
 from emotune.models.params import Model
 from emotune.models.pins import BASE_FILE, where
 from emotune.prompts import rendering
@@ -63,6 +64,30 @@ def load_base(base: Path, choice: Model) -> Any:
 
     InputError where the machine lacks what was asked for; nothing falls back in silence.
     """
+    _assert_possible(choice)
+    # These and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
+    from transformers import AutoModelForCausalLM
+
+    dtype, is_nf4 = getattr(torch, choice.dtype), choice.quantization == "nf4"
+    model = opened(
+        AutoModelForCausalLM,
+        "model.base",
+        where(base),
+        dtype=dtype,
+        attn_implementation=choice.attention,
+        quantization_config=nf4.quantization(dtype) if is_nf4 else None,
+        device_map={"": device()},
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and choice.context > longest:
+        raise InputError(f"model.context must be at most {longest}, what the base model can hold; got {choice.context}")
+    if is_nf4 and model.device.type == "cpu":
+        nf4.compute_exactly(model)
+    return model.eval()
+
+
+def _assert_possible(choice: Model) -> None:
+    """InputError where this machine lacks a GPU or a package for what was asked for."""
     if choice.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise InputError(
             "model.attention: flash_attention_2 needs the package flash-attn (pip install -e '.[gpu]' with nvcc); "
@@ -70,33 +95,8 @@ def load_base(base: Path, choice: Model) -> Any:
         )
     if choice.attention == "flash_attention_2" and not torch.cuda.is_available():
         raise InputError("model.attention: flash_attention_2 needs a CUDA GPU; accepted here: sdpa, eager")
-    # These and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    dtype = getattr(torch, choice.dtype)
-    quantization = None
-    if choice.quantization == "nf4":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError("model.quantization: nf4 needs the package bitsandbytes; accepted here: none")
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    model = opened(
-        AutoModelForCausalLM,
-        "model.base",
-        where(base),
-        dtype=dtype,
-        attn_implementation=choice.attention,
-        quantization_config=quantization,
-        device_map={"": device()},
-    )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and choice.context > longest:
-        raise InputError(f"model.context must be at most {longest}, what the base model can hold; got {choice.context}")
-    return model.eval()
+    if choice.quantization == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("model.quantization: nf4 needs the package bitsandbytes; accepted here: none")
 
 
 def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:

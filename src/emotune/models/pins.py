@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -25,14 +24,14 @@ def resolve(base: str, revision: str | None) -> dict[str, Any]:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(f"model.base: {base} holds no config.json: it is not a saved transformers model")
-        files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        found = content_hash(files)
-        if revision != found:
+        files = _files(folder)
+        content = records.content_hash(files)
+        if revision != content:
             raise InputError(
-                f"model.revision must pin the content of {base}, which DVC cannot hash: found sha256 {found}, "
+                f"model.revision must pin the content of {base}, which DVC cannot hash: found sha256 {content}, "
                 f"params.yaml has {revision}"
             )
-        return {"name": base, "revision": found, "files": files}
+        return {"name": base, "revision": content, "files": files}
     if base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise InputError(
             f"model.base: no such folder {folder}; accepted: embedded, a local folder, a Hub name owner/model"
@@ -47,19 +46,14 @@ def located(path: str) -> Path:
     return Path(os.environ.get("DVC_ROOT", "."), Path(path).expanduser())
 
 
-def content_hash(files: dict[str, str]) -> str:
-    """One sha256 for a folder: over its sorted file names and their sha256."""
-    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items())).encode()).hexdigest()
-
-
 def folder_revision(folder: Path) -> str:
     """The `model.revision` that pins a local folder as it is now."""
-    return content_hash({path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()})
+    return records.content_hash(_files(folder))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _files(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in a model's folder by name, in order; what lies in folders below it does not count."""
+    return {path.name: records.sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def where(folder: Path) -> dict[str, Any]:

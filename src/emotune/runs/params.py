@@ -18,7 +18,8 @@ from emotune.judges.params import JudgeChoice
 from emotune.models.params import Model, Pretrain
 from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.params import Template
-from emotune.training.params import Dpo, Sft
+from emotune.stages.dpo import Dpo
+from emotune.stages.sft import Sft
 
 PARAMS = Path("params.yaml")
 Repository = Annotated[str, Field(pattern=r"^\w[\w.-]{0,90}(@\w[\w./-]*)?$")]

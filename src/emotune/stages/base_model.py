@@ -18,6 +18,8 @@ from emotune.models.params import Pretrain
 if TYPE_CHECKING:
     import torch
 
+    from emotune.prompts.prompter import Prompter
+
 TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
 POINTS = 20
 # What GPT-2 takes for a word (Radford et al. 2019): no merge crosses its end.
@@ -55,11 +57,11 @@ def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     train = records.read_dialogues(dialogues / "train.jsonl")
     validation = records.read_dialogues(dialogues / "validation.jsonl")
     tokenizer = make_tokenizer(train, p.data.labels, p.pretrain.vocabulary)
-    model, measured = pretrain(tokenizer, train, validation, p.pretrain, p.model.context, log)
+    model, metrics = pretrain(tokenizer, train, validation, p.pretrain, p.model.context, log)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     records.write_json(out / pins.BASE_FILE, {"name": pins.EMBEDDED})
-    return measured
+    return metrics
 
 
 def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabulary: int) -> Any:
@@ -88,9 +90,9 @@ def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabul
         show_progress=False,
     )
     bpe.train_from_iterator(texts + marks * (1 + len(texts) // len(marks)), trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    made.chat_template = rendering.template("native")
-    return made
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.chat_template = rendering.template("native")
+    return tokenizer
 
 
 def pretrain(
@@ -100,37 +102,66 @@ def pretrain(
     p: Pretrain,
     context: int,
     log: Log,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, Metrics]:
     """A Llama that predicts every token of the dialogues in the native chat format; returns it and its metrics."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup, set_seed
+    from transformers import set_seed
+
+    from emotune.prompts.prompter import Prompter
 
     set_seed(p.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=p.hidden_size,
-        intermediate_size=8 * p.hidden_size // 3,
-        num_hidden_layers=p.layers,
-        num_attention_heads=p.heads,
-        num_key_value_heads=p.heads,
-        max_position_embeddings=context,
-        # Untied, so that tokens the dialogues lack (the tags) keep input embeddings that differ from one another.
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    model = _untrained(tokenizer, p, context)
+    prompter = Prompter(tokenizer, None, context)
+    rows, held_out = _rows(prompter, dialogues), _rows(prompter, validation)
+    in_order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
+    _train(model, _batches([rows[i] for i in in_order], p.batch_size), p.learning_rate, log)
+    return model, {
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "train_tokens": sum(map(len, rows)),
+        "validation_loss": _mean_loss(model, _batches(held_out, p.batch_size)),
+    }
+
+
+def _untrained(tokenizer: Any, p: Pretrain, context: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=p.hidden_size,
+            intermediate_size=8 * p.hidden_size // 3,
+            num_hidden_layers=p.layers,
+            num_attention_heads=p.heads,
+            num_key_value_heads=p.heads,
+            max_position_embeddings=context,
+            # Untied, so that tokens the dialogues lack (the tags) keep input embeddings that differ from one another.
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     )
-    model = LlamaForCausalLM(config)
-    rows = _rows(tokenizer, dialogues, context)
-    held_out = _rows(tokenizer, validation, context)
-    order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
-    batches = [order[start : start + p.batch_size] for start in range(0, len(order), p.batch_size)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+def _rows(prompter: Prompter, dialogues: Sequence[Dialogue]) -> list[list[int]]:
+    return [prompter.training_row(piece)[0] for dialogue in dialogues for piece in prompter.pieces(dialogue.turns)]
+
+
+def _batches(rows: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _train(model: Any, batches: Sequence[Sequence[list[int]]], learning_rate: float, log: Log) -> None:
+    """One step a batch, with AdamW: a twentieth of the steps warms up, a cosine leads down to 0."""
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
     began, every = time.monotonic(), max(1, len(batches) // POINTS)
     model.train()
     for step, batch in enumerate(batches, start=1):
-        loss = _loss(model, tokenizer.pad_token_id, [rows[i] for i in batch])
+        loss = _loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -141,33 +172,22 @@ def pretrain(
             left = (time.monotonic() - began) / step * (len(batches) - step)
             print(f"base_model: step {step} of {len(batches)}, loss {loss.item():.3f}, {left:.0f} s left", flush=True)
     model.eval()
-    with torch.inference_mode():
-        losses = [
-            _loss(model, tokenizer.pad_token_id, held_out[start : start + p.batch_size]).item()
-            for start in range(0, len(held_out), p.batch_size)
-        ]
-    return model, {
-        "parameters": model.num_parameters(),
-        "vocabulary": len(tokenizer),
-        "train_tokens": sum(map(len, rows)),
-        "validation_loss": sum(losses) / len(losses),
-    }
 
 
-def _rows(tokenizer: Any, dialogues: Sequence[Dialogue], context: int) -> list[list[int]]:
-    from emotune.prompts import fitting, rendering
-
-    return [
-        rendering.training_row(tokenizer, piece, None)[0]
-        for dialogue in dialogues
-        for piece in fitting.fitting_rows(tokenizer, dialogue.turns, None, context)
-    ]
-
-
-def _loss(model: Any, pad: int, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def _mean_loss(model: Any, batches: Sequence[Sequence[list[int]]]) -> float:
+    """The mean over the batches of a model's loss, in nats a token."""
     import torch
 
-    longest = max(map(len, rows))
+    with torch.inference_mode():
+        losses = [_loss(model, batch).item() for batch in batches]
+    return sum(losses) / len(losses)
+
+
+def _loss(model: Any, rows: Sequence[list[int]]) -> torch.Tensor:
+    """The mean negative log-likelihood of every token of the rows but each first, in nats."""
+    import torch
+
+    longest, pad = max(map(len, rows)), model.config.pad_token_id
     ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-    held = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return model(input_ids=ids, attention_mask=held, labels=ids.masked_fill(held == 0, -100)).loss
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss

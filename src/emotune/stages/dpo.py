@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
-from emotune.core.sections import Count, Section
+from emotune.core.dialogue import ASSISTANT, Turn
+from emotune.core.sections import Count, NotNegative, Positive, Section
 from emotune.core.seeds import order
 from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
 from emotune.models.params import Model
-from emotune.training.params import Dpo
+from emotune.training.params import Training
+
+if TYPE_CHECKING:
+    from emotune.training.trainer import Probe
 
 PARALLEL = True
+# The judge that rewards and the other, as control by each stands in the curve and the metrics.
+BY_REWARD, BY_OTHER = "control_reward_judge", "control_evaluate_judge"
 # What a history row shows, under the trainer's own names.
 CURVE = [
     "step",
@@ -28,10 +39,25 @@ CURVE = [
     "logps/rejected",
     "eval_logps/chosen",
     "eval_logps/rejected",
-    "control_reward_judge",
-    "control_evaluate_judge",
+    BY_REWARD,
+    BY_OTHER,
     "learning_rate",
 ]
+# What TRL logs of a batch as a mean over its pairs.
+OF_PAIRS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+class Dpo(Training):
+    beta: Positive
+    sft_weight: NotNegative
+    control_contexts: Annotated[int, Field(ge=0)]
 
 
 class Judged(Section):
@@ -72,31 +98,121 @@ def main(
 ) -> Metrics:
     """Align the sft adapter on the pairs, against a frozen copy of itself; write adapter and tokenizer, and the curves.
 
-    Loss (Rafailov et al. 2023): -ln sigmoid(beta (margin of the policy - margin of the reference)), where a margin is
-    ln p(chosen) - ln p(rejected); with `sft_weight` times the chosen reply's own negative log-likelihood. Before the
-    first step policy and reference are equal, and this asserts it. At some steps both judges say of a few contexts how
-    often the reply has the emotion asked for: a row of the curve has the means.
+    At some steps both judges say of a few contexts how often the reply has the emotion asked for: a row of the curve
+    has the means.
     """
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    from emotune.evaluation.control import control_by, judge_gap
-    from emotune.evaluation.questions import control
-    from emotune.judges import files
     from emotune.models import loading
-    from emotune.prompts.prompter import Prompter
-    from emotune.training import distributed, reference, trainer
-    from emotune.training.arguments import arguments
-    from emotune.training.heads import score_labelled
-    from emotune.training.rows import dpo_row
     from emotune.training.workspace import workspace
 
-    train = list(records.read_jsonl(prefs / "train.jsonl"))
-    validation = list(records.read_jsonl(prefs / "validation.jsonl"))
+    train, validation = (list(records.read_jsonl(prefs / f"{split}.jsonl")) for split in ("train", "validation"))
     tokenizer = loading.load_tokenizer(sft, None)
     model = loading.load_adapter(loading.load_base(base, p.model), sft, trainable=True)
     # Where the base really lies: PEFT would look for it on the Hub under the name that the adapter was saved with.
     model.peft_config["default"].base_model_name_or_path = model.get_base_model().config._name_or_path
+    control = control_by_both_judges(tokenizer, dialogues, judges, p)
+    with workspace("dpo", p.model_dump(mode="json"), inputs) as folder:
+        aligned, curve, metrics = align(model, tokenizer, train, validation, p, folder, log, control)
+        if processes.first():
+            loading.save_adapter(aligned, tokenizer, base, out)
+            records.write_csv(history, CURVE, curve)
+    return metrics
+
+
+def align(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    p: Params,
+    folder: Path,
+    log: Log,
+    control: Probe | None = None,
+) -> tuple[Any, list[dict[str, Any]], Metrics]:
+    """The given trainable adapter after DPO against a frozen copy of itself; returns it, its curve and its metrics.
+
+    Loss (Rafailov et al. 2023): -ln sigmoid(beta (margin of the policy - margin of the reference)), where a margin is
+    ln p(chosen) - ln p(rejected); with `sft_weight` times the chosen reply's own negative log-likelihood. Before the
+    first step policy and reference are equal, and this asserts it.
+    """
+    from emotune.training import distributed, heads, trainer
+
+    dpo = _trainer(model, tokenizer, train, validation[: trainer.VALIDATION_ROWS], p, folder)
+    heads.score_labelled(dpo.model)
+    nothing = {"prompt_ids": [tokenizer.pad_token_id], "chosen_ids": [], "rejected_ids": []}
+    distributed.share_rows(dpo, p.dpo.batch_size, nothing)
+    mean_over_all_pairs(dpo)
+    assert_reference_is_policy(dpo.model)
+    first_step = partial(assert_first_step, None if p.dpo.sft_weight else math.log(2))
+    curve = trainer.train(dpo, log, control, first_step)
+    metrics = {
+        "pairs": len(train),
+        "steps": dpo.state.global_step,
+        "train_loss": trainer.last(curve, "loss"),
+        "train_margin": trainer.last(curve, "rewards/margins"),
+        "train_accuracy": trainer.last(curve, "rewards/accuracies"),
+        "chosen_logps_first": trainer.first(curve, "logps/chosen"),
+        "chosen_logps_last": trainer.last(curve, "logps/chosen"),
+        **(_validation(dpo.evaluate()) if validation else {}),
+        **(_gap(curve, p.dpo.seed) if control else {}),
+    }
+    return distributed.whole(dpo.model), curve, metrics
+
+
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]],
+    p: Params,
+    folder: Path,
+) -> Any:
+    """TRL's trainer of the adapter and its frozen copy, over the pairs in the order of training."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from emotune.training.arguments import arguments
+
+    lengths = [len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in train]
+    in_order = order(lengths, p.dpo.epochs, p.dpo.batch_size, p.dpo.seed)
+    weight = p.dpo.sft_weight
+    with_sft = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, weight]} if weight else {}
+    unvalidated = {} if held_out else {"eval_strategy": "no"}
+    return DPOTrainer(
+        model=model,
+        args=DPOConfig(
+            **arguments(p.dpo, p.model.dtype, folder, len(in_order)) | with_sft | unvalidated,
+            max_length=p.model.context,
+            beta=p.dpo.beta,
+        ),
+        train_dataset=Dataset.from_list([dpo_row(train[i], p.system_prompt) for i in in_order]),
+        eval_dataset=Dataset.from_list([dpo_row(pair, p.system_prompt) for pair in held_out]) if held_out else None,
+        processing_class=tokenizer,
+    )
+
+
+def dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any]:
+    """A pair as TRL takes it: prompt, chosen and rejected reply as messages, and the emotion for the template."""
+    from emotune.prompts import rendering
+
+    history = [Turn(turn["role"], turn["content"], turn["emotion"]) for turn in pair["history"]]
+    replies = {
+        side: rendering.messages([Turn(ASSISTANT, pair[side], pair["emotion"])], None)
+        for side in ("chosen", "rejected")
+    }
+    return {
+        "prompt": rendering.messages(history, system_prompt),
+        **replies,
+        "chat_template_kwargs": {"emotion": pair["emotion"]},
+    }
+
+
+def control_by_both_judges(tokenizer: Any, dialogues: Path, judges: Path, p: Params) -> Probe | None:
+    """Asks a model a few validation contexts in every emotion, and both judges about its replies; None for none."""
+    from emotune.evaluation.control import control_by
+    from emotune.evaluation.questions import control
+    from emotune.judges import files
+    from emotune.prompts.prompter import Prompter
+
     questions = control(
         records.read_dialogues(dialogues / "validation.jsonl"),
         p.history_turns,
@@ -105,66 +221,91 @@ def main(
         p.dpo.seed,
     )
     both = {
-        "control_reward_judge": files.open_judge(judges / "reward.skops", p.reward.emotion_judge),
-        "control_evaluate_judge": files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge),
+        BY_REWARD: files.open_judge(judges / "reward.skops", p.reward.emotion_judge),
+        BY_OTHER: files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge),
+    }
+    by_both = partial(
+        control_by,
+        both,
+        prompter=Prompter(tokenizer, p.system_prompt, p.model.context),
+        questions=questions,
+        sampling=p.prefs.sampling,
+        seed=p.dpo.seed,
+    )
+    return by_both if questions else None
+
+
+def _validation(values: Mapping[str, float]) -> dict[str, float]:
+    """What TRL says of the validation pairs, under our names."""
+    return {
+        "validation_loss": values["eval_loss"],
+        "validation_margin": values["eval_rewards/margins"],
+        "validation_accuracy": values["eval_rewards/accuracies"],
     }
 
-    lengths = [len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"]) for row in train]
-    in_order = order(lengths, p.dpo.epochs, p.dpo.batch_size, p.dpo.seed)
-    held_out = [dpo_row(row, p.system_prompt) for row in validation[: trainer.VALIDATION_ROWS]]
-    weight = p.dpo.sft_weight
-    with_sft = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, weight]} if weight else {}
-    unvalidated = {} if validation else {"eval_strategy": "no"}
-    with workspace("dpo", p.model_dump(mode="json"), inputs) as folder:
-        dpo = DPOTrainer(
-            model=model,
-            args=DPOConfig(
-                **arguments(p.dpo, p.model.dtype, folder, len(in_order)) | with_sft | unvalidated,
-                max_length=p.model.context,
-                beta=p.dpo.beta,
-            ),
-            train_dataset=Dataset.from_list([dpo_row(train[i], p.system_prompt) for i in in_order]),
-            eval_dataset=Dataset.from_list(held_out) if validation else None,
-            processing_class=tokenizer,
-        )
-        score_labelled(dpo.model)
-        nothing = {"prompt_ids": [tokenizer.pad_token_id], "chosen_ids": [], "rejected_ids": []}
-        distributed.share_rows(dpo, p.dpo.batch_size, nothing)
-        distributed.mean_over_all_pairs(dpo)
-        reference.assert_reference_is_policy(dpo.model)
-        dpo.add_callback(reference.FirstStep(None if weight else math.log(2)))
-        if questions:
-            by_both = partial(
-                control_by,
-                both,
-                prompter=Prompter(tokenizer, p.system_prompt, p.model.context),
-                questions=questions,
-                sampling=p.prefs.sampling,
-                seed=p.dpo.seed,
-            )
-            dpo.add_callback(reference.ControlCurve(by_both, log))
-        curve = trainer.train(dpo, log)
-        measured = {
-            "pairs": len(train),
-            "steps": dpo.state.global_step,
-            "train_loss": trainer.last(curve, "loss"),
-            "train_margin": trainer.last(curve, "rewards/margins"),
-            "train_accuracy": trainer.last(curve, "rewards/accuracies"),
-            "chosen_logps_first": trainer.first(curve, "logps/chosen"),
-            "chosen_logps_last": trainer.last(curve, "logps/chosen"),
-        }
-        if validation:
-            found = dpo.evaluate()
-            measured |= {
-                "validation_loss": found["eval_loss"],
-                "validation_margin": found["eval_rewards/margins"],
-                "validation_accuracy": found["eval_rewards/accuracies"],
-            }
-        if questions:
-            points = [row["control"] for row in curve if "control" in row]
-            measured |= judge_gap(points, "control_reward_judge", "control_evaluate_judge", p.dpo.seed)
-        aligned = distributed.whole(dpo.model)
-        if processes.first():
-            loading.save_adapter(aligned, tokenizer, base, out)
-            records.write_csv(history, CURVE, curve)
-    return measured
+
+def _gap(curve: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Control by both judges, first and last, and how much more it rose by the one that rewards."""
+    from emotune.evaluation.control import judge_gap
+    from emotune.training.trainer import PROBED
+
+    return judge_gap([row[PROBED] for row in curve if PROBED in row], BY_REWARD, BY_OTHER, seed)
+
+
+def assert_reference_is_policy(model: Any) -> None:
+    """Every adapter weight of the policy equals its twin in the reference, exactly (TRL does not copy all kinds)."""
+    weights = dict(model.named_parameters())
+    twins = [(name, ".".join("ref" if part == "default" else part for part in name.split("."))) for name in weights]
+    pairs = [(name, twin) for name, twin in twins if name != twin]
+    if not pairs or not any(weights[name].requires_grad for name, _ in pairs):
+        raise AssertionError("the policy has no trainable adapter weights")
+    for name, twin in pairs:
+        if twin not in weights or not weights[name].equal(weights[twin]):
+            raise AssertionError(f"the reference lacks what the policy learned in sft: {name} differs from {twin}")
+
+
+def assert_first_step(loss: float | None, logs: Mapping[str, float], half_precision: bool) -> None:
+    """At the first step the policy is the reference: rewards 0, and the loss as given, ln 2 where nothing is added."""
+    # Two passes over the same weights in bfloat16 may round apart; in float32 on a CPU they do not.
+    tolerance = 0.05 if half_precision else 1e-4
+    rewards = (logs["rewards/chosen"], logs["rewards/rejected"])
+    if max(map(abs, rewards)) > tolerance or (loss and abs(logs["loss"] - loss) > tolerance):
+        raise AssertionError(f"step 1 must have rewards 0 and loss ln 2, got {rewards} and {logs['loss']}")
+
+
+def mean_over_all_pairs(trainer: Any) -> None:
+    """Make the losses means over the pairs, and over the chosen replies' tokens, of all processes.
+
+    TRL takes each process's own means. A token would weigh more where a process has few, and a row that only fills a
+    batch up would count: its sigmoid loss is ln 2, and what is logged of it is 0.
+    """
+    from emotune.training import distributed
+
+    if processes.processes() == 1:
+        return
+    of_trl, weights = trainer.compute_loss, dict(zip(trainer.loss_types, trainer.loss_weights, strict=True))
+
+    def compute_loss(model: Any, inputs: Any, **more: Any) -> Any:
+        # The chosen replies' tokens, [rows, positions]; a row that only fills up has none.
+        learned = inputs["completion_mask"].chunk(2)[0][:, 1:] != 0
+        pairs, tokens = distributed.sums(trainer, learned)
+        # TRL divides by the rows of this process, DDP by the processes: back to one part in all pairs.
+        stretch = processes.processes() * len(learned) / pairs
+        own = _own_weights(weights, stretch, int(learned.sum()), tokens)
+        trainer.loss_types, trainer.loss_weights = list(own), list(own.values())
+        filling = 1 - int(learned.any(1).sum()) / len(learned)
+        loss = of_trl(model, inputs, **more) - own["sigmoid"] * filling * math.log(2)
+        logged = trainer._metrics["train" if model.training else "eval"]
+        for name in OF_PAIRS:
+            logged[name][-1] *= stretch
+        return loss if model.training else loss * distributed.validation_weight(trainer, pairs)
+
+    trainer.compute_loss = compute_loss
+
+
+def _own_weights(weights: Mapping[str, float], stretch: float, own_tokens: int, tokens: int) -> dict[str, float]:
+    """The losses' weights in this process, so that their mean over the processes is that over all pairs and tokens."""
+    own = {"sigmoid": weights["sigmoid"] * stretch}
+    if "sft" in weights and own_tokens:
+        own["sft"] = weights["sft"] * processes.processes() * own_tokens / tokens
+    return own

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
-from emotune.core.sections import Section
-from emotune.core.seeds import order
+from emotune.core.dialogue import ASSISTANT, Dialogue
+from emotune.core.errors import InputError
+from emotune.core.sections import Count, Positive, Section
+from emotune.core.seeds import key, order
 from emotune.models.params import Model
 from emotune.prompts.params import Template
-from emotune.training.params import Sft
+from emotune.training.params import Training
+
+if TYPE_CHECKING:
+    from emotune.prompts.prompter import Prompter
 
 PARALLEL = True
 # What a history row shows, under the trainer's own names.
 CURVE = ["step", "loss", "eval_loss", "learning_rate", "grad_norm"]
+# The label of a token that no loss is taken of.
+UNLEARNED = -100
+
+
+class Lora(Section):
+    rank: Count
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    rslora: bool
+    target_modules: Literal["all-linear"] | tuple[str, ...]
+
+    @field_validator("target_modules")
+    @classmethod
+    def _no_embeddings(cls, modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        # TRL's frozen reference copy misses LoRA on embeddings, and PEFT refuses lm_head.
+        refused = {"lm_head", "embed_tokens"} & set(modules if isinstance(modules, tuple) else ())
+        if refused or modules == ():
+            raise ValueError(
+                f"must be all-linear or names of linear layers such as q_proj, v_proj; got {list(modules)}"
+                " (lm_head and embed_tokens are refused: DPO's frozen reference would miss them)"
+            )
+        return modules
+
+
+class Sft(Training):
+    loss_on: Literal["replies", "all"]
+    neutral_replies: Positive | None
+    lora: Lora
 
 
 class Params(Section):
@@ -25,79 +68,153 @@ class Params(Section):
 
 
 def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, out: Out, history: Out) -> Metrics:
-    """Train a LoRA adapter on whole dialogues; write adapter and tokenizer, and the loss curve.
+    """Train a LoRA adapter on whole dialogues; write adapter and tokenizer, and the loss curve."""
+    from emotune.models import loading
+    from emotune.training.workspace import workspace
+
+    train = records.read_dialogues(dialogues / "train.jsonl")
+    validation = records.read_dialogues(dialogues / "validation.jsonl")
+    neutral = records.read_json(dialogues / "labels.json")["neutral"]
+    tokenizer = loading.load_tokenizer(base, p.template)
+    model = loading.load_base(base, p.model)
+    with workspace("sft", p.model_dump(mode="json"), inputs) as folder:
+        tuned, curve, metrics = tune(model, tokenizer, train, validation, neutral, p, folder, log)
+        if processes.first():
+            loading.save_adapter(tuned, tokenizer, base, out)
+            records.write_csv(history, CURVE, curve)
+    return metrics
+
+
+def tune(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Dialogue],
+    validation: Sequence[Dialogue],
+    neutral: str,
+    p: Params,
+    folder: Path,
+    log: Log,
+) -> tuple[Any, list[dict[str, Any]], Metrics]:
+    """The base model under a new LoRA adapter trained on whole dialogues; returns it, its curve and its metrics.
 
     The loss is the mean negative log-likelihood of every reply and its end token (`loss_on: replies`), or of every
     token (`all`). With `neutral_replies` only so many neutral replies are trained on, and rows without any reply to
     train on are left out. A dialogue longer than the context is cut between turns.
     """
+    from emotune.prompts.prompter import Prompter
+    from emotune.training import distributed, heads, trainer
+
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
+    rows, left_out = sft_rows(prompter, train, neutral, neutral_share(train, neutral, p.sft.neutral_replies), p.sft)
+    held_out, _ = sft_rows(prompter, validation, neutral, 1.0, p.sft)
+    sft = _trainer(model, tokenizer, rows, held_out[: trainer.VALIDATION_ROWS], p, folder)
+    heads.score_labelled(sft.model)
+    distributed.share_rows(sft, p.sft.batch_size, {"input_ids": [tokenizer.pad_token_id], "labels": [UNLEARNED]})
+    mean_over_all_tokens(sft)
+    curve = trainer.train(sft, log)
+    metrics = {
+        "rows": len(rows),
+        "steps": sft.state.global_step,
+        "trained_tokens": sum(label != UNLEARNED for row in rows for label in row["labels"]),
+        "turns_left_out_too_long": left_out,
+        "trainable_parameters": sum(q.numel() for q in sft.model.parameters() if q.requires_grad),
+        "train_loss": trainer.last(curve, "loss"),
+        "validation_loss": sft.evaluate()["eval_loss"],
+    }
+    return distributed.whole(sft.model), curve, metrics
+
+
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, list[int]]],
+    held_out: Sequence[Mapping[str, list[int]]],
+    p: Params,
+    folder: Path,
+) -> Any:
+    """TRL's trainer of a new adapter, over the rows in the order of training."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from emotune.models import loading
-    from emotune.training import distributed, trainer
     from emotune.training.arguments import arguments
-    from emotune.training.heads import score_labelled
-    from emotune.training.rows import sft_rows
-    from emotune.training.workspace import workspace
 
-    tokenizer = loading.load_tokenizer(base, p.template)
-    model = loading.load_base(base, p.model)
-    neutral = records.read_json(dialogues / "labels.json")["neutral"]
-    rows, left_out = sft_rows(
-        tokenizer,
-        records.read_dialogues(dialogues / "train.jsonl"),
-        neutral,
-        p.sft.neutral_replies,
-        p.sft,
-        p.system_prompt,
-        p.model.context,
-    )
-    held_out, _ = sft_rows(
-        tokenizer,
-        records.read_dialogues(dialogues / "validation.jsonl"),
-        neutral,
-        None,
-        p.sft,
-        p.system_prompt,
-        p.model.context,
-    )
     in_order = order([len(row["input_ids"]) for row in rows], p.sft.epochs, p.sft.batch_size, p.sft.seed)
     modules = p.sft.lora.target_modules
-    with workspace("sft", p.model_dump(mode="json"), inputs) as folder:
-        sft = SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                **arguments(p.sft, p.model.dtype, folder, len(in_order)), max_length=p.model.context, packing=False
-            ),
-            train_dataset=Dataset.from_list([rows[i] for i in in_order]),
-            eval_dataset=Dataset.from_list(held_out[: trainer.VALIDATION_ROWS]),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(
-                r=p.sft.lora.rank,
-                lora_alpha=p.sft.lora.alpha,
-                lora_dropout=p.sft.lora.dropout,
-                use_rslora=p.sft.lora.rslora,
-                target_modules=modules if isinstance(modules, str) else list(modules),
-                task_type="CAUSAL_LM",
-            ),
-        )
-        score_labelled(sft.model)
-        distributed.share_rows(sft, p.sft.batch_size, {"input_ids": [tokenizer.pad_token_id], "labels": [-100]})
-        distributed.mean_over_all_tokens(sft)
-        curve = trainer.train(sft, log)
-        measured = {
-            "rows": len(rows),
-            "steps": sft.state.global_step,
-            "trained_tokens": sum(label != -100 for row in rows for label in row["labels"]),
-            "turns_left_out_too_long": left_out,
-            "trainable_parameters": sum(q.numel() for q in sft.model.parameters() if q.requires_grad),
-            "train_loss": trainer.last(curve, "loss"),
-            "validation_loss": sft.evaluate()["eval_loss"],
-        }
-        adapted = distributed.whole(sft.model)
-        if processes.first():
-            loading.save_adapter(adapted, tokenizer, base, out)
-            records.write_csv(history, CURVE, curve)
-    return measured
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **arguments(p.sft, p.model.dtype, folder, len(in_order)), max_length=p.model.context, packing=False
+        ),
+        train_dataset=Dataset.from_list([rows[i] for i in in_order]),
+        eval_dataset=Dataset.from_list(held_out),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=p.sft.lora.rank,
+            lora_alpha=p.sft.lora.alpha,
+            lora_dropout=p.sft.lora.dropout,
+            use_rslora=p.sft.lora.rslora,
+            target_modules=modules if isinstance(modules, str) else list(modules),
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def neutral_share(dialogues: Sequence[Dialogue], neutral: str, neutral_replies: float | None) -> float:
+    """The share of the neutral replies that leaves `neutral_replies` times as many as there are others; None takes all.
+
+    83 % of DailyDialog is neutral, so a batch's loss says little about any other emotion.
+    """
+    counts = Counter(turn.emotion == neutral for d in dialogues for turn in d.turns if turn.role == ASSISTANT)
+    return 1.0 if neutral_replies is None or not counts[True] else neutral_replies * counts[False] / counts[True]
+
+
+def sft_rows(
+    prompter: Prompter, dialogues: Sequence[Dialogue], neutral: str, share: float, p: Sft
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Rows of ids and labels, and the number of turns that fit in no row; of neutral replies a `share` is learned.
+
+    A row without a reply to learn is left out. InputError where no dialogue fits in the context.
+    """
+    rows, left_out = [], 0
+    for dialogue in dialogues:
+        rng = random.Random(key(p.seed, "neutral replies", dialogue.id))
+        pieces = prompter.pieces(dialogue.turns)
+        left_out += len(dialogue.turns) - sum(map(len, pieces))
+        for piece in pieces:
+            learned = [turn.emotion != neutral or rng.random() < share for turn in piece if turn.role == ASSISTANT]
+            if any(learned):
+                rows.append(_row(*prompter.training_row(piece), learned, p.loss_on == "all"))
+    if not rows:
+        raise InputError(f"model.context: no exchange of two turns fits in {prompter.context} tokens")
+    return rows, left_out
+
+
+def _row(ids: list[int], of_reply: list[bool], learned: Sequence[bool], others: bool) -> dict[str, list[int]]:
+    """Ids up to the last trained token, and labels: of the replies that are `learned`, and of all `others` or of none.
+
+    No token behind the last trained one can change the loss: each sees only what stands before it.
+    """
+    replies, labels = iter(learned), []
+    for is_reply, tokens in groupby(zip(ids, of_reply, strict=True), key=itemgetter(1)):
+        is_learned = next(replies) if is_reply else others
+        labels += [token if is_learned else UNLEARNED for token, _ in tokens]
+    end = max(at for at, label in enumerate(labels) if label != UNLEARNED) + 1
+    return {"input_ids": ids[:end], "labels": labels[:end]}
+
+
+def mean_over_all_tokens(trainer: Any) -> None:
+    """Make the validation loss the mean over the tokens of all processes, as TRL makes that of training."""
+    from emotune.training import distributed
+
+    if processes.processes() == 1:
+        return
+    of_trl = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, **more: Any) -> Any:
+        if model.training:
+            return of_trl(model, inputs, **more)
+        rows, tokens = distributed.sums(trainer, inputs["labels"][:, 1:] != UNLEARNED)
+        return of_trl(model, inputs, num_items_in_batch=tokens) * distributed.validation_weight(trainer, rows)
+
+    trainer.compute_loss = compute_loss

@@ -1,32 +1,12 @@
-"""How sft and dpo train."""
+"""How sft and dpo train: the optimisation, which both declare."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from emotune.core.sections import Count, NotNegative, Positive, Section
-
-
-class Lora(Section):
-    rank: Count
-    alpha: Positive
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    rslora: bool
-    target_modules: Literal["all-linear"] | tuple[str, ...]
-
-    @field_validator("target_modules")
-    @classmethod
-    def _no_embeddings(cls, modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        # TRL's frozen reference copy misses LoRA on embeddings (FIELD_NOTES 0.1), and PEFT refuses lm_head.
-        refused = {"lm_head", "embed_tokens"} & set(modules if isinstance(modules, tuple) else ())
-        if refused or modules == ():
-            raise ValueError(
-                f"must be all-linear or names of linear layers such as q_proj, v_proj; got {list(modules)}"
-                " (lm_head and embed_tokens are refused: DPO's frozen reference would miss them)"
-            )
-        return modules
+from emotune.core.sections import Count, Positive, Section
 
 
 class Training(Section):
@@ -42,15 +22,3 @@ class Training(Section):
     gradient_checkpointing: bool
     checkpoints: Annotated[int, Field(ge=0)]
     seed: int
-
-
-class Sft(Training):
-    loss_on: Literal["replies", "all"]
-    neutral_replies: Positive | None
-    lora: Lora
-
-
-class Dpo(Training):
-    beta: Positive
-    sft_weight: NotNegative
-    control_contexts: Annotated[int, Field(ge=0)]

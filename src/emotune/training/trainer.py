@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import disable_progress_bars
 from transformers import PrinterCallback, TrainerCallback
 
@@ -18,6 +20,15 @@ disable_progress_bars()
 COMPLETE = "complete"
 # The validation loss is that of so many rows: enough for a curve, and little beside the training.
 VALIDATION_ROWS = 200
+# A probe is asked before the first step and at so many more points, the last step among them.
+PROBE_POINTS = 4
+# What a row of the history calls all that a probe said.
+PROBED = "control"
+
+# What a model is worth on its way: shares by name, and of each what its points have.
+Probe = Callable[[Any], Mapping[str, Sequence[float]]]
+# Hears what is logged of step 1, and whether it was computed in 16 bits.
+FirstLog = Callable[[Mapping[str, float], bool], None]
 
 
 def first(curve: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -28,6 +39,43 @@ def first(curve: Sequence[Mapping[str, Any]], name: str) -> float:
 def last(curve: Sequence[Mapping[str, Any]], name: str) -> float:
     """The last value that a curve has under a name."""
     return next(row[name] for row in reversed(curve) if name in row)
+
+
+def train(
+    trainer: Any, log: Log, probe: Probe | None = None, first_log: FirstLog | None = None
+) -> list[dict[str, Any]]:
+    """Train to the end, from the last complete checkpoint where there is one; returns the logged rows, one a step.
+
+    `probe` is asked of the model before the first step and at PROBE_POINTS more; a row has the means of what it says,
+    and in PROBED the whole. `first_log` may raise where step 1 is not what it must be.
+    """
+    trainer.remove_callback(PrinterCallback)
+    if first_log is not None:
+        trainer.add_callback(_FirstStep(first_log))
+    if probe is not None:
+        trainer.add_callback(_Probing(probe, log))
+    trainer.add_callback(_Listener(log))
+    checkpoint = _last_checkpoint(Path(trainer.args.output_dir))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    rows: dict[int, dict[str, Any]] = {}
+    for logged in trainer.state.log_history:
+        rows.setdefault(logged["step"], {}).update(logged)
+    return [row for row in rows.values() if row.keys() & {"loss", "eval_loss", PROBED}]
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of which all was written; those of which not all was are removed."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    complete = [path for path in checkpoints if (path / COMPLETE).exists()]
+    processes.wait()
+    if processes.first():
+        for path in checkpoints:
+            if path not in complete:
+                shutil.rmtree(path)
+    processes.wait()
+    if complete and processes.first():
+        print(f"going on from {complete[-1].name} in {folder}", flush=True)
+    return complete[-1] if complete else None
 
 
 class _Listener(TrainerCallback):
@@ -55,23 +103,47 @@ class _Listener(TrainerCallback):
             print(f"{place}, loss {numbers['loss']:.4f}, {left:.0f} s left", flush=True)
 
 
-def train(trainer: Any, log: Log) -> list[dict[str, Any]]:
-    """Train to the end, from the last complete checkpoint where there is one; returns the logged rows, one a step."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Listener(log))
-    folder = Path(trainer.args.output_dir)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    torn = [path for path in checkpoints if not (path / COMPLETE).exists()]
-    checkpoints = [path for path in checkpoints if path not in torn]
-    processes.wait()
-    if processes.first():
-        for path in torn:
-            shutil.rmtree(path)
-    processes.wait()
-    if checkpoints and processes.first():
-        print(f"going on from {checkpoints[-1].name} in {folder}", flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    rows: dict[int, dict[str, Any]] = {}
-    for logged in trainer.state.log_history:
-        rows.setdefault(logged["step"], {}).update(logged)
-    return [row for row in rows.values() if row.keys() & {"loss", "eval_loss", "control"}]
+class _FirstStep(TrainerCallback):
+    """Passes on what is logged of the first step's training."""
+
+    def __init__(self, first_log: FirstLog) -> None:
+        self._first_log = first_log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        if state.global_step == 1 and logs and "loss" in logs:
+            self._first_log(logs, args.bf16 or args.fp16)
+
+
+class _Probing(TrainerCallback):
+    """Adds what a probe says of the model to the trainer's history, where it is part of every later checkpoint.
+
+    A probe draws nothing and changes no weight, so that training is the same with it and without it.
+    """
+
+    def __init__(self, probe: Probe, log: Log) -> None:
+        self._probe, self._log = probe, log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 0:
+            # FSDP keeps the buffers of its first pass; made under inference mode, no later pass could be trained.
+            with torch.no_grad():
+                model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+            self._measure(model, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        points = range(1, PROBE_POINTS + 1)
+        if state.global_step in {round(state.max_steps * point / PROBE_POINTS) for point in points}:
+            self._measure(model, state)
+
+    def _measure(self, model: Any, state: Any) -> None:
+        base = model.get_base_model()
+        attention = base.config._attn_implementation
+        model.eval()
+        shares = self._probe(model)
+        model.train()
+        # Sampling cannot use every kind that training can.
+        if base.config._attn_implementation != attention:
+            base.set_attn_implementation(attention)
+        means = {name: statistics.fmean(points) for name, points in shares.items()}
+        state.log_history.append({"step": state.global_step, PROBED: shares, **means})
+        self._log(means, state.global_step)

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from emotune.core import processes, records
 
 PACKAGE = Path(__file__).parents[1]
-# With params, inputs and libraries, what decides what a checkpoint holds: the rooms that a stage which trains imports.
-ROOMS = ("core", "evaluation", "generation", "judges", "models", "prompts", "stages", "training")
+# What decides, with its own file, params, inputs and libraries, what a checkpoint of a stage that trains holds.
+ROOMS = ("core", "evaluation", "generation", "judges", "models", "prompts", "training")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
@@ -30,7 +30,7 @@ def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) 
     it. Where another run trains the same at this moment, this one has a folder of its own.
     """
     versions = {name: version(name) for name in LIBRARIES}
-    code = {room: records.digest(PACKAGE / room) for room in ROOMS}
+    code = {path: records.digest(PACKAGE / path) for path in (*ROOMS, f"stages/{stage}.py")}
     made_of = json.dumps([values, inputs, code, versions], sort_keys=True)
     name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     with ExitStack() as held:

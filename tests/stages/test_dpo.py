@@ -1,0 +1,167 @@
+"""Laws of dpo: what is preferred is learned, against the reference that sft left; control is asked for on the way."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emotune.core.dialogue import Dialogue
+from emotune.evaluation.control import control_by
+from emotune.evaluation.questions import control as questions_of
+from emotune.generation.params import Sampling
+from emotune.judges.params import JudgeChoice
+from emotune.models import loading
+from emotune.prompts.prompter import Prompter
+from emotune.stages.dpo import Judged, Params, Sampled, align, assert_first_step, assert_reference_is_policy
+from tiny import CHOICE, DPO, changed, ignore, pair, save_adapter
+
+SAMPLING = Sampling(temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8)
+JUDGE = Judged(emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None))
+
+
+def params(**changes: Any) -> Params:
+    return Params(
+        dpo=changed(DPO, **changes),
+        evaluate=JUDGE,
+        history_turns=3,
+        model=CHOICE,
+        prefs=Sampled(sampling=SAMPLING),
+        reward=JUDGE,
+        system_prompt=None,
+    )
+
+
+@pytest.fixture
+def adapter(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
+    return save_adapter(base, tokenizer, tmp_path / "adapter")
+
+
+@pytest.fixture
+def policy(base: Path, adapter: Path) -> Any:
+    """The adapter as DPO trains it, beside its frozen reference."""
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    model.load_adapter(str(adapter), adapter_name="ref", is_trainable=False)
+    return model
+
+
+def test_a_reference_that_is_the_policy_passes(policy: Any) -> None:
+    assert_reference_is_policy(policy)
+
+
+def test_a_reference_with_one_other_number_is_refused(policy: Any) -> None:
+    name, weight = next((name, weight) for name, weight in policy.named_parameters() if ".ref." in name)
+    with torch.no_grad():
+        weight[0, 0] += 1e-7
+    own = name.replace(".ref.", ".default.").replace(".", r"\.")
+    with pytest.raises(AssertionError, match=f"the reference lacks what the policy learned in sft: {own} differs"):
+        assert_reference_is_policy(policy)
+
+
+def test_a_policy_without_a_reference_is_refused(base: Path, adapter: Path) -> None:
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    with pytest.raises(AssertionError, match="the reference lacks what the policy learned in sft"):
+        assert_reference_is_policy(model)
+
+
+def test_a_policy_that_cannot_learn_is_refused(base: Path, adapter: Path) -> None:
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter)
+    with pytest.raises(AssertionError, match="the policy has no trainable adapter weights"):
+        assert_reference_is_policy(model)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rewards", "passes"),
+    [
+        (math.log(2), (0.0, 0.0), True),
+        (0.6917, (0.0, 0.0), False),
+        (math.log(2), (0.0196, 0.0196), False),
+        (math.log(2), (0.0, -0.0005), False),
+    ],
+)
+def test_at_step_1_rewards_are_0_and_the_loss_is_ln_2(loss: float, rewards: tuple[float, float], passes: bool) -> None:
+    logs = {"loss": loss, "rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
+    if passes:
+        assert_first_step(math.log(2), logs, False)
+    else:
+        with pytest.raises(AssertionError, match="step 1 must have rewards 0 and loss ln 2"):
+            assert_first_step(math.log(2), logs, False)
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}, {"sft_weight": 0.5}, {"batch_size": 4}])
+def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
+    changes: dict[str, Any], base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    tokenizer = loading.load_tokenizer(adapter, None)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    pairs = [pair(number) for number in range(6)]
+    p = params(epochs=4.0, checkpoints=0, **changes)
+    _, curve, measured = align(model, tokenizer, pairs, pairs[:2], p, tmp_path / "work", ignore)
+    # Although the adapter has dropout, which would part the policy from its reference.
+    assert curve[0]["rewards/margins"] == 0.0
+    assert (curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)) == ("sft_weight" not in changes)
+    assert measured["validation_margin"] > 0.1
+    assert measured["validation_accuracy"] == 1.0
+    assert measured["pairs"] == 6
+
+
+def dpo_of_12_steps(base: Path, adapter: Path, folder: Path, control: Any) -> Any:
+    tokenizer = loading.load_tokenizer(adapter, None)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    pairs = [pair(number) for number in range(6)]
+    p = params(epochs=4.0, checkpoints=0)
+    return align(model, tokenizer, pairs, [], p, folder, ignore, control)
+
+
+def test_control_by_both_judges_is_asked_for_at_five_steps(base: Path, adapter: Path, tmp_path: Path) -> None:
+    found = iter([([0.5, 0.0], 0.25), ([1.0, 0.0], 0.25), ([0.5, 0.5], 0.5), ([1.0, 1.0], 0.5), ([1.0, 1.0], 0.375)])
+
+    def control(model: Any) -> dict[str, list[float]]:
+        assert not model.training
+        by_reward, by_other = next(found)
+        return {"control_reward_judge": by_reward, "control_evaluate_judge": [by_other] * 2}
+
+    _, curve, _ = dpo_of_12_steps(base, adapter, tmp_path / "work", control)
+    rows = [row for row in curve if "control_reward_judge" in row]
+    assert [(row["step"], row["control_reward_judge"], row["control_evaluate_judge"]) for row in rows] == [
+        (0, 0.25, 0.25),
+        (3, 0.5, 0.25),
+        (6, 0.5, 0.5),
+        (9, 1.0, 0.5),
+        (12, 1.0, 0.375),
+    ]
+    assert rows[0]["control"] == {"control_reward_judge": [0.5, 0.0], "control_evaluate_judge": [0.25, 0.25]}
+    assert [row["step"] for row in curve] == list(range(13))
+
+
+def test_asking_for_control_changes_no_weight(
+    base: Path, adapter: Path, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    tokenizer = loading.load_tokenizer(adapter, None)
+    asked = questions_of(dialogues, 3, 2, ("sadness", "neutral"), 7)
+    heard: list[str] = []
+
+    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+        heard.extend(texts)
+        return [("sadness", 1.0)] * len(texts)
+
+    control = partial(
+        control_by,
+        {"control_reward_judge": judge, "control_evaluate_judge": judge},
+        prompter=Prompter(tokenizer, None, 128),
+        questions=asked,
+        sampling=SAMPLING,
+        seed=7,
+    )
+    (with_it, curve, _), (without, plain, _) = (
+        dpo_of_12_steps(base, adapter, tmp_path / name, found) for name, found in (("a", control), ("b", None))
+    )
+    assert len(heard) == 2 * 5 * len(asked)
+    # Half of the questions ask for sadness, and both judges find nothing else.
+    assert {row["control_reward_judge"] for row in curve if "control" in row} == {0.5}
+    assert [row["loss"] for row in curve if "loss" in row] == [row["loss"] for row in plain]
+    pairs = zip(with_it.parameters(), without.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

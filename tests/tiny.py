@@ -1,0 +1,73 @@
+"""What tests of sft, dpo and their harness share: sections for the tiny base model, its adapter, and invented pairs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from emotune.core.dialogue import Dialogue
+from emotune.models import loading
+from emotune.models.params import Model
+from emotune.prompts.prompter import Prompter
+from emotune.stages.dpo import Dpo
+from emotune.stages.sft import Lora, Sft, neutral_share, sft_rows
+from emotune.training.params import Training
+
+CHOICE = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
+SFT = Sft(
+    epochs=1.0,
+    learning_rate=0.01,
+    schedule="cosine",
+    warmup=0.1,
+    batch_size=2,
+    accumulation=1,
+    optimizer="adamw_torch",
+    gradient_checkpointing=False,
+    checkpoints=2,
+    seed=7,
+    loss_on="replies",
+    neutral_replies=None,
+    lora=Lora(rank=2, alpha=4, dropout=0.0, rslora=True, target_modules="all-linear"),
+)
+DPO = Dpo(
+    **{name: getattr(SFT, name) for name in Training.model_fields},
+    beta=0.1,
+    sft_weight=0.0,
+    control_contexts=0,
+)
+
+
+def changed(p: Any, **changes: Any) -> Any:
+    return type(p).model_validate(p.model_dump() | changes)
+
+
+def ignore(logs: Mapping[str, float], step: int) -> None:
+    pass
+
+
+def rows_of(tokenizer: Any, dialogues: list[Dialogue], p: Sft, context: int = 256) -> list[dict[str, Any]]:
+    """What sft trains on."""
+    share = neutral_share(dialogues, "neutral", p.neutral_replies)
+    return sft_rows(Prompter(tokenizer, None, context), dialogues, "neutral", share, p)[0]
+
+
+def save_adapter(base: Path, tokenizer: Any, folder: Path) -> Path:
+    """An adapter that changes what the tiny model says, with dropout, saved in a folder."""
+    torch.manual_seed(7)
+    lora = LoraConfig(
+        r=2, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    loading.save_adapter(get_peft_model(loading.load_base(base, CHOICE), lora), tokenizer, base, folder)
+    return folder
+
+
+def pair(number: int) -> dict[str, Any]:
+    return {
+        "history": [{"role": "user", "content": "I lost my keys again.", "emotion": "sadness"}],
+        "emotion": "sadness",
+        "prompt": "[INST] I lost my keys again. [/INST]",
+        "chosen": f"Where did you see them {number} last?",
+        "rejected": f"Great {number}!",
+    }

@@ -1,0 +1,159 @@
+"""Laws of heads.py: what scores the labelled positions alone has TRL's losses and gradients."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from emotune.core.dialogue import Dialogue, Turn
+from emotune.models import loading
+from emotune.prompts.prompter import Prompter
+from emotune.stages.dpo import dpo_row
+from emotune.training.arguments import arguments
+from emotune.training.heads import score_labelled
+from tiny import CHOICE, DPO, SFT, changed, pair, rows_of, save_adapter
+
+# Unequal lengths; in the second batch the last row has nothing to learn.
+BATCHES = [
+    [("replies", 0), ("replies", 3), ("all", 4)],
+    [("replies", 1), ("all", 2), ("nothing", 0)],
+]
+
+
+@pytest.fixture
+def adapter(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
+    return save_adapter(base, tokenizer, tmp_path / "adapter")
+
+
+@pytest.fixture
+def trainer(base: Path, tokenizer: Any, dialogues: list[Dialogue], adapter: Path, tmp_path: Path) -> Any:
+    """TRL's trainer of the saved adapter, as sft makes it, before the head is ours."""
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    rows = rows_of(tokenizer, dialogues, SFT)
+    made = SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments(SFT, "float32", tmp_path, len(rows)) | {"eval_strategy": "no"}),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    # Without dropout, which would part any two passes.
+    made.model.eval()
+    return made
+
+
+def rows_in(batch: list[tuple[str, int]], tokenizer: Any, dialogues: list[Dialogue]) -> list[dict[str, Any]]:
+    rows = []
+    for loss_on, number in batch:
+        kind = "replies" if loss_on == "nothing" else loss_on
+        [row] = rows_of(tokenizer, dialogues[number : number + 1], changed(SFT, loss_on=kind))
+        rows.append(row if loss_on != "nothing" else row | {"labels": [-100] * len(row["labels"])})
+    return rows
+
+
+def loss_of(trainer: Any, rows: list[dict[str, Any]]) -> float:
+    with torch.no_grad():
+        return trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
+
+
+def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    """The loss, and the gradient of all LoRA weights as one vector."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    return loss.item(), torch.cat([w.grad.flatten() for w in trainer.model.parameters() if w.requires_grad])
+
+
+def assert_equal_gradients(
+    one: tuple[float, torch.Tensor], other: tuple[float, torch.Tensor], tolerance: float
+) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-6)
+    assert other[1].norm() > 0
+    assert (one[1] - other[1]).norm() < tolerance * other[1].norm()
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_scoring_labelled_positions_alone_gives_trls_loss_and_gradients(
+    batch: list[tuple[str, int]], trainer: Any, tokenizer: Any, dialogues: list[Dialogue]
+) -> None:
+    collated = trainer.data_collator(rows_in(batch, tokenizer, dialogues))
+    assert len(set(collated["attention_mask"].sum(dim=1).tolist())) == 3
+    of_trl, fields = gradient(trainer, collated), trainer.model(**collated, fused_lm_head=True)
+    score_labelled(trainer.model)
+    assert_equal_gradients(gradient(trainer, collated), of_trl, 1e-6)
+    ours = trainer.model(**collated, fused_lm_head=True)
+    for name in ("loss", "log_probs", "entropy", "is_top1", "label_mask"):
+        torch.testing.assert_close(getattr(ours, name), getattr(fields, name), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_without_labels_changes_nothing(trainer: Any, tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    score_labelled(trainer.model)
+    loss, grown = gradient(trainer, trainer.data_collator(rows_in([("nothing", 0)], tokenizer, dialogues)))
+    assert loss == 0.0
+    assert not grown.any()
+
+
+def test_dpo_has_trls_log_probabilities_and_gradients(
+    base: Path, tokenizer: Any, adapter: Path, tmp_path: Path
+) -> None:
+    policy = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    pairs = [pair(number) | {"rejected": "No! " * number + "Great!"} for number in range(3)]
+    trainer = DPOTrainer(
+        model=policy,
+        args=DPOConfig(**arguments(DPO, "float32", tmp_path, 3) | {"eval_strategy": "no"}, max_length=CHOICE.context),
+        train_dataset=Dataset.from_list([dpo_row(found, None) for found in pairs]),
+        processing_class=tokenizer,
+    )
+    trainer.model.eval()
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        # So that the policy is not its reference, and no pair has the same loss.
+        next(weight for weight in policy.parameters() if weight.requires_grad).mul_(3)
+    of_trl, log_probabilities = gradient(trainer, batch), trainer.compute_ref_log_probs(trainer.model, batch)
+    score_labelled(trainer.model)
+    # What is left between chosen and rejected is small beside either, so that it rounds more.
+    assert_equal_gradients(gradient(trainer, batch), of_trl, 1e-5)
+    assert of_trl[0] != pytest.approx(math.log(2), abs=1e-6)
+    for ours, theirs in zip(trainer.compute_ref_log_probs(trainer.model, batch), log_probabilities, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_scores_labelled_positions_still_generates(trainer: Any, tokenizer: Any) -> None:
+    asked = tokenizer(["I lost my keys again."], return_tensors="pt")
+    loss_asked = asked | {"labels": asked["input_ids"]}
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    before, loss = trainer.model.generate(**asked, **settings), trainer.model(**loss_asked).loss
+    score_labelled(trainer.model)
+    assert torch.equal(trainer.model.generate(**asked, **settings), before)
+    assert trainer.model(**loss_asked).loss == loss
+
+
+def test_a_row_ends_with_its_last_trained_token_and_loses_nothing_by_it(
+    trainer: Any, tokenizer: Any, dialogues: list[Dialogue]
+) -> None:
+    emotions = ("sadness", "surprise", "happiness", "neutral")
+    turns = [Turn(t.role, t.content, e) for t, e in zip(dialogues[0].turns, emotions, strict=True)]
+    [row] = rows_of(tokenizer, [Dialogue("ends neutral", tuple(turns))], changed(SFT, neutral_replies=1e-9))
+    learned = [label for label in row["labels"] if label != -100]
+    assert tokenizer.decode(learned) == " Where did you see them last?</s>"
+    ids, _ = Prompter(tokenizer, None, 256).training_row(turns)
+    cut = len(ids) - len(row["input_ids"])
+    assert row["input_ids"] == ids[:-cut]
+    assert row["labels"][-1] == tokenizer.eos_token_id
+    score_labelled(trainer.model)
+    whole = {"input_ids": ids, "labels": row["labels"] + [-100] * cut}
+    assert loss_of(trainer, [row]) == pytest.approx(loss_of(trainer, [whole]), rel=1e-6)
+
+
+def test_rows_of_a_batch_do_not_see_one_another(trainer: Any, tokenizer: Any, dialogues: list[Dialogue]) -> None:
+    score_labelled(trainer.model)
+    rows = rows_in(BATCHES[0], tokenizer, dialogues)
+    # The first token of a row is predicted by none.
+    counts = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+    alone = [loss_of(trainer, [row]) for row in rows]
+    assert max(alone) - min(alone) > 0.01
+    mean = sum(loss * count for loss, count in zip(alone, counts, strict=True)) / sum(counts)
+    assert loss_of(trainer, rows) == pytest.approx(mean, rel=1e-6)
