@@ -22,8 +22,9 @@ from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.faces import cli
-from emotune.publish import cards, gate, hub, parts
-from emotune.publish.licences import forbidden, licenses
+from emotune.publish import cards, example, gate, hub, parts
+from emotune.publish.facts import Facts, as_run
+from emotune.publish.licences import Licenses, forbidden, licenses
 from emotune.runs.params import parse
 
 DVC_YAML = """\
@@ -59,7 +60,7 @@ PREFS = {"README.md", "data/train-00000-of-00001.parquet", "data/validation-0000
 # Runs what it is told in one process: importing torch for each call would take most of the time.
 DRIVER = """
 import contextlib, io, json, os, sys, traceback
-from emotune import cli
+from emotune.faces import cli
 answers = sys.stdout
 for line in sys.stdin:
     asked = json.loads(line)
@@ -406,7 +407,7 @@ def test_the_data_is_what_dvc_lock_says_not_what_params_yaml_says_since(made: Pa
     ran |= {"source": "folder", "path": "somewhere"}
     # A key that is newer than the run.
     del ran["limit"]
-    found = gate.as_run(content, locked)
+    found = as_run(content, locked)
     assert licenses(found)[0] == "cc-by-nc-sa-4.0"
     assert (found.data.limit, found.sft.lora.rank) == (None, 4)
 
@@ -564,10 +565,10 @@ def pushing(dry: Path, public: bool = False, tag: str | None = None) -> str:
     """Code that sends the sft adapter to me/part."""
     return (
         "from pathlib import Path\n"
-        "from emotune import hub\n"
+        "from emotune.publish import hub\n"
         f"folder = Path({str(dry / 'sft')!r})\n"
         "there = hub.Repository('me/part', 'main', 'model')\n"
-        f"hub.push(hub.compared(there, folder, {tag!r}, {public}), {public}, 'a message')\n"
+        f"hub.push(hub.plan(there, folder, {tag!r}, {public}), 'a message')\n"
     )
 
 
@@ -611,7 +612,9 @@ def test_without_a_token_nothing_is_asked(made: Path, fresh: Hub, emotune: Telle
 
 def test_the_hub_s_own_login_is_a_token_too(made: Path, fresh: Hub, emotune: Teller) -> None:
     (emotune.home / "token").write_text(TOKEN)
-    code, told = emotune(made, environment={"HF_TOKEN": ""}, code="from emotune import hub\nprint(hub.account())")
+    code, told = emotune(
+        made, environment={"HF_TOKEN": ""}, code="from emotune.publish import hub\nprint(hub.account())"
+    )
     (emotune.home / "token").unlink()
     assert (code, told) == (0, "me\n")
 
@@ -690,7 +693,7 @@ def test_merged_weights_are_bfloat16_and_as_near_to_the_truth_as_bfloat16_is(
     truth = loading.load_tuned(Path("models/base"), whole.model, Path("models/dpo"))
     unmerged = loading.load_tuned(Path("models/base"), rounded, Path("models/dpo"))
     tokenizer = loading.load_tokenizer(Path("models/dpo"), None)
-    prompts = cards.prompts(whole, tokenizer)
+    prompts = example.prompts(whole, tokenizer)
     assert len(prompts) == len(LABELS)
 
     def furthest(model: Any, prompt: str) -> float:
@@ -706,34 +709,33 @@ def test_replies_part_by_so_many_steps_of_bfloat16() -> None:
     import torch
 
     logits = [torch.tensor([1.0, 0.0]), torch.tensor([10.0, 9.5])]
-    spoken: parts.Spoken = ([0, 0], logits)
-    assert parts.parting(spoken, ([0, 0], [])) == 0.0
+    reply = example.Reply([0, 0], logits)
+    assert example.parting(reply, example.Reply([0, 0], [])) == 0.0
     # Between 8 and 16, bfloat16 has a value every 1/16.
-    assert parts.parting(spoken, ([0, 1], [])) == 8.0
+    assert example.parting(reply, example.Reply([0, 1], [])) == 8.0
     # Between 1 and 2, every 1/128.
-    assert parts.parting(spoken, ([1, 0], [])) == 128.0
+    assert example.parting(reply, example.Reply([1, 0], [])) == 128.0
 
 
 def test_a_base_model_under_another_licence_is_not_merged(made: Path) -> None:
     whole = parse(made / "params.yaml")
     places: Sequence[str] = ("base", "sft", "dpo", "merged", "prefs")
-    facts = cards.Facts(
-        p=whole,
+    facts = Facts(
+        root=made,
         metrics=made / "metrics",
+        p=whole,
         lock={},
         lock_sha256="",
         commit="",
         dirty=False,
         repositories={name: hub.Repository(f"me/{name}", "main", "model") for name in places},
-        license="cc-by-nc-sa-4.0",
-        data_license="cc-by-nc-sa-4.0",
-        base_license="llama2",
+        licenses=Licenses(data="cc-by-nc-sa-4.0", own="cc-by-nc-sa-4.0", base="llama2"),
         objections=[],
         reason=None,
     )
     with pytest.raises(InputError, match=r"--merged: the base model is under llama2"):
-        gate.wanted("merged", facts, True)
-    assert gate.wanted("merged", facts, False) is False
+        parts.names(facts, merged=True)
+    assert "merged" not in parts.names(facts, merged=False)
 
 
 def test_two_parts_do_not_share_a_place(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
+from conftest import ROOT
 from emotune.faces import cli
 from emotune.runs import mirror, tracking
 
@@ -23,7 +25,8 @@ STAGE = """
 import sys
 from pathlib import Path
 from ruamel.yaml import YAML
-from emotune import records, tracking
+from emotune.core import records
+from emotune.runs import tracking
 stage, out, metrics = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 section = {"prepare": "data", "sft": "sft"}[stage]
 p = YAML(typ="safe", pure=True).load(Path("params.yaml"))[section]
@@ -72,7 +75,7 @@ class Repository:
 
     def runs(self, name: str) -> dict[str, Any]:
         """The runs of the pipeline with this name, by stage; its own under ''."""
-        client = tracking._client(f"sqlite:///{self.folder}/mlflow.db")
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
         runs = client.search_runs([client.get_experiment_by_name("emotune").experiment_id])
         (parent,) = [run for run in runs if run.info.run_name == name]
         own = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -87,7 +90,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     own = ("MLFLOW_", "DVC_", "EMOTUNE_", "GIT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(Path(tracking.__file__).parents[1]),
+        "PYTHONPATH": str(ROOT / "src"),
         "GIT_CONFIG_GLOBAL": os.devnull,
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(tmp_path_factory.mktemp("site")),
@@ -340,24 +343,49 @@ def test_an_unknown_name_is_an_error_that_lists_what_was_looked_in(here: Reposit
     )
 
 
-# --- the server
+# --- a server
 
 
-def test_a_server_on_the_default_store_shows_parent_and_children(repository: Repository) -> None:
-    parent = repository.runs("apart")[""].info.run_id
-    experiment = repository.runs("apart")[""].info.experiment_id
-    asked = {"experiment_ids": [experiment], "filter": f"tags.mlflow.parentRunId = '{parent}'"}
-    request = urllib.request.Request(
-        f"{repository.server}/api/2.0/mlflow/runs/search",
-        data=json.dumps(asked).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    until = time.monotonic() + 60
+@pytest.fixture
+def served(here: Repository, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """The small repository of a user whose tracker is a server, with an experiment of its own there."""
+    until = time.monotonic() + 120
     while True:
         try:
-            answer = json.load(urllib.request.urlopen(request))
+            urllib.request.urlopen(f"{here.server}/health").close()
             break
         except OSError:
             assert time.monotonic() < until
             time.sleep(0.5)
-    assert sorted(run["info"]["run_name"] for run in answer["runs"]) == ["prepare", "sft"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", here.server)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    return here
+
+
+def asked(server: str, path: str, **body: Any) -> Any:
+    """What the server answers to anybody, without MLflow's client."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(
+        f"{server}/api/2.0/mlflow/{path}", json.dumps(body).encode() if body else None, headers
+    )
+    return json.load(urllib.request.urlopen(request))
+
+
+def test_a_server_gets_parents_children_and_metrics_and_says_itself_where_artifacts_lie(
+    served: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["mirror"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == [f"mirrored {name}: prepare, sft" for name in ("apart", "no-stage", "one-stage")]
+
+    experiment = asked(served.server, "experiments/get-by-name?experiment_name=served")["experiment"]
+    assert experiment["artifact_location"].startswith("mlflow-artifacts:/")
+    (parent,) = linked("apart", capsys)["MLflow run"]
+    children = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.mlflow.parentRunId = '{parent}'"}
+    runs = {run["info"]["run_name"]: run["data"] for run in asked(served.server, "runs/search", **children)["runs"]}
+    assert set(runs) == {"prepare", "sft"}
+    assert {metric["key"]: metric["value"] for metric in runs["sft"]["metrics"]} == {
+        "loss": 1.0,
+        "per_emotion.joy": 3.0,
+    }

@@ -6,8 +6,8 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from test_repro import Clone, reproduced
 
+from clones import Clone, reproduced
 from conftest import STAGES, Pipeline, contents
 
 pytestmark = pytest.mark.pipeline

@@ -348,17 +348,12 @@ def _publish(chosen: argparse.Namespace) -> int:
         raise InputError("publish: --check compares what was sent, and --dry-run sends nothing: give one of them")
     if chosen.force is not None and not chosen.force.strip():
         raise InputError("publish: --force needs a reason, which the cards carry; got an empty one")
-    return release.publish(
-        Path(),
-        METRICS,
-        processes.work("published.jsonl"),
-        into=chosen.dry_run,
-        check=chosen.check,
-        reason=chosen.force,
-        merged=chosen.merged,
-        tag=chosen.tag,
-        public=chosen.public,
-    )
+    prepared = release.prepare(Path(), METRICS, chosen.force, chosen.merged, chosen.tag, chosen.public)
+    if chosen.dry_run:
+        return int(not release.write(prepared, chosen.dry_run))
+    if chosen.check:
+        return int(not release.compare(prepared))
+    return int(not release.send(prepared, processes.work("published.jsonl")))
 
 
 @_command(

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from emotune.core import records
 from emotune.core.errors import InputError
-
-T = TypeVar("T")
 
 MAIN = "main"
 # The Hub's own, in every repository: which files it keeps outside git.
-KEPT = ".gitattributes"
+ATTRIBUTES = ".gitattributes"
 LOGIN = "set HF_TOKEN, or log in by `hf auth login`"
 AGAIN = "start it again: it goes on where it stopped"
-TOLD = {
+STATUS = {
     401: f"the Hub does not accept the token: {LOGIN}",
     403: "the token may not do that: give it write access there, or name an account of yours as publish.owner",
     404: "there is no such repository or revision, or the token may not see it",
@@ -50,6 +49,12 @@ class Repository:
         path = f"datasets/{self.id}" if self.kind == "dataset" else self.id
         return f"https://huggingface.co/{path}" + ("" if self.branch == MAIN else f"/tree/{self.branch}")
 
+    @property
+    def link(self) -> str:
+        """The id in Markdown."""
+        return f"[{self.id}]({self.url})"
+
+    @property
     def quoted(self) -> str:
         """The first arguments of a `from_pretrained` or `load_dataset`."""
         return json.dumps(self.id) + ("" if self.branch == MAIN else f", revision={json.dumps(self.branch)}")
@@ -58,6 +63,10 @@ class Repository:
         """A release's tag: tags belong to a repository, so that of another branch says which."""
         return name if self.branch == MAIN else f"{self.branch}-{name}"
 
+    def revision(self, tag: str | None) -> str:
+        """What a release, or else the branch, is called there."""
+        return self.tag(tag) if tag else self.branch
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -65,6 +74,8 @@ class Plan:
 
     repository: Repository
     folder: Path
+    # Whether a repository that has to be made may be seen by everybody.
+    public: bool
     # The commit that the branch is at; None where there is no such branch, or no such repository.
     head: str | None
     exists: bool
@@ -77,95 +88,102 @@ class Plan:
         return not (self.send or self.delete or self.tag)
 
     @property
-    def bytes(self) -> int:
-        return sum((self.folder / path).stat().st_size for path in self.send)
+    def summary(self) -> str:
+        size = sum((self.folder / path).stat().st_size for path in self.send)
+        return "nothing to send" if self.done else f"{len(self.send)} files, {size:,} bytes"
 
 
 def account() -> str:
     """The name of the token's account."""
-    with _told("who the token belongs to"):
+    with _one_message("who the token belongs to"):
         return str(_api().whoami()["name"])
 
 
-def compared(repository: Repository, folder: Path, tag: str | None, public: bool) -> Plan:
+def plan(repository: Repository, folder: Path, tag: str | None, public: bool) -> Plan:
     """Compare a folder with what the Hub has; nothing is sent.
 
     InputError where the tag names other content already (a release does not move), and where the repository is public
     and `public` does not say that this is meant.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    with _told(repository.id):
-        info = _found(lambda: _api().repo_info(repository.id, repo_type=repository.kind))
+    with _one_message(repository.id):
+        info = _info(repository)
         if info is None:
-            return Plan(repository, folder, None, False, tuple(files), (), tag)
+            return Plan(repository, folder, public, None, False, tuple(files), (), tag)
         if not info.private and not public:
             raise InputError(f"{repository.id} is public; --public says that this is meant")
         refs = _api().list_repo_refs(repository.id, repo_type=repository.kind)
         head = next((ref.target_commit for ref in refs.branches if ref.name == repository.branch), None)
         there = _hashes(repository, head) if head else {}
-    send = tuple(name for name, path in files.items() if there.get(name) not in _hashes_of(path))
-    delete = tuple(name for name in there if name not in files and name != KEPT)
-    tagged = next((ref.target_commit for ref in refs.tags if tag and ref.name == repository.tag(tag)), None)
-    if tagged and (send or delete or tagged != head):
+    send = tuple(name for name, path in files.items() if name not in there or not _has_hash(path, there[name]))
+    delete = tuple(name for name in there if name not in files and name != ATTRIBUTES)
+    release = next((ref.target_commit for ref in refs.tags if tag and ref.name == repository.tag(tag)), None)
+    if release and (send or delete or release != head):
         raise InputError(
-            f"{repository.id}: the tag {repository.tag(str(tag))} names commit {tagged[:12]}, which is another "
+            f"{repository.id}: the tag {repository.tag(str(tag))} names commit {release[:12]}, which is another "
             "content; a release does not move: take another --tag"
         )
-    return Plan(repository, folder, head, True, send, delete, None if tagged else tag)
+    return Plan(repository, folder, public, head, True, send, delete, None if release else tag)
 
 
-def push(plan: Plan, public: bool, message: str) -> str:
+def push(todo: Plan, message: str) -> str:
     """Do what a plan says, one commit for all files; returns the branch's commit. Nothing is done where it is done.
 
     Interrupted, it has sent whole files or nothing of them, and no commit: the Hub asks the next call for the others.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    api, repository = _api(), plan.repository
-    where: dict[str, Any] = {"repo_id": repository.id, "repo_type": repository.kind}
-    if plan.head is None:
-        # Another branch of it may have been sent since.
-        plan = compared(repository, plan.folder, plan.tag, public)
-    if plan.head is None:
-        with _told(repository.id):
-            if not plan.exists:
-                api.create_repo(**where, private=not public)
-            if repository.branch != MAIN:
-                api.create_branch(**where, branch=repository.branch)
-        # Neither begins empty: a repository has the Hub's own file, a branch all that main has.
-        plan = compared(repository, plan.folder, plan.tag, public)
-    head = plan.head
-    with _told(repository.id):
-        if plan.send or plan.delete:
-            head = api.create_commit(
-                **where,
-                operations=[
-                    *(CommitOperationAdd(path, plan.folder / path) for path in plan.send),
-                    *(CommitOperationDelete(path) for path in plan.delete),
-                ],
+    todo = todo if todo.head else _with_branch(todo)
+    head, repository = todo.head, todo.repository
+    changes = [
+        *(CommitOperationAdd(path, todo.folder / path) for path in todo.send),
+        *(CommitOperationDelete(path) for path in todo.delete),
+    ]
+    with _one_message(repository.id):
+        if changes:
+            commit = _api().create_commit(
+                repository.id,
+                changes,
                 commit_message=message,
+                repo_type=repository.kind,
                 revision=repository.branch,
                 # What was compared: a commit of somebody else since then is an error, not overwritten.
                 parent_commit=head,
-            ).oid
-        if plan.tag:
-            api.create_tag(**where, tag=repository.tag(plan.tag), revision=head)
+            )
+            head = commit.oid
+        if todo.tag:
+            tag = repository.tag(todo.tag)
+            _api().create_tag(repository.id, tag=tag, revision=head, repo_type=repository.kind)
     return str(head)
 
 
-def fetched(repository: Repository, tag: str | None, cache: Path) -> Path:
+def _with_branch(todo: Plan) -> Plan:
+    """The plan once its branch exists: neither a repository nor a branch begins empty.
+
+    A repository has the Hub's own file, a branch all that main has.
+    """
+    repository = todo.repository
+    # Another branch of it may have been sent since.
+    now = plan(repository, todo.folder, todo.tag, todo.public)
+    if now.head:
+        return now
+    with _one_message(repository.id):
+        if not now.exists:
+            _api().create_repo(repository.id, repo_type=repository.kind, private=not todo.public)
+        if repository.branch != MAIN:
+            _api().create_branch(repository.id, repo_type=repository.kind, branch=repository.branch)
+    return plan(repository, todo.folder, todo.tag, todo.public)
+
+
+def download(repository: Repository, tag: str | None, cache: Path) -> Path:
     """A folder with all that a branch, or a release, holds, downloaded into a cache of its own."""
     from huggingface_hub import snapshot_download
 
-    with _told(repository.id):
-        return Path(
-            snapshot_download(
-                repository.id,
-                repo_type=repository.kind,
-                revision=repository.tag(tag) if tag else repository.branch,
-                cache_dir=cache,
-            )
+    with _one_message(repository.id):
+        folder = snapshot_download(
+            repository.id, repo_type=repository.kind, revision=repository.revision(tag), cache_dir=cache
         )
+    return Path(folder)
 
 
 def rows(repository: Repository, tag: str | None, cache: Path) -> dict[str, list[dict[str, Any]]]:
@@ -173,15 +191,9 @@ def rows(repository: Repository, tag: str | None, cache: Path) -> dict[str, list
     import datasets
 
     datasets.disable_progress_bars()
-    with _told(repository.id):
-        revision = repository.tag(tag) if tag else repository.branch
-        loaded = datasets.load_dataset(repository.id, revision=revision, cache_dir=str(cache))
-        return {split: list(table) for split, table in loaded.items()}
-
-
-def same(one: Path, other: Path) -> bool:
-    """Whether two files have the same sha256."""
-    return one.is_file() and other.is_file() and _digest(one, "sha256") == _digest(other, "sha256")
+    with _one_message(repository.id):
+        splits = datasets.load_dataset(repository.id, revision=repository.revision(tag), cache_dir=str(cache))
+        return {split: list(table) for split, table in splits.items()}
 
 
 def _api() -> Any:
@@ -190,12 +202,12 @@ def _api() -> Any:
     return HfApi(library_name="emotune")
 
 
-def _found(ask: Callable[[], T]) -> T | None:
-    """What the Hub answers; None where it knows no such repository."""
+def _info(repository: Repository) -> Any:
+    """What the Hub says of a repository; None where it knows none."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return ask()
+        return _api().repo_info(repository.id, repo_type=repository.kind)
     except RepositoryNotFoundError as error:
         # It comes for 401 too.
         if error.response.status_code == 404:
@@ -211,42 +223,47 @@ def _hashes(repository: Repository, commit: str) -> dict[str, str]:
     return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)}
 
 
-def _hashes_of(path: Path) -> set[str]:
-    return {_digest(path, "sha256"), _digest(path, "sha1", f"blob {path.stat().st_size}\0".encode())}
-
-
-def _digest(path: Path, algorithm: str, begin: bytes = b"") -> str:
+def _has_hash(path: Path, hash: str) -> bool:
+    """Whether a file has the content that the Hub calls by a sha256, or by git's sha1 of content and size."""
+    if len(hash) == 64:
+        return records.file_sha256(path) == hash
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, begin)).hexdigest()
+        header = f"blob {path.stat().st_size}\0".encode()
+        return hashlib.file_digest(file, lambda: hashlib.sha1(header)).hexdigest() == hash
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _one_message(subject: str) -> Iterator[None]:
     """Errors of the Hub as one InputError that says of what, what it answered, and what to do; never with the token."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
-
-    def without_token(error: Exception) -> str:
-        text = " ".join(str(error).split())
-        return text.replace(token, "(the token)") if (token := get_token()) else text
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError
 
     try:
         yield
     except InputError:
         raise
-    except LocalTokenNotFoundError:
-        raise InputError(f"{constants.ENDPOINT}: {what}: no token: {LOGIN}") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        told = TOLD.get(status, f"the Hub failed; {AGAIN}" if status >= 500 else without_token(error))
-        wait = error.response.headers.get("Retry-After")
-        said = without_token(Exception(error.server_message)) if error.server_message else ""
-        raise InputError(
-            f"{constants.ENDPOINT}: {what}: {status}: {told}"
-            + (f" (it asks to wait {wait} s)" if wait else "")
-            + (f"; it says: {said}" if said else "")
-        ) from None
-    except HTTPError as error:
-        raise InputError(f"{constants.ENDPOINT}: {what}: no answer ({without_token(error)}); {AGAIN}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{constants.ENDPOINT}: {what}: {without_token(error)}") from None
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(f"{constants.ENDPOINT}: {subject}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+
+    text = _without_token(str(error))
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"no token: {LOGIN}"
+    if not isinstance(error, HfHubHTTPError):
+        return f"no answer ({text}); {AGAIN}" if isinstance(error, HTTPError) else text
+    status, wait = error.response.status_code, error.response.headers.get("Retry-After")
+    return (
+        f"{status}: {STATUS.get(status, f'the Hub failed; {AGAIN}' if status >= 500 else text)}"
+        + (f" (it asks to wait {wait} s)" if wait else "")
+        + (f"; it says: {_without_token(error.server_message)}" if error.server_message else "")
+    )
+
+
+def _without_token(text: str) -> str:
+    from huggingface_hub import get_token
+
+    line = " ".join(text.split())
+    return line.replace(token, "(the token)") if (token := get_token()) else line

@@ -6,7 +6,7 @@ of a commit, and an MLflow run names the hash of its stage's entry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from emotune.core import git, records
 from emotune.core.errors import InputError
 from emotune.runs import mirror
-from emotune.runs.mirror import CACHED, NAME, Experiment, Family
+from emotune.runs.mirror import CACHED, Experiment, Family
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 Row = tuple[str, str, str]
-KINDS = ("experiment", "MLflow run", "git commit", "published")
 
 
 @dataclass(frozen=True)
@@ -31,81 +30,99 @@ class Known:
 
     experiments: Sequence[Experiment]
     families: Sequence[Family]
-    published: Sequence[dict[str, Any]]
+    published: Sequence[Mapping[str, Any]]
 
 
-def link(name: str, client: MlflowClient, experiment: str, published: Path) -> list[Row]:
+@dataclass(frozen=True)
+class State:
+    """What a name means: one state of dvc.lock, as a commit has it, or a pipeline in MLflow."""
+
+    locks: Mapping[str, str]
+    commit: str | None = None
+    family: Family | None = None
+
+    def is_of(self, commit: str) -> bool:
+        """Whether a commit has this state."""
+        locks = _locks(commit)
+        return self.family.fits(locks) if self.family else bool(locks) and locks == self.locks
+
+
+def link(name: str, client: MlflowClient, experiment_id: str, published: Path) -> list[Row]:
     """What a name belongs to: rows of a kind, an id and a remark; InputError says where it was looked for in vain.
 
     `published` holds a line of JSON for each push to the Hub: `repo`, `revision`, and the `commit` it was made of.
     """
-    pushed = list(records.read_jsonl(published)) if published.exists() else []
-    known = Known(mirror.experiments(), mirror.families(client, experiment), pushed)
-    meant = _meant(name, known)
-    if meant is None:
+    pushes = list(records.read_jsonl(published)) if published.exists() else []
+    known = Known(mirror.experiments(), mirror.families(client, experiment_id), pushes)
+    state = _state(name, known)
+    if state is None:
         raise InputError(
             f"link: nothing is called {name!r}; looked among {len(known.experiments)} experiments of DVC, "
             f"{len(known.families)} pipelines and their stages in MLflow, git's commits, "
             f"and {len(known.published)} revisions in {published}"
         )
-    return _rows(meant, known)
+    return _rows(state, known)
 
 
-def _meant(name: str, known: Known) -> Family | str | None:
-    """The pipeline in MLflow, or the commit, that a name means."""
-    for found in known.experiments:
-        if found.name == name:
-            return found.revision
+def _state(name: str, known: Known) -> State | None:
+    """The state that a name of any kind means; None where nothing is called so."""
+    for experiment in known.experiments:
+        if experiment.name == name:
+            return _of_commit(experiment.revision)
     for family in known.families:
-        ids = [run.info.run_id for run in (family.parent, *family.children)]
-        if name in ids or family.parent.data.tags.get(NAME) == name:
-            return family
-    for row in known.published:
-        if name in (row["revision"], f"{row['repo']}@{row['revision']}"):
-            return str(row["commit"])
-    return git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        if name in (family.name, *(run.info.run_id for run in (family.parent, *family.children))):
+            return State(family.locks(), family=family)
+    for push in known.published:
+        if name in (push["revision"], f"{push['repo']}@{push['revision']}"):
+            return _of_commit(push["commit"])
+    commit = git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    return _of_commit(commit) if commit else None
 
 
-def _rows(meant: Family | str, known: Known) -> list[Row]:
-    family = meant if isinstance(meant, Family) else None
-    locks = family.locks() if family else _locks(str(meant))
-    same = family.fits if family else lambda found: bool(found) and found == locks
-
-    families = [family] if family else _most_complete([found for found in known.families if found.fits(locks)])
-    listed = [found for found in known.experiments if same(_locks(found.revision))]
-    gone = {found.parent.data.tags.get(NAME, "") for found in families} - {found.name for found in listed} - {""}
-    holding = [commit for commit in _commits() if same(_locks(commit))]
-    if not family and meant not in holding and meant not in [found.revision for found in known.experiments]:
-        holding.insert(0, str(meant))
-    rows = [("experiment", found.name, f"commit {found.revision}") for found in listed]
-    rows += [("experiment", name, "DVC has it no more") for name in sorted(gone)]
-    rows += [("MLflow run", found.parent.info.run_id, _told(found, len(locks))) for found in families]
-    rows += [("git commit", commit, "its dvc.lock says this") for commit in holding]
-    rows += [
-        ("published", f"{row['repo']}@{row['revision']}", f"of commit {row['commit']}")
-        for row in known.published
-        if row["commit"] in holding or same(_locks(str(row["commit"])))
-    ]
-    absent = [kind for kind in KINDS if kind not in [row[0] for row in rows]]
-    return sorted([*rows, *((kind, "none", "") for kind in absent)], key=lambda row: KINDS.index(row[0]))
+def _of_commit(commit: str) -> State:
+    return State(_locks(commit), commit)
 
 
-def _most_complete(found: Sequence[Family]) -> list[Family]:
+def _rows(state: State, known: Known) -> list[Row]:
+    families = [state.family] if state.family else _most_complete([f for f in known.families if f.fits(state.locks)])
+    # Not by name: DVC lets two experiments have one where they start from two commits.
+    experiments = [one for one in known.experiments if state.is_of(one.revision)]
+    gone = sorted({family.name for family in families if family.name} - {one.name for one in experiments})
+    commits = _commits(state, known)
+    pushes = [push for push in known.published if push["commit"] in commits or state.is_of(push["commit"])]
+    rows = {
+        "experiment": [(one.name, f"commit {one.revision}") for one in experiments]
+        + [(name, "DVC has it no more") for name in gone],
+        "MLflow run": [(family.parent.info.run_id, _remark(family, len(state.locks))) for family in families],
+        "git commit": [(commit, "its dvc.lock says this") for commit in commits],
+        "published": [(f"{push['repo']}@{push['revision']}", f"of commit {push['commit']}") for push in pushes],
+    }
+    return [(kind, *row) for kind, own in rows.items() for row in own or [("none", "")]]
+
+
+def _most_complete(families: Sequence[Family]) -> list[Family]:
     """Those with the most stages: a run that was stopped fits whatever took its place."""
-    most = max((len(family.stages) for family in found), default=0)
-    return [family for family in found if len(family.stages) == most]
+    most = max((len(family.stages) for family in families), default=0)
+    return [family for family in families if len(family.stages) == most]
 
 
-def _told(family: Family, stages: int) -> str:
+def _remark(family: Family, stages: int) -> str:
     cached = sum(CACHED in run.data.tags for run in family.stages.values())
     return f"{len(family.stages)} of {stages} stages, {cached} of them from DVC's cache"
 
 
-def _commits() -> list[str]:
-    """The commits that changed dvc.lock, the newest first, without those that experiments left."""
-    return (git.ask("log", "--exclude=refs/exps/*", "--all", "--format=%H", "--", "dvc.lock") or "").split()
+def _commits(state: State, known: Known) -> list[str]:
+    """The commits that changed dvc.lock to this state, the newest first, and before them one that was named.
+
+    Those that experiments left are none of them.
+    """
+    log = (git.ask("log", "--exclude=refs/exps/*", "--all", "--format=%H", "--", "dvc.lock") or "").split()
+    commits = [commit for commit in log if state.is_of(commit)]
+    if state.commit and state.commit not in [*commits, *(one.revision for one in known.experiments)]:
+        commits.insert(0, state.commit)
+    return commits
 
 
 @cache
-def _locks(revision: str) -> dict[str, str]:
-    return mirror.locks(mirror.entries(revision))
+def _locks(commit: str) -> dict[str, str]:
+    return mirror.locks(mirror.entries(commit))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from emotune.core.errors import InputError
+from emotune.core.sections import read_yaml
 
 ABSENT = object()
-IN_WORKSPACE, IN_CACHE, IN_REMOTE = "workspace", "cache", "remote"
+IN_WORKSPACE, IN_CACHE, IN_REMOTE, NOWHERE, UNKNOWN = "workspace", "cache", "remote", "nowhere", "unknown"
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """dvc.lock beside the files here."""
 
     # What disagrees with it: a line each, which begins with the stage.
@@ -34,109 +35,111 @@ def stale(root: Path) -> list[str]:
     default remote. An out which only the cache or the remote has makes nothing stale. Nothing is run, written or
     fetched. InputError where `root` holds no DVC repository, or one that DVC cannot read.
     """
-    found = compared(root)
-    return found.differs + found.lost
+    comparison = compared(root)
+    return comparison.differs + comparison.lost
 
 
-def compared(root: Path) -> Compared:
+def compared(root: Path) -> Comparison:
     """Every stage of dvc.yaml beside its entry in dvc.lock, in the order of dvc.yaml."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo(str(root)) as repo:
-            return _compared(repo, root)
+            return _comparison(repo, root / "dvc.lock")
     except DvcException as error:
         raise InputError(f"{root.resolve()}: DVC says: {' '.join(str(error).split())}") from None
 
 
-def _compared(repo: Any, root: Path) -> Compared:
-    found = Compared([], [], {place: [] for place in (IN_WORKSPACE, IN_CACHE, IN_REMOTE)})
-    stages = repo.index.stages
-    made = {out.fs_path: out for stage in stages for out in stage.outs}
-    locked = _locked(root / "dvc.lock")
-    for stage in stages:
-        if stage.name not in locked:
-            found.differs.append(f"{stage.name}: not in dvc.lock")
+def _comparison(repo: Any, path: Path) -> Comparison:
+    comparison = Comparison([], [], {place: [] for place in (IN_WORKSPACE, IN_CACHE, IN_REMOTE)})
+    entries = (read_yaml(path).get("stages") or {}) if path.is_file() else {}
+    writers = {out.fs_path: out for stage in repo.index.stages for out in stage.outs}
+    for stage in repo.index.stages:
+        if stage.name not in entries:
+            comparison.differs.append(f"{stage.name}: not in dvc.lock")
             continue
-        reasons = ["cmd is not that of dvc.lock"] if stage.cmd_changed else []
-        for dep in stage.deps:
-            reasons += _of_params(dep) if dep.hash_name == "params" else _of_dep(dep, made.get(dep.fs_path))
+        comparison.differs.extend(f"{stage.name}: {difference}" for difference in _of_inputs(stage, writers))
         for out in stage.outs:
-            if not out.hash_info:
-                reasons.append(f"out {out.def_path} is not in dvc.lock")
-            elif out.exists:
-                reasons += [f"out {out.def_path} is not that of dvc.lock"] if out.changed_checksum() else []
-                found.outs[IN_WORKSPACE].append(out.def_path)
-            elif not out.use_cache:
-                reasons.append(f"out {out.def_path} is absent, and git keeps it, not DVC")
-            elif _has(out.cache, out.hash_info):
-                found.outs[IN_CACHE].append(out.def_path)
-            elif lack := _not_in_remote(repo, out.hash_info):
-                found.lost.append(f"{stage.name}: out {out.def_path} is in neither workspace nor cache, and {lack}")
-            else:
-                found.outs[IN_REMOTE].append(out.def_path)
-        found.differs.extend(f"{stage.name}: {reason}" for reason in reasons)
-    return found
+            place, fault = _of_out(out, repo)
+            if place in comparison.outs:
+                comparison.outs[place].append(out.def_path)
+            if fault:
+                faults = comparison.lost if place == NOWHERE else comparison.differs
+                faults.append(f"{stage.name}: out {out.def_path} {fault}")
+    return comparison
 
 
-def _locked(path: Path) -> Mapping[str, Any]:
-    """The stages of dvc.lock; none where there is no such file."""
-    from emotune.core.sections import read_yaml
-
-    return dict(read_yaml(path).get("stages") or {}) if path.is_file() else {}
-
-
-def _of_dep(dep: Any, made: Any) -> list[str]:
-    """What is wrong with a file or folder that a stage reads; `made` is the out of another stage that it is."""
-    if not dep.hash_info:
-        return [f"dep {dep.def_path} is not in dvc.lock"]
-    if made is not None:  # what lies in the workspace is compared where it is an out
-        return (
-            [] if dep.hash_info == made.hash_info else [f"dep {dep.def_path} is not what {made.stage.name} left there"]
-        )
-    if not dep.exists:
-        return [f"dep {dep.def_path} is absent"]
-    return [f"dep {dep.def_path} is not that of dvc.lock"] if dep.changed_checksum() else []
+def _of_inputs(stage: Any, writers: Mapping[str, Any]) -> Iterator[str]:
+    """What differs from dvc.lock in a stage's command, params and deps; `writers` has all outs by their path."""
+    if stage.cmd_changed:
+        yield "cmd is not that of dvc.lock"
+    for dep in stage.deps:
+        if dep.hash_name == "params":
+            now, then = dep.read_params(), dep.hash_info.value or {}
+            for key in dep.params:
+                yield from _of_param(key, now.get(key, ABSENT), then.get(key, ABSENT))
+        elif fault := _of_dep(dep, writers.get(dep.fs_path)):
+            yield f"dep {dep.def_path} {fault}"
 
 
-def _of_params(dep: Any) -> list[str]:
-    now, locked = dep.read_params(), dep.hash_info.value or {}
-    return [line for key in dep.params for line in _turned(key, now.get(key, ABSENT), locked.get(key, ABSENT))]
-
-
-def _turned(key: str, now: Any, locked: Any) -> Iterator[str]:
+def _of_param(key: str, now: Any, then: Any) -> Iterator[str]:
     """A line for each value under a dotted key that is not the locked one."""
-    if isinstance(now, Mapping) and isinstance(locked, Mapping):
-        for name in {**locked, **now}:
-            yield from _turned(f"{key}.{name}", now.get(name, ABSENT), locked.get(name, ABSENT))
-    elif now != locked:
-        yield f"param {key} is {_shown(now)}, and {_shown(locked)} in dvc.lock"
+    if isinstance(now, Mapping) and isinstance(then, Mapping):
+        for name in {**then, **now}:
+            yield from _of_param(f"{key}.{name}", now.get(name, ABSENT), then.get(name, ABSENT))
+    elif now != then:
+        yield f"param {key} is {_shown(now)}, and {_shown(then)} in dvc.lock"
 
 
 def _shown(value: Any) -> str:
     return "absent" if value is ABSENT else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _has(store: Any, wanted: Any) -> bool:
+def _of_dep(dep: Any, written: Any) -> str:
+    """What is wrong with a file or folder that a stage reads; `written` is the out of another stage that it is."""
+    if not dep.hash_info:
+        return "is not in dvc.lock"
+    if written is not None:  # what lies in the workspace is compared where it is an out
+        return "" if dep.hash_info == written.hash_info else f"is not what {written.stage.name} left there"
+    if not dep.exists:
+        return "is absent"
+    return "is not that of dvc.lock" if dep.changed_checksum() else ""
+
+
+def _of_out(out: Any, repo: Any) -> tuple[str, str]:
+    """Where an out is, and what is wrong with it."""
+    if not out.hash_info:
+        return UNKNOWN, "is not in dvc.lock"
+    if out.exists:
+        return IN_WORKSPACE, "is not that of dvc.lock" if out.changed_checksum() else ""
+    if not out.use_cache:
+        return UNKNOWN, "is absent, and git keeps it, not DVC"
+    if _has(out.cache, out.hash_info):
+        return IN_CACHE, ""
+    lack = _not_in_remote(repo, out.hash_info)
+    return (NOWHERE, f"is in neither workspace nor cache, and {lack}") if lack else (IN_REMOTE, "")
+
+
+def _has(store: Any, hash: Any) -> bool:
     """Whether a cache or a remote has an object; of a folder, all files too."""
     from dvc_data.hashfile.tree import ObjectFormatError, Tree
 
     try:
-        store.fs.info(store.oid_to_path(wanted.value))  # `exists` says no, too, of a store that cannot be reached
-        files = {file.value for _, _, file in Tree.load(store, wanted)} if wanted.isdir else set()
+        store.fs.info(store.oid_to_path(hash.value))  # `exists` says no, too, of a store that cannot be reached
+        files = {file.value for _, _, file in Tree.load(store, hash)} if hash.isdir else set()
     except (FileNotFoundError, ObjectFormatError):
         return False
     return files <= set(store.oids_exist(list(files)))
 
 
-def _not_in_remote(repo: Any, wanted: Any) -> str:
+def _not_in_remote(repo: Any, hash: Any) -> str:
     """Why the default remote cannot bring an object; empty where it can."""
     name = repo.config["core"].get("remote")
     if not name:
         return "there is no remote"
     try:
-        return "" if _has(repo.cloud.get_remote_odb(command="pull"), wanted) else f"not in the remote {name}"
+        return "" if _has(repo.cloud.get_remote_odb(command="pull"), hash) else f"not in the remote {name}"
     # Each kind of store has exceptions of its own, and all mean that it did not answer: the line says which.
     except Exception as error:
         return f"the remote {name} did not answer: {type(error).__name__}: {' '.join(str(error).split())}"
