@@ -28,6 +28,7 @@ from emotune.models import loading
 from emotune.models.params import Model
 from emotune.preferences import attempts, journal
 from emotune.preferences.candidates import judging, sampling
+from emotune.prompts.prompter import Prompter
 from emotune.runs.params import parse
 
 # What a request is answered with: status, body, and headers.
@@ -552,7 +553,7 @@ def test_preferences_are_sampled_by_a_server_as_they_are_here(
     whole = parse(Path(__file__).parents[2] / "params.yaml")
     p = whole.prefs.model_copy(update={"sampling": SAMPLING, "candidates": 2, "attempts": 2, "prompts": 3})
     tokenizer = loading.load_tokenizer(merged, "out_inst_uni")
-    asked = attempts.choose_prompts(dialogues, tokenizer, whole.data.labels, p, 5, None, 256)
+    asked = attempts.choose_prompts(dialogues, Prompter(tokenizer, None, 256, 5), whole.data.labels, p)
     judge = judging(lambda: (unsure, unsure))
     with journal.opened(tmp_path / "journal.sqlite", {}) as memo:
         sample = sampling(Server(str(merged)), p)

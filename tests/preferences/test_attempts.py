@@ -30,7 +30,6 @@ from emotune.preferences.pairs import rows
 from emotune.preferences.params import Audit, Length, Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Candidate, Pair
-from emotune.prompts import rendering
 from emotune.prompts.prompter import Prompter
 from emotune.runs.params import parse
 
@@ -137,7 +136,7 @@ def test_the_seed_draws_the_prompts(talk: list[Dialogue], tokenizer: Any) -> Non
 
 def test_a_prompt_is_the_token_ids_that_ask_for_its_emotion(talk: list[Dialogue], tokenizer: Any) -> None:
     for prompt in choose(talk, tokenizer, prefs()):
-        assert list(prompt.ids) == rendering.prompt_ids(tokenizer, prompt.history, prompt.emotion, None)
+        assert list(prompt.ids) == Prompter(tokenizer, None, 256).ids(prompt.history, prompt.emotion)
 
 
 def test_a_history_has_at_most_so_many_turns_from_a_user_turn_on(talk: list[Dialogue], tokenizer: Any) -> None:

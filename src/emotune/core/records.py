@@ -119,24 +119,17 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]])
         writer.writerows(rounded(row) for row in rows)
 
 
-<<<<<<< HEAD
 def sha256(path: Path) -> str:
-=======
-def file_sha256(path: Path) -> str:
->>>>>>> publish
     """The sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-<<<<<<< HEAD
 def content_hash(files: Mapping[str, str]) -> str:
     """One sha256 for several files: over their names and the sha256 of each, in the order given."""
     return hashlib.sha256("".join(f"{name}\0{own}\n" for name, own in files.items()).encode()).hexdigest()
 
 
-=======
->>>>>>> publish
 def digest(path: Path) -> str:
     """The content hash of a file, or of a folder with all below it, in order; InputError where there is neither.
 

@@ -36,7 +36,7 @@ def _other_files(here: Path, there: Path) -> list[Path]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and records.file_sha256(one) == records.file_sha256(other)
+    return other.is_file() and records.sha256(one) == records.sha256(other)
 
 
 def _other_splits(facts: Facts, there: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:

@@ -70,7 +70,7 @@ def facts_of(root: Path, metrics: Path, reason: str | None) -> Facts:
         metrics=metrics,
         p=p,
         lock=locked,
-        lock_sha256=records.file_sha256(root / "dvc.lock"),
+        lock_sha256=records.sha256(root / "dvc.lock"),
         commit=commit,
         dirty=dirty,
         repositories=repositories(p, p.publish.owner or OWNER),

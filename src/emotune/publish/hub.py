@@ -226,7 +226,7 @@ def _hashes(repository: Repository, commit: str) -> dict[str, str]:
 def _has_hash(path: Path, hash: str) -> bool:
     """Whether a file has the content that the Hub calls by a sha256, or by git's sha1 of content and size."""
     if len(hash) == 64:
-        return records.file_sha256(path) == hash
+        return records.sha256(path) == hash
     with path.open("rb") as file:
         header = f"blob {path.stat().st_size}\0".encode()
         return hashlib.file_digest(file, lambda: hashlib.sha1(header)).hexdigest() == hash
