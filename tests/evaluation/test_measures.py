@@ -9,10 +9,9 @@ import pytest
 
 from emotune.core.dialogue import Dialogue, alternate
 from emotune.evaluation import measures
-from emotune.evaluation.answers import Answers, answer
+from emotune.evaluation.answers import Answers, Question, answer, control, natural
 from emotune.evaluation.control import control_by, judge_gap
 from emotune.evaluation.params import Evaluate
-from emotune.evaluation.questions import Question, control, natural
 from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
 from emotune.models import loading

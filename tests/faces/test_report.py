@@ -12,9 +12,8 @@ from emotune.evaluation import measures
 from emotune.evaluation.answers import Answers
 from emotune.faces import cli, report
 from emotune.preferences import attempts
-from emotune.preferences.audit import measure
 from emotune.preferences.candidates import Prompt
-from emotune.preferences.pairs import rows
+from emotune.preferences.pairs import measure, rows
 from emotune.preferences.selection import Candidate, Pair
 from emotune.runs import tables
 from emotune.runs.params import parse

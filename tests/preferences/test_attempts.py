@@ -23,10 +23,9 @@ from emotune.models import loading
 from emotune.models.params import Model
 from emotune.preferences import attempts, journal
 from emotune.preferences.attempts import Outcome
-from emotune.preferences.audit import audit, measure
 from emotune.preferences.candidates import Prompt, Wanted, judging, sampling
 from emotune.preferences.journal import Journal
-from emotune.preferences.pairs import rows
+from emotune.preferences.pairs import audit, measure, rows
 from emotune.preferences.params import Audit, Length, Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Candidate, Pair

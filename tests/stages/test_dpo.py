@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from emotune.core.dialogue import Dialogue
+from emotune.evaluation.answers import control as questions_of
 from emotune.evaluation.control import control_by
-from emotune.evaluation.questions import control as questions_of
 from emotune.generation.params import Sampling
 from emotune.judges.params import JudgeChoice
 from emotune.models import loading

@@ -74,3 +74,8 @@ def _user_turns(turns: Sequence[Turn]) -> list[int]:
 def normal_form(text: str) -> str:
     """Its letters and digits in lower case: what two texts share that differ in case, spaces and punctuation alone."""
     return re.sub(r"[\W_]+", "", text.casefold()) or text
+
+
+def bare(text: str) -> str:
+    """Its characters but for white space, case folded: what two texts share that differ in case and spaces alone."""
+    return "".join(text.casefold().split())

@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 def embedded(count: int, seed: int) -> Source:
     """The corpus written for this project: `count` dialogues, the same ones for the same seed."""
-    return _all_kept(corpus.dialogues(count, seed))
+    return Source(corpus.dialogues(count, seed), {split: Counter() for split in SPLITS})
 
 
 def daily_dialog(path: str | Path, revision: str | None) -> Source:
@@ -48,25 +48,22 @@ def daily_dialog(path: str | Path, revision: str | None) -> Source:
     InputError: a missing file, files of different length, a label that is not 0..6.
     """
     files = _pinned(path, revision, [name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS)])
-    splits: dict[str, list[Dialogue]] = {}
-    dropped = {split: Counter[str]() for split in SPLITS}
-    for split in SPLITS:
+
+    def read(split: str) -> Iterator[tuple[str, Dialogue | None]]:
         texts, labels = _lines(files[TEXTS.format(split)]), _lines(files[EMOTIONS.format(split)])
         if len(texts) != len(labels):
             raise InputError(
                 f"{files[EMOTIONS.format(split)].origin}: expected a line of labels for each of the {len(texts)} "
                 f"dialogues, found {len(labels)} lines"
             )
-        splits[split] = []
         for number, ((_, text), (where, numbers)) in enumerate(zip(texts, labels, strict=True), start=1):
             # Every utterance ends with the mark, so what follows the last one is no utterance.
             utterances = [utterance.strip() for utterance in text.strip().removesuffix("__eou__").split("__eou__")]
             emotions = [DAILY_DIALOG_LABELS[_index(label, DAILY_DIALOG_LABELS, where)] for label in numbers.split()]
-            if len(utterances) != len(emotions):
-                dropped[split]["label_mismatch"] += 1
-                continue
-            splits[split].append(Dialogue(f"{split}-{number}", _turns(utterances, emotions)))
-    return Source(splits, dropped)
+            dialogue = Dialogue(f"{split}-{number}", _turns(utterances, emotions))
+            yield where, dialogue if len(utterances) == len(emotions) else None
+
+    return _source(read)
 
 
 def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Source:
@@ -77,10 +74,8 @@ def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Sour
     is not so is an InputError with file and line.
     """
     files = _pinned(path, revision, [JSONL.format(split) for split in SPLITS])
-    splits: dict[str, list[Dialogue]] = {}
-    places: dict[str, str] = {}
-    for split in SPLITS:
-        splits[split] = []
+
+    def read(split: str) -> Iterator[tuple[str, Dialogue]]:
         for number, (where, line) in enumerate(_lines(files[JSONL.format(split)]), start=1):
             if not line.strip():
                 continue
@@ -88,10 +83,9 @@ def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Sour
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"{where}: not JSON: {error.msg}") from None
-            dialogue = _from_foreign_record(record, f"{split}-{number}", labels, where)
-            _claim(dialogue.id, where, places)
-            splits[split].append(dialogue)
-    return _all_kept(splits)
+            yield where, _from_foreign_record(record, f"{split}-{number}", labels, where)
+
+    return _source(read)
 
 
 def hub(name: str, revision: str | None, labels: Sequence[str]) -> Source:
@@ -108,54 +102,62 @@ def hub(name: str, revision: str | None, labels: Sequence[str]) -> Source:
         )
     import datasets  # 1.3 s, and only this source needs it
 
+    pinned = {"path": str(folder)} if folder.is_dir() else {"path": name, "revision": revision}
     try:
-        if folder.is_dir():
-            tables = datasets.load_dataset(str(folder))
-        else:
-            tables = datasets.load_dataset(name, revision=revision)
+        tables = datasets.load_dataset(**pinned)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"data.name: cannot load the dataset {name} at revision {revision}: {error}") from error
     if missing := [split for split in SPLITS if split not in tables]:
         raise InputError(f"{name}: no split {', '.join(missing)}; it has {', '.join(tables)}")
-    splits: dict[str, list[Dialogue]] = {split: [] for split in SPLITS}
-    dropped = {split: Counter[str]() for split in SPLITS}
-    places: dict[str, str] = {}
-    for split in SPLITS:
-        read = _row_reader(tables[split].features, labels, name)
+
+    def read(split: str) -> Iterator[tuple[str, Dialogue | None]]:
+        dialogue_of = _row_reader(tables[split].features, labels, name)
         for number, row in enumerate(tables[split], start=1):
-            dialogue = read(row, f"{split}-{number}")
-            if dialogue is None:
-                dropped[split]["label_mismatch"] += 1
-                continue
-            _claim(dialogue.id, f"{name}: row {split}-{number}", places)
-            splits[split].append(dialogue)
-    return Source(splits, dropped)
+            where = f"{name}: row {split}-{number}"
+            yield where, dialogue_of(row, f"{split}-{number}", where)
+
+    return _source(read)
 
 
 def _row_reader(
-    features: Mapping[str, Any], labels: Sequence[str], where: str
-) -> Callable[[dict[str, Any], str], Dialogue | None]:
-    """How a row of a dataset with these columns becomes a dialogue; None where its labels do not match its text."""
+    features: Mapping[str, Any], labels: Sequence[str], name: str
+) -> Callable[[dict[str, Any], str, str], Dialogue | None]:
+    """How a row of a dataset with these columns, its id and its place become a dialogue; None as in `_source`."""
     if "turns" in features:
-        return lambda row, row_id: _from_foreign_record(row, row_id, labels, f"{where}: row {row_id}")
+        return lambda row, row_id, where: _from_foreign_record(row, row_id, labels, where)
     texts = next((column for column in ("dialog", "utterances") if column in features), None)
     emotions = next((column for column in ("emotion", "emotions") if column in features), None)
     if texts is None or emotions is None:
         raise InputError(
-            f"{where}: expected the column turns, or dialog (utterances) and emotion (emotions); "
+            f"{name}: expected the column turns, or dialog (utterances) and emotion (emotions); "
             f"found {', '.join(features)}"
         )
     names = getattr(getattr(features[emotions], "feature", None), "names", None) or DAILY_DIALOG_LABELS
 
-    def read(row: dict[str, Any], row_id: str) -> Dialogue | None:
-        place = f"{where}: row {row_id}"
+    def read(row: dict[str, Any], row_id: str, where: str) -> Dialogue | None:
         if len(row[emotions]) != len(row[texts]):
             return None
-        named = [label if isinstance(label, str) else names[_index(label, names, place)] for label in row[emotions]]
-        utterances = [_text(utterance, place) for utterance in row[texts]]
-        return Dialogue(row_id, _turns(utterances, [_emotion(emotion, labels, place) for emotion in named]))
+        named = [label if isinstance(label, str) else names[_index(label, names, where)] for label in row[emotions]]
+        utterances = [_text(utterance, where) for utterance in row[texts]]
+        return Dialogue(row_id, _turns(utterances, [_emotion(emotion, labels, where) for emotion in named]))
 
     return read
+
+
+def _source(read: Callable[[str], Iterable[tuple[str, Dialogue | None]]]) -> Source:
+    """All that a reader gives of each split, with its place; it gives None where labels do not match their text."""
+    source = Source({split: [] for split in SPLITS}, {split: Counter() for split in SPLITS})
+    places: dict[str, str] = {}
+    for split in SPLITS:
+        for where, dialogue in read(split):
+            if dialogue is None:
+                source.dropped[split]["label_mismatch"] += 1
+            elif dialogue.id in places:
+                raise InputError(f"{where}: the id {dialogue.id!r} is taken by {places[dialogue.id]}")
+            else:
+                places[dialogue.id] = where
+                source.splits[split].append(dialogue)
+    return source
 
 
 def _from_foreign_record(record: Any, default_id: str, labels: Sequence[str], where: str) -> Dialogue:
@@ -173,12 +175,6 @@ def _from_foreign_record(record: Any, default_id: str, labels: Sequence[str], wh
     if given is not None and not (isinstance(given, str) and given):
         raise InputError(f"{where}: id must be text, found {given!r}")
     return Dialogue(given or default_id, _turns(utterances, emotions))
-
-
-def _claim(name: str, where: str, places: dict[str, str]) -> None:
-    if name in places:
-        raise InputError(f"{where}: the id {name!r} is taken by {places[name]}")
-    places[name] = where
 
 
 def _value(record: Any, key: str, where: str) -> Any:
@@ -216,10 +212,6 @@ def _index(value: Any, names: Sequence[str], where: str) -> int:
 
 def _turns(utterances: Iterable[str], emotions: Iterable[str]) -> tuple[Turn, ...]:
     return tuple(map(Turn, cycle((USER, ASSISTANT)), utterances, emotions))
-
-
-def _all_kept(splits: dict[str, list[Dialogue]]) -> Source:
-    return Source(splits, {split: Counter() for split in splits})
 
 
 class _File(NamedTuple):

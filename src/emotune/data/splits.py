@@ -20,18 +20,14 @@ def deduplicate(splits: Mapping[str, Sequence[Dialogue]]) -> tuple[dict[str, lis
     dropped: dict[str, Counter[str]] = {split: Counter() for split in splits}
     for split in sorted(splits, key=SPLITS.index, reverse=True):
         for dialogue in splits[split]:
-            key = _normal_form(dialogue)
+            even = dialogue.turns[: max(1, len(dialogue.turns) // 2 * 2)]
+            key = "".join(normal_form(turn.content) for turn in even)
             if key in owner:
                 dropped[split][owner[key]] += 1
             else:
                 owner[key] = split
                 kept[split].append(dialogue)
     return kept, dropped
-
-
-def _normal_form(dialogue: Dialogue) -> str:
-    even = dialogue.turns[: max(1, len(dialogue.turns) // 2 * 2)]
-    return "".join(normal_form(turn.content) for turn in even)
 
 
 def usable(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], Counter[str]]:

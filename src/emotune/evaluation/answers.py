@@ -1,9 +1,13 @@
-"""Questions -> a model's replies, what the judges say of them, and what the human replies cost the model."""
+"""The questions that every model is asked, its replies, what judges say of them, and what human replies cost it.
+
+They are asked in the emotion that the data has, and in every emotion.
+"""
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +15,8 @@ from tqdm import tqdm
 
 from emotune.core import processes, seeds
 from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Log
-from emotune.core.dialogue import ASSISTANT, Dialogue, Turn
+from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, history
 from emotune.evaluation.params import Evaluate
-from emotune.evaluation.questions import Question, control, natural
 from emotune.generation import local
 from emotune.generation.engine import Reply, Request
 from emotune.generation.params import Sampling
@@ -24,6 +27,45 @@ from emotune.prompts.prompter import Prompter, Row
 Rows = list[dict[str, Any]]
 # The likelihoods of so many token positions are computed at once.
 POSITIONS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Answer this history in this emotion; `reference` is what a human answered, where the emotion is the human's."""
+
+    id: str
+    dialogue: str
+    history: tuple[Turn, ...]
+    emotion: str
+    reference: str | None
+
+
+def natural(dialogues: Iterable[Dialogue], history_turns: int, limit: int | None, seed: int) -> list[Question]:
+    """Every reply of every dialogue, asked for in its own emotion; or `limit` of them, dialogues shuffled."""
+    shuffled = list(dialogues)
+    random.Random(seeds.key(seed, "natural")).shuffle(shuffled)
+    questions = [
+        Question(f"{d.id}/{i}", d.id, history(d.turns, i, history_turns), turn.emotion, turn.content)
+        for d in shuffled
+        for i, turn in enumerate(d.turns)
+        if turn.role == ASSISTANT
+    ]
+    return questions[:limit]
+
+
+def control(
+    dialogues: Iterable[Dialogue], history_turns: int, contexts: int, labels: Sequence[str], seed: int
+) -> list[Question]:
+    """One context from each of `contexts` dialogues, each asked for in every emotion."""
+    rng = random.Random(seeds.key(seed, "control"))
+    shuffled = list(dialogues)
+    rng.shuffle(shuffled)
+    questions = []
+    for d in shuffled[:contexts]:
+        at = rng.choice([i for i, turn in enumerate(d.turns) if turn.role == ASSISTANT])
+        context = history(d.turns, at, history_turns)
+        questions += [Question(f"{d.id}/{at}/{label}", d.id, context, label, None) for label in labels]
+    return questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +110,7 @@ def requests_of(
     prompts = [prompter.fitting_prompt(q.history, q.emotion, sampling.max_new_tokens) for q in questions]
     keys = [(seeds.key(seed, q.id),) for q in questions]
     requests = [Request(tuple(ids), own) for (_, ids), own in zip(prompts, keys, strict=True)]
-    return [history for history, _ in prompts], requests
+    return [turns for turns, _ in prompts], requests
 
 
 def _replies(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, log: Log) -> list[Reply]:
@@ -78,9 +120,8 @@ def _replies(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: 
     """
     own = processes.share(requests)
     began = time.monotonic()
-    with tqdm(
-        total=len(own), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True, disable=not processes.first()
-    ) as bar:
+    silent = not processes.first()
+    with tqdm(total=len(own), desc="replies", unit="reply", mininterval=5, dynamic_ncols=True, disable=silent) as bar:
         replies = [reply for [reply] in local.replies(model, tokenizer, own, sampling, done=bar.update)]
     replies = processes.gather(replies)
     tokens = sum(reply.tokens + reply.ended for reply in replies)
@@ -101,8 +142,8 @@ def _rows(
         {
             "id": q.id,
             "dialogue": q.dialogue,
-            "context": [turn.content for turn in history],
-            "trimmed": len(history) < len(q.history),
+            "context": [turn.content for turn in turns],
+            "trimmed": len(turns) < len(q.history),
             "emotion": q.emotion,
             "reply": reply.text,
             "judged": judged,
@@ -112,7 +153,7 @@ def _rows(
             "tokens": reply.tokens,
             "ended": reply.ended,
         }
-        for q, history, reply, (judged, confidence), (gibberish, gibberish_confidence) in zip(
+        for q, turns, reply, (judged, confidence), (gibberish, gibberish_confidence) in zip(
             questions, histories, replies, emotion_judge(texts), gibberish_judge(texts), strict=True
         )
     ]
@@ -123,18 +164,14 @@ def _add_references(
 ) -> None:
     """What a human answered, and its likelihood, to the row of each question that has a reference which fits."""
     fitting: dict[int, Row] = {}
-    for number, (q, history) in enumerate(zip(questions, histories, strict=True)):
+    for number, (q, turns) in enumerate(zip(questions, histories, strict=True)):
         if q.reference is not None:
-            row = prompter.reply_row(history, Turn(ASSISTANT, q.reference, q.emotion))
+            row = prompter.reply_row(turns, Turn(ASSISTANT, q.reference, q.emotion))
             if len(row[0]) <= prompter.context:
                 fitting[number] = row
     costs = _likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
     for number, (nats, tokens) in zip(fitting, costs, strict=True):
-        rows[number] |= {
-            "reference": questions[number].reference,
-            "reference_nats": nats,
-            "reference_tokens": tokens,
-        }
+        rows[number] |= {"reference": questions[number].reference, "reference_nats": nats, "reference_tokens": tokens}
 
 
 def _likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[tuple[float, int]]:

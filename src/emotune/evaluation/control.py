@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from emotune.evaluation import scores
-from emotune.evaluation.answers import requests_of
-from emotune.evaluation.questions import Question
+from emotune.evaluation.answers import Question, requests_of
 from emotune.generation import local
 from emotune.generation.params import Sampling
 from emotune.judges.verdicts import Judge

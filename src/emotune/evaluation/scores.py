@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emotune.core.dialogue import bare
 from emotune.core.errors import InputError
 
 Array = NDArray[Any]
@@ -26,9 +27,6 @@ PROMPT_TEXT = re.compile(r"\[/?(?:INST|(?:[UC]_)?EMOTION)\]|<</?SYS>>|(?<!\S)(?:
 METRICS = ("accuracy", "weighted_f1", "macro_f1", "micro_f1_without_neutral", "macro_accuracy")
 
 
-# Confusion matrices: rows are gold, columns are judged.
-
-
 def confusions(
     dialogue_ids: Sequence[Hashable], gold: Sequence[str], judged: Sequence[str], labels: Sequence[str]
 ) -> Array:
@@ -36,15 +34,12 @@ def confusions(
 
     InputError where the columns differ in length or a label is not one of `labels`.
     """
-    rows, golds, judgements = len(dialogue_ids), len(gold), len(judged)
-    if not rows == golds == judgements:
-        raise InputError(
-            f"{rows} dialogue ids, {golds} gold and {judgements} judged labels: expected one of each a row"
-        )
+    rows, golds, answers = len(dialogue_ids), len(gold), len(judged)
+    if not rows == golds == answers:
+        raise InputError(f"{rows} dialogue ids, {golds} gold and {answers} judged labels: expected one of each a row")
     place = {label: index for index, label in enumerate(labels)}
-    for label in (*gold, *judged):
-        if label not in place:
-            raise InputError(f"label {label!r} is not one of {', '.join(labels)}")
+    if unknown := [label for label in (*gold, *judged) if label not in place]:
+        raise InputError(f"label {unknown[0]!r} is not one of {', '.join(labels)}")
     row_of: dict[Hashable, int] = {}
     at = [row_of.setdefault(dialogue, len(row_of)) for dialogue in dialogue_ids]
     counts = np.zeros((len(row_of), len(labels), len(labels)), dtype=np.int64)
@@ -92,14 +87,13 @@ def per_label(gold: Sequence[str], judged: Sequence[str], labels: Sequence[str])
     """Precision, recall, F1 and gold support of each label; division by zero gives 0."""
     matrix = confusion(gold, judged, labels)
     hits, support, answers = np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    precision, recall, both = _ratio(hits, answers), _ratio(hits, support), _ratio(2 * hits, support + answers)
+    rates = {
+        "precision": _ratio(hits, answers),
+        "recall": _ratio(hits, support),
+        "f1": _ratio(2 * hits, support + answers),
+    }
     return {
-        label: {
-            "precision": float(precision[i]),
-            "recall": float(recall[i]),
-            "f1": float(both[i]),
-            "support": int(support[i]),
-        }
+        label: {name: float(rate[i]) for name, rate in rates.items()} | {"support": int(support[i])}
         for i, label in enumerate(labels)
     }
 
@@ -279,8 +273,7 @@ def ends_properly(text: str) -> bool:
 
 def copies_context(reply: str, context: Sequence[str]) -> bool:
     """Whether the reply is a whole turn of the context again, case and white space aside; an empty reply is not."""
-    bare = _bare(reply)
-    return bool(bare) and any(bare == _bare(turn) for turn in context)
+    return bool(bare(reply)) and bare(reply) in map(bare, context)
 
 
 def has_prompt_text(reply: str) -> bool:
@@ -289,7 +282,3 @@ def has_prompt_text(reply: str) -> bool:
     A tag may be the opening or the closing one, in any case; a role's name begins the reply or follows white space.
     """
     return PROMPT_TEXT.search(reply) is not None
-
-
-def _bare(text: str) -> str:
-    return "".join(text.casefold().split())

@@ -72,7 +72,9 @@ def replies(
         try:
             sampled = _sample(model, tokenizer, batch, sampling)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or count == 1:
+            # On a CPU torch says so in words alone.
+            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+            if not out_of_memory or count == 1:
                 raise
             rows = max(1, sum(len(request.keys) for request in batch) // 2)
             torch.cuda.empty_cache()
@@ -87,25 +89,16 @@ def replies(
 
 def fitting_rows(model: Any, positions: int) -> int:
     """How many rows of `positions` tokens half of the free memory holds, by their cache and their logits."""
+    import psutil
+
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Keys and values; the logits in float32, with their noise, and what is sorted of them.
     row = 2 * config.num_hidden_layers * heads * size * positions * model.dtype.itemsize + 4 * 4 * config.vocab_size
     on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else _free_memory()
+    free: int = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
     return max(1, min(GPU_ROWS if on_gpu else CPU_ROWS, free // 2 // row))
-
-
-def _free_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """On a CPU torch says so in words alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -154,11 +147,11 @@ class _Batch:
 
     def _read_prompts(self) -> None:
         """Each prompt once, padded on the left; then the logits of its last token are those of each of its rows."""
-        longest = max(len(request.prompt) for request in self.requests)
-        padding = [longest - len(request.prompt) for request in self.requests]
-        pairs = list(zip(padding, (request.prompt for request in self.requests), strict=True))
-        ids = self._tensor([[self.tokenizer.pad_token_id] * pad + list(prompt) for pad, prompt in pairs])
-        self.held = self._tensor([[0] * pad + [1] * len(prompt) for pad, prompt in pairs])
+        prompts = [request.prompt for request in self.requests]
+        longest = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        ids = self._tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        self.held = self._tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         output = self.model(
             input_ids=ids,
             attention_mask=self.held,

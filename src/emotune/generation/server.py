@@ -14,23 +14,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AnyHttpUrl, BaseModel, Field, ValidationError
 
 from emotune.core.errors import InputError
-from emotune.generation import completions
 from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import OpenAI
 
 CONCURRENCY = 32
-# Seconds without a byte after which a request has failed.
-TIMEOUT = 120
+# Seconds: without a byte, after which a request has failed; and to wait for a connection.
+TIMEOUT, CONNECT_TIMEOUT = 120, 10
 # Eleven tries wait up to a minute in all, long enough for a gateway that restarts; whoever has just started a stage
 # with the wrong URL hears of it after three.
 TRIES, FIRST_TRIES = 11, 3
@@ -40,6 +42,8 @@ EXTRAS: dict[str, tuple[float, str, float]] = {
     "repetition_penalty": (1.0, "repetition_penalty", -1.0),
     "min_new_tokens": (0, "min_tokens", -1),
 }
+# Characters shown of an answer that is none.
+SHOWN = 300
 PROBE = Sampling(temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=1)
 
 
@@ -90,10 +94,10 @@ def connect(model: str) -> Endpoint:
     endpoint = Endpoint(
         _url(), model, _number("EMOTUNE_SERVER_CONCURRENCY", CONCURRENCY), _number("EMOTUNE_SERVER_TIMEOUT", TIMEOUT)
     )
-    with completions.client(endpoint.url, endpoint.timeout, FIRST_TRIES) as client:
+    with _client(endpoint, FIRST_TRIES) as client:
         try:
             first = _probe(client, endpoint)
-        except completions.Refused as refusal:
+        except Refused as refusal:
             if "Unexpected fields" not in str(refusal):
                 _assert_served(client, endpoint)
                 raise
@@ -111,16 +115,16 @@ def connect(model: str) -> Endpoint:
     return endpoint
 
 
-def _probe(client: OpenAI, endpoint: Endpoint, **changed: float) -> completions.Completion:
+def _probe(client: OpenAI, endpoint: Endpoint, **changed: float) -> Completion:
     """One token of the whole request form, so that what the server will not have is known before it matters."""
-    return completions.complete(client, endpoint.model, "a", 0, _settings(endpoint, PROBE) | changed)
+    return _complete(client, endpoint, "a", 0, _settings(endpoint, PROBE) | changed)
 
 
 def _assert_served(client: OpenAI, endpoint: Endpoint) -> None:
-    models = completions.served(client)
-    if endpoint.model not in models:
+    served = [model.id for model in Models.model_validate_json(_ask(client.models.with_raw_response.list)).data]
+    if endpoint.model not in served:
         raise InputError(
-            f"{endpoint.url} does not serve {endpoint.model!r}; it serves {', '.join(models) or 'nothing'}"
+            f"{endpoint.url} does not serve {endpoint.model!r}; it serves {', '.join(served) or 'nothing'}"
         )
 
 
@@ -148,13 +152,15 @@ def replies(
     is started, those under way end, and InputError says how many had come. So it does at once for a setting that the
     server ignores.
     """
-    _assert_heeded(endpoint, sampling)
-    with (
-        completions.client(endpoint.url, endpoint.timeout, TRIES) as client,
-        ThreadPoolExecutor(endpoint.concurrency) as pool,
-    ):
+    for key in sorted(endpoint.unheeded):
+        neutral, value = EXTRAS[key][0], getattr(sampling, key)
+        if value != neutral:
+            raise InputError(
+                f"sampling.{key}: {endpoint.url} ignores it; set it to {neutral} or ask another server, got {value}"
+            )
+    with _client(endpoint, TRIES) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
         futures = [
-            pool.submit(_sample, client, endpoint, request.text, key, sampling)
+            pool.submit(_reply, client, endpoint, request.text, key, sampling)
             for request in requests
             for key in request.keys
         ]
@@ -172,11 +178,10 @@ def replies(
     return [[next(rows) for _ in request.keys] for request in requests]
 
 
-def _sample(client: OpenAI, endpoint: Endpoint, prompt: str, key: int, sampling: Sampling) -> Reply:
+def _reply(client: OpenAI, endpoint: Endpoint, prompt: str, key: int, sampling: Sampling) -> Reply:
     # The lower 31 bits are a seed that every server takes: some keep it in an int32, and JSON readers may round what is
     # above 2^53. Keys are hashes, so that two of a prompt's eight candidates share one in 10^8 prompts.
-    settings = _settings(endpoint, sampling)
-    completion = completions.complete(client, endpoint.model, prompt, key & 0x7FFFFFFF, settings)
+    completion = _complete(client, endpoint, prompt, key & 0x7FFFFFFF, _settings(endpoint, sampling))
     [choice] = completion.choices
     ended = choice.finish_reason == "stop"
     # Both servers count the end token.
@@ -213,13 +218,106 @@ def _settings(endpoint: Endpoint, sampling: Sampling) -> dict[str, object]:
     }
 
 
-def _assert_heeded(endpoint: Endpoint, sampling: Sampling) -> None:
-    for key in sorted(endpoint.unheeded):
-        neutral, value = EXTRAS[key][0], getattr(sampling, key)
-        if value != neutral:
-            raise InputError(
-                f"sampling.{key}: {endpoint.url} ignores it; set it to {neutral} or ask another server, got {value}"
-            )
+class Choice(BaseModel, strict=True):
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+class Usage(BaseModel, strict=True):
+    prompt_tokens: int
+    completion_tokens: Annotated[int, Field(ge=0)]
+
+
+class Completion(BaseModel):
+    """An answer that is whole. One without `usage` is not: a count of our own would be another tokenizer's."""
+
+    choices: tuple[Choice]
+    usage: Usage
+
+
+class Model(BaseModel, strict=True):
+    id: str
+
+
+class Models(BaseModel):
+    data: list[Model]
+
+
+class Refused(InputError):
+    """The server understood and said no: asking again would change nothing."""
+
+
+def _client(endpoint: Endpoint, tries: int) -> OpenAI:
+    """A client that asks again, ever later, where the server is busy, broken or unreachable: so many times in all."""
+    import openai
+
+    return openai.OpenAI(
+        base_url=endpoint.url,
+        # Never empty, or the client would take another server's from OPENAI_API_KEY; `_ask` leaves this one out.
+        api_key=_key() or "none",
+        timeout=openai.Timeout(endpoint.timeout, connect=CONNECT_TIMEOUT),
+        max_retries=tries - 1,
+        http_client=openai.DefaultHttpxClient(event_hooks={"response": [_check]}),
+    )
+
+
+def _complete(client: OpenAI, endpoint: Endpoint, prompt: str, seed: int, settings: Mapping[str, object]) -> Completion:
+    """The model's completion of a prompt; Refused where the server says no, else InputError where it fails for good."""
+    call = client.completions.with_raw_response.create
+    answer = _ask(call, model=endpoint.model, prompt=prompt, seed=seed, extra_body=settings)
+    return Completion.model_validate_json(answer)
+
+
+def _ask(call: Callable[..., Any], **body: object) -> bytes:
+    """What the server answers to a call, once `_check` lets it through; else what came instead, and where from."""
+    import openai
+
+    # What says who the user is to OpenAI is no business of this server, nor is it sent a key where it has none.
+    private = ("OpenAI-Organization", "OpenAI-Project", *(() if _key() else ("Authorization",)))
+    try:
+        content: bytes = call(**body, extra_headers=dict.fromkeys(private, openai.omit)).content
+        return content
+    except openai.APIStatusError as error:
+        reason = f"{error.status_code} {_shown(error.response)}"
+        if error.status_code < 500 and error.status_code not in (408, 409, 429):
+            raise Refused(f"{error.request.url}: {reason}") from None
+        request = error.request
+    except openai.APIError as error:
+        reason, request = f"{type(error.__cause__).__name__}: {error.__cause__}", error.request
+    retries = int(request.headers["x-stainless-retry-count"])
+    tries = f"{retries + 1} tries; the last" if retries else "one try"
+    raise InputError(f"{request.url}: no usable answer in {tries}: {reason}")
+
+
+def _check(response: httpx2.Response) -> None:
+    """An answer that is not whole fails as a broken connection does, so that the client asks again."""
+    import httpx2
+
+    if not response.is_success:
+        return
+    response.read()
+    shape = Models if response.request.method == "GET" else Completion
+    try:
+        shape.model_validate_json(response.content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        reason = f"{'.'.join(map(str, problem['loc']))} {problem['msg']}, in {_shown(response)}".strip()
+        raise httpx2.RemoteProtocolError(reason, request=response.request) from None
+
+
+def _shown(response: httpx2.Response) -> str:
+    """The body on one line, shortened, and without our key, should the server repeat it."""
+    text = " ".join(response.content.decode("utf-8", "replace").split()) or "(no text)"
+    if key := _key():
+        text = text.replace(key, "(the key)")
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def _key() -> str:
+    key = os.environ.get("EMOTUNE_SERVER_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError("EMOTUNE_SERVER_KEY must be printable ASCII (it is not shown here)")
+    return key
 
 
 def _url() -> str:
@@ -229,11 +327,13 @@ def _url() -> str:
         raise InputError(
             "EMOTUNE_SERVER must be a plain URL without user, query or fragment (EMOTUNE_SERVER_KEY holds a key)"
         )
-    if not completions.is_address(text):
+    try:
+        AnyHttpUrl(text)
+    except ValidationError:
         raise InputError(
             "EMOTUNE_SERVER must be set to the URL of an OpenAI-compatible server, such as http://localhost:8000/v1; "
             f"got {text!r}"
-        )
+        ) from None
     return text.rstrip("/").removesuffix("/v1") + "/v1"
 
 

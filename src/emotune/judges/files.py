@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -68,10 +67,5 @@ def load(path: Path) -> Judge:
 
 def verdicts_of(estimator: Pipeline) -> Judge:
     """The judge that a fitted scikit-learn classifier of texts is; where labels tie, the first in order."""
-
-    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
-        if not texts:
-            return []
-        return most_probable(estimator.predict_proba(list(texts)), [str(label) for label in estimator.classes_])
-
-    return judge
+    labels = [str(label) for label in estimator.classes_]
+    return lambda texts: most_probable(estimator.predict_proba(list(texts)), labels) if texts else []

@@ -95,20 +95,26 @@ class Fluency(TransformerMixin, BaseEstimator):
 
     def _spellings(self, words: Sequence[str]) -> list[int]:
         padded = [f"<{word}>" for word in words[1:-1]]
-        return self._keys(
-            [f"{self.LETTERS}{word[i : i + 4]}" for word in padded for i in range(max(1, len(word) - 3))], 1
-        )
+        fours = [f"{self.LETTERS}{word[i : i + 4]}" for word in padded for i in range(max(1, len(word) - 3))]
+        return self._keys(fours, 1)
 
     def _signs(self, text: str) -> dict[str, float]:
         """Each sign by its name, in the order in which the network has learned them."""
         words = self._words(text)
         body = words[1:-1]
+        spoken = [word for word in body if word[0].isalnum()]
+        letters = self._counts(self._spellings(words))
         return {
             "log_words": np.log1p(len(body)),
             **self._oddity(words),
-            **self._misspelling(words),
-            **_repetition(body),
-            **_loose_ends(text, body),
+            # How often clean text spells like this, four letters at a time.
+            "mean_log_letters": np.log1p(letters).mean(),
+            "share_of_new_letters": (letters == 0).mean(),
+            **_repetition(body, spoken),
+            # What stands about: tags, a run of punctuation, letters by themselves.
+            "tags": len(self.TAG.findall(text)),
+            "longest_punctuation": max((len(word) for word in body if not word[0].isalnum()), default=0),
+            "share_of_single_letters": sum(len(word) == 1 for word in spoken) / max(1, len(spoken)),
         }
 
     def _oddity(self, words: Sequence[str]) -> dict[str, float]:
@@ -139,11 +145,6 @@ class Fluency(TransformerMixin, BaseEstimator):
             "new_words": (ones == 0).sum(),
         }
 
-    def _misspelling(self, words: Sequence[str]) -> dict[str, float]:
-        """How often clean text spells like this, four letters at a time."""
-        letters = self._counts(self._spellings(words))
-        return {"mean_log_letters": np.log1p(letters).mean(), "share_of_new_letters": (letters == 0).mean()}
-
     def _counts(self, keys: Sequence[int]) -> np.ndarray:
         """How often each n-gram was seen; a text too short to have one has one that never was."""
         return self.counts_[keys] if keys else np.zeros(1, np.float32)
@@ -154,26 +155,11 @@ def _with_next(values: np.ndarray) -> np.ndarray:
     return values[1:] + values[:-1] if len(values) > 1 else values
 
 
-def _repetition(body: Sequence[str]) -> dict[str, float]:
+def _repetition(body: Sequence[str], spoken: Sequence[str]) -> dict[str, float]:
     """What is said again: a word anywhere, a word or a phrase of 2-4 words at once."""
-    spoken = _spoken(body)
     phrases = [(at, size) for size in (2, 3, 4) for at in range(len(body) - 2 * size + 1)]
     return {
         "share_of_repeated_words": 1 - len(set(spoken)) / max(1, len(spoken)),
         "doubled_words": sum(word == following for word, following in pairwise(body)),
         "doubled_phrases": sum(body[at : at + size] == body[at + size : at + 2 * size] for at, size in phrases),
     }
-
-
-def _loose_ends(text: str, body: Sequence[str]) -> dict[str, float]:
-    """What stands about: tags, a run of punctuation, letters by themselves."""
-    spoken = _spoken(body)
-    return {
-        "tags": len(Fluency.TAG.findall(text)),
-        "longest_punctuation": max((len(word) for word in body if not word[0].isalnum()), default=0),
-        "share_of_single_letters": sum(len(word) == 1 for word in spoken) / max(1, len(spoken)),
-    }
-
-
-def _spoken(body: Sequence[str]) -> list[str]:
-    return [word for word in body if word[0].isalnum()]

@@ -33,7 +33,10 @@ def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | Non
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    longest = _longest(tokenizer, model.config)
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    if "roberta" in model.config.model_type:
+        # It numbers its positions from behind the padding token.
+        longest -= model.config.pad_token_id + 1
 
     @torch.inference_mode()
     def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -68,23 +71,13 @@ def _where(name: str, revision: str | None) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": name, "revision": revision}
 
 
-def _longest(tokenizer: Any, config: Any) -> int:
-    """The most tokens of a text that the model has positions for."""
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
-    # RoBERTa numbers its positions from behind the padding token.
-    return longest - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
-
-
 def _mapped(own: Sequence[str], label_map: Mapping[str, str] | None, name: str) -> tuple[list[str], np.ndarray]:
     """Our labels in order of first use, and [own, ours]: 1 where a model's label counts for ours."""
     mapping = {label: label for label in own} if label_map is None else label_map
-    for label in own:
-        if label not in mapping:
-            raise InputError(
-                f"judge {name}: label {label!r} of the model is not mapped; mapped are {', '.join(mapping)}"
-            )
-    for label in mapping:
-        if label not in own:
-            raise InputError(f"judge {name}: labels maps {label!r}; the model's labels are {', '.join(own)}")
+    if left_out := [label for label in own if label not in mapping]:
+        mapped = ", ".join(mapping)
+        raise InputError(f"judge {name}: label {left_out[0]!r} of the model is not mapped; mapped are {mapped}")
+    if unknown := [label for label in mapping if label not in own]:
+        raise InputError(f"judge {name}: labels maps {unknown[0]!r}; the model's labels are {', '.join(own)}")
     ours = list(dict.fromkeys(mapping[label] for label in own))
     return ours, np.array([[mapping[label] == our for our in ours] for label in own], dtype=np.float64)

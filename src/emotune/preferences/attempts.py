@@ -5,25 +5,23 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from emotune.core import processes, records, seeds
 from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.preferences.candidates import JudgeReplies, Prompt, Sample
+from emotune.preferences.journal import Journal, Key
 from emotune.preferences.params import Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Pair, select
 from emotune.prompts.prompter import Prompter
-
-if TYPE_CHECKING:
-    from emotune.preferences.journal import Journal, Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +61,7 @@ def choose_prompts(dialogues: Sequence[Dialogue], prompter: Prompter, labels: Se
 
 
 def generate(
-    prompts: Sequence[Prompt],
-    p: Prefs,
-    r: Reward,
-    sample: Sample,
-    judge: JudgeReplies,
-    memo: Journal,
-    ahead: int = 0,
+    prompts: Sequence[Prompt], p: Prefs, r: Reward, sample: Sample, judge: JudgeReplies, memo: Journal, ahead: int = 0
 ) -> list[Outcome]:
     """One outcome a prompt, in order: its attempts are looked at until one makes a pair, at most `p.attempts`.
 
@@ -81,16 +73,20 @@ def generate(
     """
     search = Search(prompts, p, r, memo)
     under_way: deque[tuple[list[Attempt], Future[list[list[Judged]]]]] = deque()
-    with ThreadPoolExecutor(1) as judges, _bar(len(prompts), len(search.outcomes)) as bar:
+    total, there = len(prompts), len(search.outcomes)
+    bar = tqdm(total=total, initial=there, desc="pairs", unit="prompt", mininterval=5, disable=not processes.first())
+    with ThreadPoolExecutor(1) as judges, bar:
         while search.queue or under_way:
             if wanted := search.wanted():
                 sampled = sample([(prompts[attempt.place], attempt.number) for attempt in wanted])
-                search.put_back(wanted[len(sampled) :])
+                for attempt in wanted[len(sampled) :]:
+                    insort(search.queue, attempt)
                 under_way.append((wanted[: len(sampled)], judges.submit(judge, sampled)))
             if under_way and (len(under_way) > ahead or not search.queue):
                 batch, verdicts = under_way.popleft()
                 search.keep(batch, verdicts.result())
-                bar.set_postfix(accepted=search.accepted, refresh=False)
+                accepted = sum(outcome.pair is not None for outcome in search.outcomes.values())
+                bar.set_postfix(accepted=accepted, refresh=False)
                 bar.update(len(search.outcomes) - bar.n)
     print(f"generate_prefs: {search.sampled} attempts sampled, {search.known} taken from the journal", flush=True)
     return [search.outcomes[place] for place in range(len(prompts))]
@@ -121,11 +117,6 @@ class Search:
         for place, prompt in enumerate(prompts):
             self._go_on(Attempt(len(prompt.ids), place, 1))
 
-    @property
-    def accepted(self) -> int:
-        """How many prompts have made a pair."""
-        return sum(outcome.pair is not None for outcome in self.outcomes.values())
-
     def wanted(self) -> list[Attempt]:
         """What follows this run's place in the queue, taken out of it, less what other runs have made meanwhile."""
         while self.queue:
@@ -139,11 +130,6 @@ class Search:
             if missing := [attempt for attempt in following if self._key(attempt) not in there]:
                 return missing
         return []
-
-    def put_back(self, attempts: Iterable[Attempt]) -> None:
-        """Attempts that were wanted and not sampled are wanted still."""
-        for attempt in attempts:
-            insort(self.queue, attempt)
 
     def keep(self, batch: Sequence[Attempt], judged: Sequence[Sequence[Judged]]) -> None:
         """Write a batch to the memo and conclude; a prompt that it brought no outcome goes on to its next attempt."""
@@ -181,11 +167,6 @@ class Search:
 
     def _key(self, attempt: Attempt) -> Key:
         return self._prompts[attempt.place].digest, attempt.number
-
-
-def _bar(total: int, there: int) -> tqdm:
-    hidden = not processes.first()
-    return tqdm(total=total, initial=there, desc="pairs", unit="prompt", mininterval=5, disable=hidden)
 
 
 def made_of(inputs: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,15 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emotune.core import seeds
 from emotune.core.dialogue import Turn
 from emotune.generation.engine import Engine, Reply, Request
 from emotune.generation.params import Generation
+from emotune.judges.verdicts import Judge
 from emotune.preferences.params import Prefs
 from emotune.preferences.reward import Judged
-
-if TYPE_CHECKING:
-    from emotune.judges.verdicts import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +56,13 @@ def sampling(engine: Engine, p: Prefs) -> Sample:
     """Sampling by an engine; what an attempt draws depends on the seed, the prompt and its number alone."""
 
     def sample(wanted: Sequence[Wanted]) -> list[list[Reply]]:
-        requests = [Request(prompt.ids, _keys(prompt, attempt, p), prompt.text) for prompt, attempt in wanted]
+        requests = []
+        for prompt, attempt in wanted:
+            keys = tuple(seeds.key(p.seed, prompt.id, attempt, n) for n in range(p.candidates))
+            requests.append(Request(prompt.ids, keys, prompt.text))
         return engine.replies(requests[: engine.at_once(requests, p.sampling)], p.sampling)
 
     return sample
-
-
-def _keys(prompt: Prompt, attempt: int, p: Prefs) -> tuple[int, ...]:
-    return tuple(seeds.key(p.seed, prompt.id, attempt, n) for n in range(p.candidates))
 
 
 def judging(open_judges: Callable[[], tuple[Judge, Judge]]) -> JudgeReplies:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ CREATE TABLE attempts (
     UNIQUE (context, prompt, attempt)
 );
 """
+COUNT = "SELECT count(*) FROM attempts WHERE context = ?"
 FIND = "SELECT value, checksum FROM attempts WHERE context = ? AND prompt = ? AND attempt = ?"
 DROP = "DELETE FROM attempts WHERE context = ? AND prompt = ? AND attempt = ?"
 KEEP = "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?)"
@@ -84,12 +86,12 @@ def opened(path: Path, made_of: Mapping[str, Any], log: Log = print) -> Iterator
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = Journal(path, made_of, log)
-        journal._greet()
+        journal.greet()
     try:
         yield journal
     finally:
         with _told(path):
-            journal._close()
+            journal.close()
 
 
 class Journal:
@@ -115,8 +117,10 @@ class Journal:
             )
             there = {key: row for key, row in zip(keys, rows, strict=True) if row}
             whole = {key: row[0] for key, row in there.items() if _checksum(self._context, *key, row[0]) == row[1]}
-            if torn := there.keys() - whole.keys():
-                self._drop(torn)
+            if torn := [(self._context, *key) for key in there if key not in whole]:
+                self._log(f"journal {self._path}: {len(torn)} attempts are damaged and will be made again")
+                # One that another process has made again meanwhile is made a third time.
+                self._write(lambda db: db.executemany(DROP, torn))
         return {key: json.loads(text) for key, text in whole.items()}
 
     def keep(self, rows: Iterable[tuple[str, int, Any]]) -> int:
@@ -124,29 +128,42 @@ class Journal:
 
         One that is there already stays as it is. InputError where the disk is full: what was kept before stays.
         """
-        now = int(time.time())
-        texts = [(prompt, attempt, json.dumps(value)) for prompt, attempt, value in rows]
-        kept = [
-            (self._context, prompt, attempt, text, _checksum(self._context, prompt, attempt, text.encode()), now)
-            for prompt, attempt, text in texts
-        ]
+        now, attempts = int(time.time()), []
+        for prompt, attempt, value in rows:
+            text = json.dumps(value)
+            checksum = _checksum(self._context, prompt, attempt, text.encode())
+            attempts.append((self._context, prompt, attempt, text, checksum, now))
 
         def insert(db: sqlite3.Connection) -> int:
             db.execute(NAME, (self._context, self._made_of))
-            return db.executemany(KEEP, kept).rowcount
+            return db.executemany(KEEP, attempts).rowcount
 
         with _told(self._path):
             return self._write(insert)
 
-    def _drop(self, torn: Iterable[Key]) -> None:
-        """Delete damaged attempts; one that another process has made again meanwhile is made a third time."""
-        rows = [(self._context, *key) for key in torn]
-        self._log(f"journal {self._path}: {len(rows)} attempts are damaged and will be made again")
-        self._write(lambda db: db.executemany(DROP, rows))
+    def greet(self) -> None:
+        """Say how many attempts fit, or else how the nearest that are there were made."""
+        (fitting,) = self._transact("BEGIN", lambda db: db.execute(COUNT, (self._context,)).fetchone())
+        if fitting:
+            self._log(f"journal {self._path}: {fitting} attempts that fit")
+        elif others := self._transact("BEGIN", _held):
+            total = sum(held.attempts for held in others)
+            # Of several as near, the newest: min() takes the first.
+            lines = min((_differences(held.made_of, json.loads(self._made_of)) for held in others), key=len)
+            head = f"journal {self._path}: none of its {total} attempts fits; those nearest differ in"
+            self._log("\n  ".join([head, *lines]))
+
+    def close(self) -> None:
+        """Leave the file; the last one to do so moves SQLite's log into the database."""
+        with self._lock:
+            self._db.close()
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
-            self._follow()
+            # Another process may have cleared the journal or set it aside.
+            if _inode(self._path) != self._inode:
+                self._db.close()
+                self._open()
             return self._transact("BEGIN IMMEDIATE", work)
 
     def _transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -173,33 +190,22 @@ class Journal:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def _follow(self) -> None:
-        """Open what is at the path now, where another process has cleared the journal or set it aside."""
-        if _inode(self._path) != self._inode:
-            self._db.close()
-            self._open()
-
     def _open(self) -> None:
-        self._db = _connected(self._path, self._log)
+        """Connect to the whole journal at the path, a new one where there is none; who calls holds the lock."""
+        self._db = db = _connect(self._path)
+        state = _state(db)
+        if state not in (NEW, WHOLE):
+            db.close()
+            _set_aside(self._path, state, self._log)
+            self._db = db = _connect(self._path)
+        if state != WHOLE:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT")
+        # FULL, not NORMAL: what keep() returned from has to survive a power cut too, and one fsync a batch is little
+        # beside the sampling of the batch.
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._inode = _inode(self._path)
-
-    def _close(self) -> None:
-        # The last one to close moves the log into the database.
-        with self._lock:
-            self._db.close()
-
-    def _greet(self) -> None:
-        """Say how many attempts fit, or else how the nearest that are there were made."""
-        count = "SELECT count(*) FROM attempts WHERE context = ?"
-        (fitting,) = self._transact("BEGIN", lambda db: db.execute(count, (self._context,)).fetchone())
-        if fitting:
-            self._log(f"journal {self._path}: {fitting} attempts that fit")
-        elif others := self._transact("BEGIN", _held):
-            total = sum(held.attempts for held in others)
-            # Of several as near, the newest: min() takes the first.
-            lines = min((_differences(held.made_of, json.loads(self._made_of)) for held in others), key=len)
-            head = f"journal {self._path}: none of its {total} attempts fits; those nearest differ in"
-            self._log("\n  ".join([head, *lines]))
 
 
 def contents(path: Path) -> Contents:
@@ -249,16 +255,14 @@ def _held(db: sqlite3.Connection) -> list[Held]:
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """A line for each leaf that differs: its dotted name, and both values, shortened."""
-    old, new = ({name: json.dumps(leaf) for name, leaf in leaves(side)} for side in (there, here))
-    return [
-        f"{name}: {_short(old.get(name, 'absent'))} there, {_short(new.get(name, 'absent'))} here"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    sides = [{name: json.dumps(leaf) for name, leaf in leaves(side)} for side in (there, here)]
+    lines = []
+    for name in sorted({*sides[0], *sides[1]}):
+        old, new = (side.get(name, "absent") for side in sides)
+        if old != new:
+            old, new = (text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…" for text in (old, new))
+            lines.append(f"{name}: {old} there, {new} here")
+    return lines
 
 
 def _identity(made_of: bytes) -> int:
@@ -307,24 +311,6 @@ def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
     return db
 
 
-def _connected(path: Path, log: Log) -> sqlite3.Connection:
-    """A connection to a whole journal, new or old; who calls holds the lock."""
-    db = _connect(path)
-    state = _state(db)
-    if state not in (NEW, WHOLE):
-        db.close()
-        _set_aside(path, state, log)
-        db = _connect(path)
-    if state != WHOLE:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT")
-    # FULL, not NORMAL: what keep() returned from has to survive a power cut too, and one fsync a batch is little beside
-    # the sampling of the batch.
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    return db
-
-
 def _state(db: sqlite3.Connection) -> str:
     """Whether a file is new (empty), whole, damaged, or no journal of this version.
 
@@ -346,10 +332,8 @@ def _state(db: sqlite3.Connection) -> str:
 
 def _set_aside(path: Path, state: str, log: Log) -> None:
     """Move a journal and its log to the first free name beside it; who calls holds the lock."""
-    number = 1
-    while _beside(path, f".aside-{number}").exists():
-        number += 1
-    aside = _beside(path, f".aside-{number}")
+    names = (_beside(path, f".aside-{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
     # Memory that is shared by those who have this file open: another file needs another. The database goes before its
     # log, for a log alone is nothing to SQLite.
     _beside(path, "-shm").unlink(missing_ok=True)

@@ -1,12 +1,20 @@
-"""The preference dataset: a row a pair, with all that led to it."""
+"""The preference dataset: a row a pair, how good the pairs are, and which bounds they break."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from emotune.core.dialogue import ASSISTANT, Dialogue, history, normal_form
 from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt
+from emotune.preferences.params import Audit
+
+# What to turn where there are too few pairs.
+SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
 
 
 def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -19,7 +27,7 @@ def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[st
             "id": prompt.id,
             "dialogue": prompt.dialogue,
             "prompt": prompt.text,
-            "history": [{"role": t.role, "content": t.content, "emotion": t.emotion} for t in prompt.history],
+            "history": [asdict(turn) for turn in prompt.history],
             "emotion": prompt.emotion,
             "attempts": outcome.attempts,
         }
@@ -37,3 +45,101 @@ def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[st
             }
         table.append(row)
     return table
+
+
+def measure(
+    prompts: Sequence[Prompt],
+    outcomes: Sequence[Outcome],
+    pairs: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    test: Iterable[Dialogue],
+    history_turns: int,
+) -> dict[str, Any]:
+    """metrics/prefs.json: yield, attempts, reasons, how chosen and rejected differ, and what the audit looks at."""
+    gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs]
+    chosen, rejected = ([len(pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
+    wanted = Counter(prompt.emotion for prompt in prompts)
+    accepted = Counter(pair["emotion"] for pair in pairs)
+    # What is said before each place for a reply.
+    in_test = {
+        _said(turn.content for turn in history(dialogue.turns, i, history_turns))
+        for dialogue in test
+        for i, turn in enumerate(dialogue.turns)
+        if turn.role == ASSISTANT
+    }
+    return {
+        "prompts": len(prompts),
+        "pairs": len(pairs),
+        "given_up": len(prompts) - len(pairs),
+        "attempts": {str(n): count for n, count in sorted(Counter(pair["attempts"] for pair in pairs).items())},
+        "attempts_total": sum(outcome.attempts for outcome in outcomes),
+        "failures": dict(sorted(Counter(reason for o in outcomes for reason in o.failures).items())),
+        "yield": {label: accepted[label] / wanted[label] for label in labels if wanted[label]},
+        "yield_total": len(pairs) / len(prompts),
+        "pairs_per_emotion": {label: accepted[label] for label in labels},
+        "gap": {
+            "median": statistics.median(gaps or [0.0]),
+            "mean": _mean(gaps),
+            "sd": statistics.pstdev(gaps or [0.0]),
+        },
+        "chosen_characters": _mean(chosen),
+        "rejected_characters": _mean(rejected),
+        "chosen_is_longer": _mean([a > b for a, b in zip(chosen, rejected, strict=True)]),
+        "duplicate_prompts": _duplicates([pair["prompt"] for pair in pairs]),
+        "duplicate_chosen": _duplicates([normal_form(pair["chosen"]) for pair in pairs]),
+        "prompts_in_test": _mean([_said(turn["content"] for turn in pair["history"]) in in_test for pair in pairs]),
+    }
+
+
+def audit(measured: Mapping[str, Any], bounds: Audit) -> list[str]:
+    """Every bound of `prefs.audit` that the pairs break: the number, the bound, and what to turn."""
+    if not measured["pairs"]:
+        return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {SOONER}"]
+    least, fewest = min(measured["pairs_per_emotion"].items(), key=lambda pairs: pairs[1])
+    bounded = {
+        "min_yield": (measured["yield_total"], "pairs per prompt", SOONER),
+        "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {SOONER}"),
+        "max_chosen_longer": (
+            measured["chosen_is_longer"],
+            "whose chosen reply is the longer one",
+            "lower the second of reward.weights, or set reward.length.shape: plateau",
+        ),
+        "max_duplicate_prompts": (
+            measured["duplicate_prompts"],
+            "whose prompt another pair has too",
+            "lower prefs.prompts",
+        ),
+        "max_duplicate_chosen": (
+            measured["duplicate_chosen"],
+            "whose chosen reply another pair has too",
+            "raise prefs.sampling.temperature or prefs.sampling.top_k",
+        ),
+        "max_prompts_in_test": (
+            measured["prompts_in_test"],
+            "whose history is one of the test split",
+            "raise history_turns, or clean the data",
+        ),
+    }
+    broken = []
+    for name, (value, what, turn) in bounded.items():
+        bound = getattr(bounds, name)
+        if name.startswith("min_") and value < bound:
+            broken.append(f"prefs.audit.{name}: {round(value, 3)} {what}, wanted at least {bound}; {turn}")
+        elif name.startswith("max_") and value > bound:
+            share = f"{value:.3f} is the share of pairs {what}"
+            broken.append(f"prefs.audit.{name}: {share}, wanted at most {bound}; {turn}")
+    return broken
+
+
+def _said(contents: Iterable[str]) -> tuple[str, ...]:
+    return tuple(normal_form(content) for content in contents)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values or [0])
+
+
+def _duplicates(texts: Sequence[str]) -> float:
+    """The share of texts that another one, before or after it, is equal to."""
+    counts = Counter(texts)
+    return _mean([counts[text] > 1 for text in texts])

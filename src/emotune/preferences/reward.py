@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from emotune.judges.verdicts import CLEAN, MILD
+from emotune.preferences.params import Reward
 from emotune.preferences.selection import Candidate
-
-if TYPE_CHECKING:
-    from emotune.preferences import params
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ def reward(components: Sequence[float], weights: Sequence[float], bias: float) -
     return sum(weight * score for weight, score in zip(weights, components, strict=True)) + bias
 
 
-def candidate(reply: Judged, emotion: str, r: params.Reward) -> Candidate:
+def candidate(reply: Judged, emotion: str, r: Reward) -> Candidate:
     """A judged reply with its component scores and its reward, where `emotion` was asked for."""
     components = (
         emotion_score(reply.emotion, reply.emotion_confidence, emotion),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emotune.core.dialogue import bare
 from emotune.judges.verdicts import CLEAN
 
 
@@ -52,11 +53,7 @@ def select(
         "emotion": best.emotion != asked,
         "gibberish": best.gibberish != CLEAN or best.gibberish_confidence < min_clean_confidence,
         "ending": not best.text.endswith((".", "!", "?")),
-        "same": best.reward == worst.reward or _folded(best.text) == _folded(worst.text),
+        "same": best.reward == worst.reward or bare(best.text) == bare(worst.text),
     }
     failed = tuple(reason for reason, holds in reasons.items() if holds)
     return failed or Pair(best, worst)
-
-
-def _folded(text: str) -> str:
-    return "".join(text.casefold().split())

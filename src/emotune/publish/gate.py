@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emotune.core import records
-from emotune.preferences.audit import audit
+from emotune.preferences.pairs import audit
 from emotune.runs import tables
 from emotune.runs.params import Params
 

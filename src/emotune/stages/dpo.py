@@ -208,8 +208,8 @@ def dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any
 
 def control_by_both_judges(tokenizer: Any, dialogues: Path, judges: Path, p: Params) -> Probe | None:
     """Asks a model a few validation contexts in every emotion, and both judges about its replies; None for none."""
+    from emotune.evaluation.answers import control
     from emotune.evaluation.control import control_by
-    from emotune.evaluation.questions import control
     from emotune.judges import files
     from emotune.prompts.prompter import Prompter
 

@@ -35,9 +35,8 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     """Sample candidates for train prompts, reward them, and write the best and the worst of each as a pair."""
     from emotune.models import loading
     from emotune.preferences import attempts, journal
-    from emotune.preferences.audit import audit, measure
     from emotune.preferences.candidates import engine_of, judging, sampling
-    from emotune.preferences.pairs import rows
+    from emotune.preferences.pairs import audit, measure, rows
     from emotune.prompts.prompter import Prompter
 
     def open_model() -> object:
