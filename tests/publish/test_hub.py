@@ -24,7 +24,7 @@ from emotune.core.sections import read_yaml
 from emotune.faces import cli
 from emotune.publish import cards, example, gate, hub, parts
 from emotune.publish.facts import Facts, as_run
-from emotune.publish.licences import Licenses, forbidden, licenses
+from emotune.publish.gate import Licenses, forbidden, licenses
 from emotune.runs.params import parse
 
 DVC_YAML = """\

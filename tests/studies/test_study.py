@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
+from emotune.evaluation import scores
 from emotune.studies import differences, plan, queue
 
 PROJECT = Path(__file__).parents[2]
@@ -158,7 +159,8 @@ def answers(judged: str, nats: float, reply: str = "Oh.") -> Rows:
 
 def difference(column: str, first: Rows, other: Rows, resamples: int) -> dict[str, float]:
     of_first, of_other = (differences.drawn(column, rows, LABELS, "neutral", resamples, 7) for rows in (first, other))
-    return differences.tested(of_other - of_first)
+    values = of_other - of_first
+    return scores.tested(values[0], values[1:])
 
 
 def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
@@ -166,7 +168,7 @@ def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
     found = difference("accuracy", first, other, 1000)
     assert found["difference"] == pytest.approx(0.3)
     # 30 of 100 dialogues change, and each resample has about as many.
-    assert 0.2 < found["difference low"] < 0.25 < 0.35 < found["difference high"] < 0.4
+    assert 0.2 < found["low"] < 0.25 < 0.35 < found["high"] < 0.4
     assert found["p"] == pytest.approx(2 / 1001)
     # e^2 - e, and (8 - 4) nats over 8 characters in bits: the same for every dialogue.
     perplexity = difference("perplexity", first, other, 100)
@@ -181,8 +183,8 @@ def test_equal_answers_do_not_differ() -> None:
     same = answers("f" * 50 + "n" * 50, 4.0)
     assert difference("macro F1", same, same, 100) == {
         "difference": 0.0,
-        "difference low": 0.0,
-        "difference high": 0.0,
+        "low": 0.0,
+        "high": 0.0,
         "p": 1.0,
     }
 
@@ -192,7 +194,7 @@ def test_any_number_of_comparisons_leaves_a_plain_difference_one(comparisons: in
     samples = differences.enough(comparisons, 1000)
     assert samples >= 1000
     # All that the bootstrap can say of a difference that no sample contradicts.
-    plain = differences.tested(np.ones(1 + samples))["p"]
+    plain = scores.tested(1.0, np.ones(samples))["p"]
     corrected = differences.holm(dict.fromkeys(range(comparisons), plain))
     assert max(corrected.values()) < differences.LEVEL / 10
 

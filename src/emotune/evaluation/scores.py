@@ -170,28 +170,27 @@ def paired(
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """For each metric: `difference` b - a, its 95 % interval `low`, `high`, and two-sided `p`, by a paired bootstrap.
+    """For each metric what `tested` says of b - a, by a paired bootstrap.
 
     Both models are scored on the same resampled dialogues, so what makes a dialogue easy for both cancels.
-    p = 2 min(P(difference <= 0), P(difference >= 0)) over the resamples and the null itself, so never below
-    2 / (resamples + 1).
     """
     a, b = (confusions(dialogue_ids, gold, judged, labels) for judged in (judged_a, judged_b))
     both = np.stack([a, b], axis=1)
     at = _place(neutral, labels)
     values, drawn = metrics_of(both.sum(axis=0), at), metrics_of(resampled(both, resamples, seed), at)
-    tests = {}
-    for name in METRICS:
-        differences = drawn[name][:, 1] - drawn[name][:, 0]
-        low, high = _interval(differences)
-        rarer = min((differences <= 0).sum(), (differences >= 0).sum())
-        tests[name] = {
-            "difference": float(values[name][1] - values[name][0]),
-            "low": low,
-            "high": high,
-            "p": min(1.0, 2 * (int(rarer) + 1) / (resamples + 1)),
-        }
-    return tests
+    return {name: tested(values[name][1] - values[name][0], drawn[name][:, 1] - drawn[name][:, 0]) for name in METRICS}
+
+
+def tested(difference: float, samples: Array) -> dict[str, float]:
+    """A `difference` and, by those of bootstrap samples, its 95 % percentile interval `low`, `high` and two-sided `p`.
+
+    p = 2 min(P(difference <= 0), P(difference >= 0)) over the samples and the null itself, so never below
+    2 / (samples + 1).
+    """
+    low, high = _interval(samples)
+    rarer = int(min((samples <= 0).sum(), (samples >= 0).sum()))
+    p = min(1.0, 2 * (rarer + 1) / (len(samples) + 1))
+    return {"difference": float(difference), "low": low, "high": high, "p": p}
 
 
 # The table's rows, ready for JSON.

@@ -9,18 +9,19 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from emotune.core import records
-from emotune.publish import example, metadata
+from emotune.publish import example
 from emotune.publish.facts import ADAPTERS, MEASURED, STAGES, Facts, is_folder
 from emotune.runs import tables
+from emotune.runs.params import Params
 
 CURVE_ROWS = 12
 BARS = "▁▂▃▄▅▆▇█"
+DATA = {"embedded": "the embedded corpus of emotune", "folder": "DailyDialog", "jsonl": "the publisher's own dialogues"}
 
 
 def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
@@ -31,13 +32,13 @@ def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
         "model",
         part,
         facts,
-        metadata=metadata.of_model(part, facts, evaluated),
-        data_name=metadata.data_name(p),
+        metadata=_head(part, facts, evaluated),
+        data_name=_data_name(p),
         adapter=part in ADAPTERS,
         messages=example.messages(p),
         emotion=example.emotion(p),
         prompt=example.prompts(p, tokenizer)[0],
-        comparison=tables.markdown(tables.comparison(evaluated, " [{}, {}]")),
+        comparison=tables.markdown(tables.comparison(evaluated, tables.INTERVAL)),
         differences=tables.markdown(tables.differences(evaluated)),
         per_emotion=tables.markdown(_per_emotion(evaluated)),
         curve=curve(history(part, facts)) if trained else "",
@@ -53,7 +54,7 @@ def of_prefs(facts: Facts, columns: Sequence[str], rows: Mapping[str, int]) -> s
         "prefs",
         "prefs",
         facts,
-        metadata=metadata.of_prefs(facts),
+        metadata=_head_of_prefs(facts),
         columns=columns,
         rows=rows,
         measured=records.read_json(facts.metrics / "prefs.json"),
@@ -62,13 +63,17 @@ def of_prefs(facts: Facts, columns: Sequence[str], rows: Mapping[str, int]) -> s
 
 
 def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = FileSystemLoader(str(files("emotune.publish") / "templates"))
     environment = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=PackageLoader("emotune.publish"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"json": lambda value: json.dumps(value, ensure_ascii=False), "last_name": _last_name}
+    outs = [out for stage in facts.lock["stages"].values() for out in stage["outs"]]
     text = environment.get_template(f"{form}.md.jinja").render(
         **values,
         part=part,
@@ -79,7 +84,7 @@ def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
         stage=STAGES[part],
         judges=tables.markdown(tables.judges(facts.metrics)),
         prepared=records.read_json(facts.metrics / "prepare.json"),
-        folders=_folders(facts.lock),
+        folders=sorted((out["path"], out["md5"]) for out in outs if out["md5"].endswith(".dir")),
         settings=_settings(facts.lock, STAGES[part]),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -88,6 +93,23 @@ def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
 def _last_name(name: str) -> str:
     """What a model or judge is called, without the folders of this machine."""
     return Path(name).name if is_folder(name) else name
+
+
+def _settings(lock: Mapping[str, Any], stage: str) -> str:
+    """The params with which a stage ran, without the paths of the machine it ran on."""
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    YAML().dump(_without_folders(lock["stages"][stage]["params"]["params.yaml"]), text)
+    return text.getvalue().strip()
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith((".", "/", "~")) else value
 
 
 def history(part: str, facts: Facts) -> str:
@@ -133,34 +155,80 @@ def _weak(measured: Mapping[str, Any]) -> list[str]:
 def _worse(evaluated: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What dpo did not better, beside what it is for: the metric, sft's figure and its own."""
     for name in ("perplexity", "distinct-2", "words"):
-        section, key, digits = tables.COLUMNS[name]
-        before, after = (_value(evaluated[model][section][key]) for model in ("sft", "dpo"))
+        column = tables.COLUMNS[name]
+        before, after = (tables.figure(evaluated[model], column).value or 0.0 for model in ("sft", "dpo"))
         if (after > before) == (name == "perplexity"):
-            yield name, f"{before:.{digits}f}", f"{after:.{digits}f}"
+            yield name, f"{before:.{column.digits}f}", f"{after:.{column.digits}f}"
 
 
-def _value(figure: Any) -> float:
-    return float(figure["value"] if isinstance(figure, Mapping) else figure)
+# What the head of a card says to the Hub, as YAML.
 
 
-def _folders(lock: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The folders that stages wrote, data and models, and their md5."""
-    outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
-    return sorted((out["path"], out["md5"]) for out in outs if out["md5"].endswith(".dir"))
+def _head(part: str, facts: Facts, evaluated: Mapping[str, Any]) -> str:
+    """Of base, sft, dpo or merged."""
+    from huggingface_hub import ModelCardData
+
+    p, base, trained = facts.p, facts.base, part != "base"
+    datasets = [str(p.data.name)] if p.data.source == "hub" else None
+    tags = ["emotune", "emotion"]
+    if trained:
+        tags += ["trl", "generated_from_trainer", MEASURED[part]]
+    if part in ADAPTERS:
+        tags += ["lora", "transformers", *([f"base_model:adapter:{base.id}"] if base else [])]
+    return ModelCardData(
+        model_name=facts.repositories[part].name,
+        license=facts.licenses.own,
+        language=_language(p),
+        library_name="peft" if part in ADAPTERS else "transformers",
+        pipeline_tag="text-generation",
+        base_model=base.id if base and trained else None,
+        datasets=[facts.repositories["prefs"].id] if part in ("dpo", "merged") else datasets,
+        tags=tags,
+        eval_results=_results(p, evaluated[MEASURED[part]]),
+    ).to_yaml()
 
 
-def _settings(lock: Mapping[str, Any], stage: str) -> str:
-    """The params with which a stage ran, without the paths of the machine it ran on."""
-    from ruamel.yaml import YAML
+def _head_of_prefs(facts: Facts) -> str:
+    from huggingface_hub import DatasetCardData
 
-    text = StringIO()
-    YAML().dump(_without_folders(lock["stages"][stage]["params"]["params.yaml"]), text)
-    return text.getvalue().strip()
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in ("train", "validation")]
+    return DatasetCardData(
+        pretty_name=facts.repositories["prefs"].name,
+        license=facts.licenses.own,
+        language=_language(facts.p),
+        tags=["emotune", "emotion", "preference", "dpo", "trl"],
+        task_categories=["text-generation"],
+        configs=[{"config_name": "default", "data_files": files}],
+    ).to_yaml()
 
 
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith((".", "/", "~")) else value
+def _data_name(p: Params) -> str:
+    return DATA.get(p.data.source, str(p.data.name))
+
+
+def _language(p: Params) -> str | None:
+    return "en" if p.data.source in ("embedded", "folder") else None
+
+
+def _results(p: Params, measured: Mapping[str, Any]) -> list[Any]:
+    """The Hub's `model-index`; a metric's interval stands among its `args`, where there is one."""
+    from huggingface_hub import EvalResult
+
+    about: dict[str, Any] = {
+        "task_type": "text-generation",
+        "task_name": "replies in a requested emotion",
+        "dataset_type": "daily_dialog" if p.data.source == "folder" else p.data.name or f"emotune-{p.data.source}",
+        "dataset_name": _data_name(p),
+        "dataset_split": p.evaluate.split,
+        "dataset_revision": p.data.revision,
+    }
+    results = []
+    for name, column in tables.COLUMNS.items():
+        value, low, high = tables.figure(measured, column)
+        if value is not None:
+            kind = "f1" if "f1" in column.name else name
+            interval = None if low is None else {"low": low, "high": high, "level": 0.95}
+            results.append(
+                EvalResult(**about, metric_type=kind, metric_name=name, metric_value=value, metric_args=interval)
+            )
+    return results

@@ -12,8 +12,8 @@ from emotune.core.errors import InputError
 from emotune.core.nested import overlaid
 from emotune.core.sections import check, read_yaml
 from emotune.publish import gate
+from emotune.publish.gate import Licenses
 from emotune.publish.hub import MAIN, Repository
-from emotune.publish.licences import Licenses, licenses
 from emotune.runs import lock
 from emotune.runs.params import Params
 
@@ -64,7 +64,10 @@ def facts_of(root: Path, metrics: Path, reason: str | None) -> Facts:
     if absent := [name for name in COMPLETE if name not in (locked.get("stages") or {})]:
         raise InputError(f"{root / 'dvc.lock'}: has no {', '.join(absent)}; `dvc repro` runs what is missing")
     p = as_run(content, locked)
-    commit, dirty = _commit(root)
+    commit = git.ask("-C", str(root), "rev-parse", "HEAD")
+    if commit is None:
+        raise InputError(f"{root.resolve()}: git knows no commit here, and a card names the one it tells of")
+    dirty = bool(git.told("-C", str(root), "status", "--porcelain"))
     return Facts(
         root=root,
         metrics=metrics,
@@ -74,7 +77,7 @@ def facts_of(root: Path, metrics: Path, reason: str | None) -> Facts:
         commit=commit,
         dirty=dirty,
         repositories=repositories(p, p.publish.owner or OWNER),
-        licenses=licenses(p),
+        licenses=gate.licenses(p),
         objections=gate.objections(p, metrics, dirty, lock.stale(root)),
         reason=reason,
     )
@@ -103,11 +106,3 @@ def repositories(p: Params, owner: str) -> dict[str, Repository]:
 def is_folder(name: str) -> bool:
     """Whether what a model or judge is called is a path of this machine, and not a name on the Hub."""
     return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).is_dir()
-
-
-def _commit(root: Path) -> tuple[str, bool]:
-    """The commit that the working tree is at, and whether anything in it is in no commit."""
-    commit = git.ask("-C", str(root), "rev-parse", "HEAD")
-    if commit is None:
-        raise InputError(f"{root.resolve()}: git knows no commit here, and a card names the one it tells of")
-    return commit, bool(git.told("-C", str(root), "status", "--porcelain"))

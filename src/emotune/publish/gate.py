@@ -1,34 +1,86 @@
-"""The gate: what speaks against publishing a run."""
+"""The gate: under which licence a run may be published, and what speaks against publishing it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from emotune.core import records
+from emotune.core.errors import InputError
 from emotune.preferences.pairs import audit
 from emotune.runs import tables
 from emotune.runs.params import Params
 
 SIGNIFICANT = 0.05
+# The licences that are known without being stated: emotune's own corpus, and DailyDialog.
+DATA_LICENSES = {"embedded": "apache-2.0", "folder": "cc-by-nc-sa-4.0"}
+# Those that let what is made of the work have any licence.
+PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "unlicense")
+
+
+class Licenses(NamedTuple):
+    """The licences of the data, of what is published, and of the base model."""
+
+    data: str
+    own: str
+    base: str
+
+
+def licenses(p: Params) -> Licenses:
+    """The licences of a run; InputError where one has to be stated, or where the data's forbids what is published."""
+    data = _of_data(p)
+    own = p.publish.license or data
+    if why := forbidden(data, own):
+        raise InputError(f"publish.license: {own} is not possible: the data is under {data}, {why}")
+    if p.model.base == "embedded":
+        return Licenses(data, own, own)
+    if p.publish.base_license is None:
+        raise InputError(f"publish.base_license must state the licence of {p.model.base}, got null")
+    return Licenses(data, own, p.publish.base_license)
+
+
+def _of_data(p: Params) -> str:
+    known = DATA_LICENSES.get(p.data.source)
+    if p.data.name and "dailydialog" in re.sub("[^a-z]", "", p.data.name.lower()):
+        known = DATA_LICENSES["folder"]
+    if known and p.publish.data_license not in (None, known):
+        raise InputError(f"publish.data_license: the data is under {known}, got {p.publish.data_license}")
+    if stated := known or p.publish.data_license:
+        return stated
+    raise InputError(
+        f"publish.data_license must state the licence of the data where data.source is {p.data.source}, got null; "
+        "accepted: the Hub's names, such as cc-by-4.0"
+    )
+
+
+def forbidden(source: str, wanted: str) -> str | None:
+    """Why what is made of a work under one licence cannot be under another; None where it can."""
+    terms = source.split("-")
+    if "nd" in terms:
+        return "which forbids to publish what is made of it"
+    if source == wanted or source in PERMISSIVE:
+        return None
+    if "nc" in terms and "nc" not in wanted.split("-"):
+        return "which forbids commercial use"
+    if "sa" in terms:
+        return "which asks for the same licence"
+    return None if "nc" in terms else "of which only the same licence is known to be allowed"
 
 
 def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> list[str]:
     """What speaks against publishing, a line each, none where dpo is better and can be made again."""
+    paired = records.read_json(metrics / "evaluate.json")["paired"]["sft_to_dpo"]
+    tests = {name: paired[section][key] for name, (section, key) in tables.TESTED.items()}
     return [
-        *_no_better(records.read_json(metrics / "evaluate.json")["paired"]["sft_to_dpo"]),
+        *(
+            f"dpo is not better than sft in {name}: {tables.difference(test)}, p {test['p']:.3f}, wanted more than 0 "
+            f"with p below {SIGNIFICANT}"
+            for name, test in tests.items()
+            if test["difference"] <= 0 or test["p"] >= SIGNIFICANT
+        ),
         *audit(records.read_json(metrics / "prefs.json"), p.prefs.audit),
         *(["the working tree has changes that are in no commit (`git status` names them)"] if dirty else []),
         *(f"dvc.lock is not current: {line}" for line in stale),
     ]
-
-
-def _no_better(paired: Mapping[str, Any]) -> Iterator[str]:
-    for name, (section, key) in tables.TESTED.items():
-        test = paired[section][key]
-        if test["difference"] <= 0 or test["p"] >= SIGNIFICANT:
-            yield (
-                f"dpo is not better than sft in {name}: {test['difference']:+.3f} [{test['low']:+.3f}, "
-                f"{test['high']:+.3f}], p {test['p']:.3f}, wanted more than 0 with p below {SIGNIFICANT}"
-            )

@@ -78,7 +78,6 @@ class Plan:
     public: bool
     # The commit that the branch is at; None where there is no such branch, or no such repository.
     head: str | None
-    exists: bool
     send: tuple[str, ...]
     delete: tuple[str, ...]
     tag: str | None
@@ -99,31 +98,36 @@ def account() -> str:
         return str(_api().whoami()["name"])
 
 
+def files(folder: Path) -> dict[str, Path]:
+    """Every file below a folder, by the name that it has in a repository."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def plan(repository: Repository, folder: Path, tag: str | None, public: bool) -> Plan:
     """Compare a folder with what the Hub has; nothing is sent.
 
     InputError where the tag names other content already (a release does not move), and where the repository is public
     and `public` does not say that this is meant.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    here = files(folder)
     with _one_message(repository.id):
         info = _info(repository)
         if info is None:
-            return Plan(repository, folder, public, None, False, tuple(files), (), tag)
+            return Plan(repository, folder, public, None, tuple(here), (), tag)
         if not info.private and not public:
             raise InputError(f"{repository.id} is public; --public says that this is meant")
         refs = _api().list_repo_refs(repository.id, repo_type=repository.kind)
         head = next((ref.target_commit for ref in refs.branches if ref.name == repository.branch), None)
         there = _hashes(repository, head) if head else {}
-    send = tuple(name for name, path in files.items() if name not in there or not _has_hash(path, there[name]))
-    delete = tuple(name for name in there if name not in files and name != ATTRIBUTES)
+    send = tuple(name for name, path in here.items() if name not in there or not _has_hash(path, there[name]))
+    delete = tuple(name for name in there if name not in here and name != ATTRIBUTES)
     release = next((ref.target_commit for ref in refs.tags if tag and ref.name == repository.tag(tag)), None)
     if release and (send or delete or release != head):
         raise InputError(
             f"{repository.id}: the tag {repository.tag(str(tag))} names commit {release[:12]}, which is another "
             "content; a release does not move: take another --tag"
         )
-    return Plan(repository, folder, public, head, True, send, delete, None if release else tag)
+    return Plan(repository, folder, public, head, send, delete, None if release else tag)
 
 
 def push(todo: Plan, message: str) -> str:
@@ -133,13 +137,17 @@ def push(todo: Plan, message: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    todo = todo if todo.head else _with_branch(todo)
-    head, repository = todo.head, todo.repository
-    changes = [
-        *(CommitOperationAdd(path, todo.folder / path) for path in todo.send),
-        *(CommitOperationDelete(path) for path in todo.delete),
-    ]
+    repository = todo.repository
     with _one_message(repository.id):
+        if not todo.head:
+            _make_branch(repository, todo.public)
+            # It does not begin empty: a repository has the Hub's own file, a branch all that main has.
+            todo = plan(repository, todo.folder, todo.tag, todo.public)
+        head = todo.head
+        changes = [
+            *(CommitOperationAdd(path, todo.folder / path) for path in todo.send),
+            *(CommitOperationDelete(path) for path in todo.delete),
+        ]
         if changes:
             commit = _api().create_commit(
                 repository.id,
@@ -157,22 +165,12 @@ def push(todo: Plan, message: str) -> str:
     return str(head)
 
 
-def _with_branch(todo: Plan) -> Plan:
-    """The plan once its branch exists: neither a repository nor a branch begins empty.
-
-    A repository has the Hub's own file, a branch all that main has.
-    """
-    repository = todo.repository
-    # Another branch of it may have been sent since.
-    now = plan(repository, todo.folder, todo.tag, todo.public)
-    if now.head:
-        return now
-    with _one_message(repository.id):
-        if not now.exists:
-            _api().create_repo(repository.id, repo_type=repository.kind, private=not todo.public)
-        if repository.branch != MAIN:
-            _api().create_branch(repository.id, repo_type=repository.kind, branch=repository.branch)
-    return plan(repository, todo.folder, todo.tag, todo.public)
+def _make_branch(repository: Repository, public: bool) -> None:
+    # Another branch of the repository may have been sent since it was planned.
+    if _info(repository) is None:
+        _api().create_repo(repository.id, repo_type=repository.kind, private=not public)
+    if repository.branch != MAIN:
+        _api().create_branch(repository.id, repo_type=repository.kind, branch=repository.branch)
 
 
 def download(repository: Repository, tag: str | None, cache: Path) -> Path:

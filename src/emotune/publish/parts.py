@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.publish import cards, example
 from emotune.publish.facts import ADAPTERS, STAGES, Facts
-from emotune.publish.licences import forbidden
+from emotune.publish.gate import forbidden
 
 CARD = "README.md"
 # Published columns first.
@@ -39,10 +39,8 @@ def build(facts: Facts, parts: Iterable[str], folder: Path) -> None:
     """Each part in a folder of its name, the card among its files."""
     for part in parts:
         with records.replacing_folder(folder / part) as place:
-            if part == "prefs":
-                _write_pairs(facts, place)
-            else:
-                _write_model(part, facts, place)
+            card = _write_pairs(facts, place) if part == "prefs" else _write_model(part, facts, place)
+            (place / CARD).write_text(card, encoding="utf-8")
 
 
 def out(facts: Facts, part: str) -> Path:
@@ -60,8 +58,8 @@ def pairs(facts: Facts) -> dict[str, list[dict[str, Any]]]:
     return {split: list(records.read_jsonl(folder / f"{split}.jsonl")) for split in SPLITS}
 
 
-def _write_pairs(facts: Facts, place: Path) -> None:
-    """The pairs as Parquet, a file a split, the published columns first, and the card."""
+def _write_pairs(facts: Facts, place: Path) -> str:
+    """The pairs as Parquet, a file a split, the published columns first; returns their card."""
     import pyarrow
     from pyarrow import parquet
 
@@ -73,11 +71,11 @@ def _write_pairs(facts: Facts, place: Path) -> None:
     for split, rows in splits.items():
         table = pyarrow.Table.from_pylist(rows, schema=schema)
         parquet.write_table(table, place / "data" / f"{split}-00000-of-00001.parquet")
-    card = cards.of_prefs(facts, columns, {split: len(rows) for split, rows in splits.items()})
-    (place / CARD).write_text(card, encoding="utf-8")
+    return cards.of_prefs(facts, columns, {split: len(rows) for split, rows in splits.items()})
 
 
-def _write_model(part: str, facts: Facts, place: Path) -> None:
+def _write_model(part: str, facts: Facts, place: Path) -> str:
+    """Weights, tokenizer and curves; returns their card."""
     from emotune.models import loading
 
     if part == "merged":
@@ -85,20 +83,15 @@ def _write_model(part: str, facts: Facts, place: Path) -> None:
     else:
         shutil.copytree(out(facts, part), place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_SENT))
     if part in ADAPTERS:
-        _name_base(place / "adapter_config.json", facts)
+        # Where the base model is on the Hub, and at which commit.
+        model, there = facts.p.model, facts.base
+        config = records.read_json(place / "adapter_config.json")
+        config["base_model_name_or_path"] = there.id if there else Path(model.base).name
+        config["revision"] = model.revision if there else None
+        records.write_json(place / "adapter_config.json", config)
     if part != "base":
         (place / "history.csv").write_text(cards.history(part, facts), encoding="utf-8")
-    card = cards.of_model(part, facts, loading.load_tokenizer(place, None))
-    (place / CARD).write_text(card, encoding="utf-8")
-
-
-def _name_base(path: Path, facts: Facts) -> None:
-    """Let an adapter say where its base model is on the Hub, and at which commit."""
-    model, there = facts.p.model, facts.base
-    config = records.read_json(path)
-    config["base_model_name_or_path"] = there.id if there else Path(model.base).name
-    config["revision"] = model.revision if there else None
-    records.write_json(path, config)
+    return cards.of_model(part, facts, loading.load_tokenizer(place, None))
 
 
 def _merge(facts: Facts, place: Path) -> None:
@@ -120,10 +113,7 @@ def _merge(facts: Facts, place: Path) -> None:
     model.merge_and_unload(safe_merge=True).save_pretrained(place)
     tokenizer.save_pretrained(place)
     again = AutoModelForCausalLM.from_pretrained(place, dtype="bfloat16", device_map={"": loading.device()}).eval()
-    _compare(before, [example.greedy(again, tokenizer, prompt) for prompt in prompts])
-
-
-def _compare(before: Sequence[example.Reply], after: Sequence[example.Reply]) -> None:
+    after = [example.greedy(again, tokenizer, prompt) for prompt in prompts]
     if (furthest := max(map(example.parting, before, after))) > ROUNDING:
         raise InputError(
             f"--merged: what was saved answers otherwise than base and adapter: {furthest:.1f} steps of bfloat16 "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
+import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from emotune.core import records
-from emotune.publish import check, hub, parts
-from emotune.publish.facts import Facts, facts_of, repositories
+from emotune.publish import example, hub, parts
+from emotune.publish.facts import ADAPTERS, Facts, facts_of, repositories
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,52 @@ def write(release: Release, folder: Path) -> bool:
     _print_objections(release)
     parts.build(release.facts, release.parts, folder)
     for part in release.parts:
-        print(_contents(release, part, folder / part))
+        repository = release.facts.repositories[part]
+        about = f"{'public' if release.public else 'private'} {repository.kind}{_comma_tag(release, repository)}"
+        print(f"{repository.url} ({about}), from {folder / part}:")
+        for path, file in hub.files(folder / part).items():
+            print(f"{file.stat().st_size:>12,}  {path}")
     return not release.refused
 
 
 def compare(release: Release) -> bool:
-    """Print where the Hub has something else than would be sent now; False where it has."""
+    """Print where the Hub has something else than would be sent now; False where it has.
+
+    What can be loaded there is loaded. The card is not compared: it tells of the commit at which it was written.
+    """
     facts, same = _with_owner(release.facts), True
-    with tempfile.TemporaryDirectory() as folder:
-        parts.build(facts, release.parts, Path(folder))
-        for part, lines in check.differences(facts, release.parts, Path(folder), release.tag):
-            print(f"{facts.repositories[part].url}: {len(lines) or 'no'} differences", *lines, sep="\n  ")
+    with tempfile.TemporaryDirectory() as name:
+        here, cache = Path(name, "here"), Path(name, "there")
+        parts.build(facts, release.parts, here)
+        there = {part: hub.download(facts.repositories[part], release.tag, cache) for part in release.parts}
+        for part in release.parts:
+            lines = [
+                f"{path} is another there"
+                for path, file in hub.files(here / part).items()
+                if path != parts.CARD and not _same(file, there[part] / path)
+            ]
+            if part == "prefs":
+                rows = hub.rows(facts.repositories[part], release.tag, Path(name, "rows"))
+                others = [split for split, own in parts.pairs(facts).items() if _texts(own) != _texts(rows[split])]
+                lines += [f"load_dataset reads other rows in {split}" for split in others]
+            elif part in ADAPTERS and not lines:
+                base = parts.out(facts, "base")
+                replies = example.replies(base, parts.out(facts, part), facts)
+                if example.replies(there.get("base", base), there[part], facts) != replies:
+                    lines.append("it replies otherwise")
+            told = f"{facts.repositories[part].url}: {len(lines) or 'no'} differences"
+            print(told, *(f"{part}: {line}" for line in lines), sep="\n  ")
             same = same and not lines
     return same
+
+
+def _same(file: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(file, other, shallow=False)
+
+
+def _texts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    # As text: 1 and 1.0 are equal, and another content.
+    return [json.dumps(row, sort_keys=True) for row in rows]
 
 
 def send(release: Release, notes: Path) -> bool:
@@ -75,7 +110,11 @@ def send(release: Release, notes: Path) -> bool:
             revision = hub.push(plan, f"emotune {facts.commit[:12]}")
             if not plan.done:
                 print(f"{plan.repository.url}: at {revision[:12]}{_comma_tag(release, plan.repository)}")
-            _note(notes, {"repo": plan.repository.id, "revision": revision, "commit": facts.commit})
+            line = {"repo": plan.repository.id, "revision": revision, "commit": facts.commit}
+            known = list(records.read_jsonl(notes)) if notes.exists() else []
+            # It is there where a call was killed after it had sent something: the next finds nothing to send.
+            if line not in known:
+                records.write_jsonl(notes, [*known, line])
     return True
 
 
@@ -89,22 +128,6 @@ def _with_owner(facts: Facts) -> Facts:
     if facts.p.publish.owner:
         return facts
     return replace(facts, repositories=repositories(facts.p, hub.account()))
-
-
-def _note(notes: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, unless it is there: a call that was killed after it had sent something finds nothing to send."""
-    known = list(records.read_jsonl(notes)) if notes.exists() else []
-    if line not in known:
-        records.write_jsonl(notes, [*known, line])
-
-
-def _contents(release: Release, part: str, folder: Path) -> str:
-    """A line for each file, under one for the repository that would hold them."""
-    repository = release.facts.repositories[part]
-    about = f"{'public' if release.public else 'private'} {repository.kind}{_comma_tag(release, repository)}"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{path.stat().st_size:>12,}  {path.relative_to(folder).as_posix()}" for path in files]
-    return "\n".join([f"{repository.url} ({about}), from {folder}:", *lines])
 
 
 def _comma_tag(release: Release, repository: hub.Repository) -> str:

@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-Row = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Known:
-    """All that a name may be the name of."""
-
-    experiments: Sequence[Experiment]
-    families: Sequence[Family]
-    published: Sequence[Mapping[str, Any]]
-
-
 @dataclass(frozen=True)
 class State:
     """What a name means: one state of dvc.lock, as a commit has it, or a pipeline in MLflow."""
@@ -47,57 +35,52 @@ class State:
         return self.family.fits(locks) if self.family else bool(locks) and locks == self.locks
 
 
-def link(name: str, client: MlflowClient, experiment_id: str, published: Path) -> list[Row]:
+def link(name: str, client: MlflowClient, experiment_id: str, published: Path) -> list[tuple[str, str, str]]:
     """What a name belongs to: rows of a kind, an id and a remark; InputError says where it was looked for in vain.
 
     `published` holds a line of JSON for each push to the Hub: `repo`, `revision`, and the `commit` it was made of.
     """
+    experiments, families = mirror.experiments(), mirror.families(client, experiment_id)
     pushes = list(records.read_jsonl(published)) if published.exists() else []
-    known = Known(mirror.experiments(), mirror.families(client, experiment_id), pushes)
-    state = _state(name, known)
+    state = _state(name, experiments, families, pushes)
     if state is None:
         raise InputError(
-            f"link: nothing is called {name!r}; looked among {len(known.experiments)} experiments of DVC, "
-            f"{len(known.families)} pipelines and their stages in MLflow, git's commits, "
-            f"and {len(known.published)} revisions in {published}"
+            f"link: nothing is called {name!r}; looked among {len(experiments)} experiments of DVC, "
+            f"{len(families)} pipelines and their stages in MLflow, git's commits, "
+            f"and {len(pushes)} revisions in {published}"
         )
-    return _rows(state, known)
-
-
-def _state(name: str, known: Known) -> State | None:
-    """The state that a name of any kind means; None where nothing is called so."""
-    for experiment in known.experiments:
-        if experiment.name == name:
-            return _of_commit(experiment.revision)
-    for family in known.families:
-        if name in (family.name, *(run.info.run_id for run in (family.parent, *family.children))):
-            return State(family.locks(), family=family)
-    for push in known.published:
-        if name in (push["revision"], f"{push['repo']}@{push['revision']}"):
-            return _of_commit(push["commit"])
-    commit = git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    return _of_commit(commit) if commit else None
-
-
-def _of_commit(commit: str) -> State:
-    return State(_locks(commit), commit)
-
-
-def _rows(state: State, known: Known) -> list[Row]:
-    families = [state.family] if state.family else _most_complete([f for f in known.families if f.fits(state.locks)])
+    own = [state.family] if state.family else _most_complete([one for one in families if one.fits(state.locks)])
     # Not by name: DVC lets two experiments have one where they start from two commits.
-    experiments = [one for one in known.experiments if state.is_of(one.revision)]
-    gone = sorted({family.name for family in families if family.name} - {one.name for one in experiments})
-    commits = _commits(state, known)
-    pushes = [push for push in known.published if push["commit"] in commits or state.is_of(push["commit"])]
+    alike = [one for one in experiments if state.is_of(one.revision)]
+    gone = sorted({family.name for family in own if family.name} - {one.name for one in alike})
+    commits = _commits(state, experiments)
     rows = {
-        "experiment": [(one.name, f"commit {one.revision}") for one in experiments]
+        "experiment": [(one.name, f"commit {one.revision}") for one in alike]
         + [(name, "DVC has it no more") for name in gone],
-        "MLflow run": [(family.parent.info.run_id, _remark(family, len(state.locks))) for family in families],
+        "MLflow run": [(family.parent.info.run_id, _remark(family, len(state.locks))) for family in own],
         "git commit": [(commit, "its dvc.lock says this") for commit in commits],
-        "published": [(f"{push['repo']}@{push['revision']}", f"of commit {push['commit']}") for push in pushes],
+        "published": [
+            (f"{push['repo']}@{push['revision']}", f"of commit {push['commit']}")
+            for push in pushes
+            if push["commit"] in commits or state.is_of(push["commit"])
+        ],
     }
-    return [(kind, *row) for kind, own in rows.items() for row in own or [("none", "")]]
+    return [(kind, *row) for kind, of_kind in rows.items() for row in of_kind or [("none", "")]]
+
+
+def _state(
+    name: str, experiments: Sequence[Experiment], families: Sequence[Family], pushes: Sequence[Mapping[str, Any]]
+) -> State | None:
+    """The state that a name of any kind means; None where nothing is called so."""
+    commit = next((one.revision for one in experiments if one.name == name), None)
+    if not commit:
+        for family in families:
+            if name in (family.name, *(run.info.run_id for run in (family.parent, *family.children))):
+                return State(family.locks(), family=family)
+    called = (push["commit"] for push in pushes if name in (push["revision"], f"{push['repo']}@{push['revision']}"))
+    commit = commit or next(called, None)
+    commit = commit or git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    return State(_locks(commit), commit) if commit else None
 
 
 def _most_complete(families: Sequence[Family]) -> list[Family]:
@@ -111,14 +94,14 @@ def _remark(family: Family, stages: int) -> str:
     return f"{len(family.stages)} of {stages} stages, {cached} of them from DVC's cache"
 
 
-def _commits(state: State, known: Known) -> list[str]:
+def _commits(state: State, experiments: Sequence[Experiment]) -> list[str]:
     """The commits that changed dvc.lock to this state, the newest first, and before them one that was named.
 
     Those that experiments left are none of them.
     """
     log = (git.ask("log", "--exclude=refs/exps/*", "--all", "--format=%H", "--", "dvc.lock") or "").split()
     commits = [commit for commit in log if state.is_of(commit)]
-    if state.commit and state.commit not in [*commits, *(one.revision for one in known.experiments)]:
+    if state.commit and state.commit not in [*commits, *(one.revision for one in experiments)]:
         commits.insert(0, state.commit)
     return commits
 

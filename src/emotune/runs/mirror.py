@@ -138,10 +138,14 @@ def mirror(client: MlflowClient, experiment_id: str) -> Iterator[str]:
     store = _Store(client, experiment_id, families(client, experiment_id))
     complete = {family.parent.data.tags.get(REVISION) for family in store.families}
     for experiment in experiments():
-        if experiment.revision not in complete:
-            own = [family for family in store.families if family.name == experiment.name]
-            yield from store.complete(_of_experiment(experiment), own)
-    yield from store.complete(_here(), store.families)
+        name, revision, baseline = experiment.name, experiment.revision, experiment.baseline
+        if revision not in complete:
+            tags = {NAME: name, "dvc.exp.baseline_rev": baseline, "git.commit": baseline}
+            own = [family for family in store.families if family.name == name]
+            yield from store.complete(Pipeline(revision, name, tags, entries(revision)), own)
+    tags = tracking.git_tags()
+    name = f"dvc repro {tags.get('git.commit', '')[:7]}".strip()
+    yield from store.complete(Pipeline(None, name, tags, entries(None)), store.families)
 
 
 def experiments() -> list[Experiment]:
@@ -174,7 +178,7 @@ def entries(revision: str | None) -> Entries:
 
     Where `dvc repro` was stopped, those that follow are still of the older state, and are left out.
     """
-    stages: Entries = _yaml(revision, "dvc.lock").get("stages", {})
+    stages: Entries = yaml_of(revision, "dvc.lock").get("stages", {})
     written = {out["path"]: (out["md5"], stage) for stage, entry in stages.items() for out in entry.get("outs", [])}
 
     def current(stage: str) -> bool:
@@ -191,20 +195,9 @@ def locks(stages: Entries) -> dict[str, str]:
     return {stage: tracking.lock_tags(entry)[LOCK] for stage, entry in stages.items()}
 
 
-def _of_experiment(experiment: Experiment) -> Pipeline:
-    name, revision, baseline = experiment.name, experiment.revision, experiment.baseline
-    tags = {NAME: name, "dvc.exp.baseline_rev": baseline, "git.commit": baseline}
-    return Pipeline(revision, name, tags, entries(revision))
-
-
-def _here() -> Pipeline:
-    tags = tracking.git_tags()
-    return Pipeline(None, f"dvc repro {tags.get('git.commit', '')[:7]}".strip(), tags, entries(None))
-
-
 def _metrics(pipeline: Pipeline, stage: str) -> dict[str, Any] | None:
     """The metrics that the stage wrote; None where a metrics file does not have the bytes that dvc.lock names."""
-    declared = _yaml(pipeline.revision, "dvc.yaml").get("stages", {}).get(stage, {}).get("metrics", [])
+    declared = yaml_of(pipeline.revision, "dvc.yaml").get("stages", {}).get(stage, {}).get("metrics", [])
     hashes = {out["path"]: out["md5"] for out in pipeline.entries[stage].get("outs", [])}
     metrics: dict[str, Any] = {}
     for path in (name for out in declared for name in ([out] if isinstance(out, str) else out)):
@@ -224,7 +217,7 @@ def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
             return
 
 
-def _yaml(revision: str | None, path: str) -> Mapping[str, Any]:
+def yaml_of(revision: str | None, path: str) -> dict[str, Any]:
     """A YAML file in a commit, or in the working tree; empty where there is none."""
     try:
         return YAML(typ="safe", pure=True).load((_content(revision, path) or b"").decode("utf-8")) or {}

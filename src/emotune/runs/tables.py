@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,14 @@ class Column(NamedTuple):
     part: str
     name: str
     digits: int
+
+
+class Figure(NamedTuple):
+    """A value, and the bounds of its 95 % interval where it has one."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 COLUMNS = {
@@ -58,56 +66,59 @@ def value_of(measured: Mapping[str, Any], column: Column) -> Any:
     return measured.get(column.part, {}).get(column.name)
 
 
-def comparison(evaluated: Mapping[str, Any], interval: str) -> Table:
-    """A row a model; `interval` formats the bounds of a value's 95 % interval, to stand after it."""
-    rows = [
-        [model, *(_cell(value_of(evaluated[model], column), column, interval) for column in COLUMNS.values())]
-        for model in MODELS
-    ]
-    return [["", *COLUMNS], *rows]
+def figure(measured: Mapping[str, Any], column: Column) -> Figure:
+    """What was measured of a model for a column, with its interval where it has one."""
+    value = value_of(measured, column)
+    return Figure(*map(value.get, Figure._fields)) if isinstance(value, Mapping) else Figure(value)
 
 
-def _cell(value: Any, column: Column, interval: str) -> str:
-    if not isinstance(value, Mapping):
-        return number(value, (), f".{column.digits}f", interval)
-    bounds = [value[bound] for bound in ("low", "high") if bound in value]
-    return number(value["value"], bounds, f".{column.digits}f", interval)
-
-
-def number(value: float | None, bounds: Sequence[float], form: str, interval: str) -> str:
+def number(figure: Sequence[float | None], form: str, interval: str) -> str:
     """`0.512 [0.480, 0.544]`: a value and, where it has bounds, its interval; ABSENT where there is no value."""
+    value, *bounds = figure
     if value is None:
         return ABSENT
-    return f"{value:{form}}" + (interval.format(*(f"{bound:{form}}" for bound in bounds)) if bounds else "")
+    shown = [f"{bound:{form}}" for bound in bounds if bound is not None]
+    return f"{value:{form}}" + (interval.format(*shown) if shown else "")
+
+
+def comparison(evaluated: Mapping[str, Any], interval: str) -> Table:
+    """A row a model; `interval` formats the bounds of a value's 95 % interval, to stand after it."""
+    table = [["", *COLUMNS]]
+    for model in MODELS:
+        figures = ((figure(evaluated[model], column), f".{column.digits}f") for column in COLUMNS.values())
+        table.append([model, *(number(value, form, interval) for value, form in figures)])
+    return table
 
 
 def differences(evaluated: Mapping[str, Any]) -> Table:
     """A row a step: what it changed in macro F1 and in control, with interval and p."""
     table = [["", *(heading for metric in TESTED for heading in (metric, "p"))]]
     for step, key in STEPS.items():
-        tests = [evaluated["paired"][key][part][name] for part, name in TESTED.values()]
-        cells = [
-            (number(test["difference"], (test["low"], test["high"]), "+.3f", INTERVAL), f"{test['p']:.3f}")
-            for test in tests
-        ]
-        table.append([step, *itertools.chain(*cells)])
+        row = [step]
+        for part, name in TESTED.values():
+            test = evaluated["paired"][key][part][name]
+            row += [difference(test), f"{test['p']:.3f}"]
+        table.append(row)
     return table
+
+
+def difference(test: Mapping[str, float]) -> str:
+    """`+0.051 [+0.021, +0.080]`: the difference of two models by a paired test, with its interval."""
+    return number((test["difference"], test["low"], test["high"]), "+.3f", INTERVAL)
 
 
 def preferences(metrics: Path) -> Table:
     """How many prompts made a pair, in how many attempts, and how far apart chosen and rejected are."""
     prefs = records.read_json(metrics / "prefs.json")
-    return [
-        ["pairs", "of prompts", "yield", "attempts a prompt", "median gap", "longer one chosen"],
-        [
-            str(prefs["pairs"]),
-            str(prefs["prompts"]),
-            f"{prefs['pairs'] / prefs['prompts']:.0%}",
-            f"{prefs['attempts_total'] / prefs['prompts']:.1f}",
-            f"{prefs['gap']['median']:.2f}",
-            f"{prefs['chosen_is_longer']:.0%}",
-        ],
-    ]
+    cells = {
+        "pairs": str(prefs["pairs"]),
+        "of prompts": str(prefs["prompts"]),
+        "yield": f"{prefs['pairs'] / prefs['prompts']:.0%}",
+        "attempts a prompt": f"{prefs['attempts_total'] / prefs['prompts']:.1f}",
+        "median gap": f"{prefs['gap']['median']:.2f}",
+        "longer one chosen": f"{prefs['chosen_is_longer']:.0%}",
+    }
+    return [[*cells], [*cells.values()]]
 
 
 def judges(metrics: Path) -> Table:
@@ -127,9 +138,6 @@ def markdown(table: Table) -> str:
 
 def aligned(table: Table) -> str:
     """Plain text, columns two spaces apart, the first at the left, the others at the right; a cell may hold lines."""
-    lines: Table = []
-    for row in table:
-        cells = [cell.split("\n") for cell in row]
-        lines += [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(max(map(len, cells)))]
+    lines = [line for row in table for line in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join("  ".join([left.ljust(first), *map(str.rjust, right, others)]).rstrip() for left, *right in lines)

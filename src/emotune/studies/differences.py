@@ -15,7 +15,6 @@ from emotune.studies.plan import COLUMNS
 K = TypeVar("K", bound=Hashable)
 # What a model answered and what was measured of it, a row of JSON a reply.
 ReplyRows = Sequence[Mapping[str, Any]]
-Test = dict[str, float]
 LEVEL = 0.05
 
 
@@ -45,19 +44,6 @@ def _contributions(part: str, metric: str, replies: ReplyRows, labels: Sequence[
             size = row["reference_tokens"] if metric == "perplexity" else len(row["reference"]) * np.log(2)
             sums[places[row["dialogue"]]] += (row["reference_nats"], size)
     return sums
-
-
-def tested(differences: Array) -> Test:
-    """A difference of what `drawn` gives, with its 95 % percentile interval and two-sided p, as `scores.paired`."""
-    value, samples = differences[0], differences[1:]
-    low, high = np.quantile(samples, [(1 - scores.LEVEL) / 2, (1 + scores.LEVEL) / 2])
-    rarer = int(min((samples <= 0).sum(), (samples >= 0).sum()))
-    return {
-        "difference": float(value),
-        "difference low": float(low),
-        "difference high": float(high),
-        "p": min(1.0, 2 * (rarer + 1) / (len(samples) + 1)),
-    }
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emotune.core import records
+from emotune.core import git, records
 from emotune.core.sections import check
+from emotune.evaluation import scores
 from emotune.evaluation.scores import Array
-from emotune.runs import tables
+from emotune.runs import mirror, tables
 from emotune.runs.params import Params
 from emotune.studies import differences, queue
-from emotune.studies.differences import LEVEL, ReplyRows, Test
+from emotune.studies.differences import LEVEL, K, ReplyRows
 from emotune.studies.plan import COLUMNS, JUDGE, Setup, Study
 from emotune.studies.queue import Trial
 
@@ -33,16 +34,17 @@ def rows(study: Study, setups: Mapping[str, Setup], trials: Mapping[str, Trial],
 
     The keys of both mappings are names of experiments, in the order of the study's variants.
     """
-    spent = costs_of(costs)
+    spent = _costs(costs)
     table: dict[str, Row] = {}
     for variant, (name, trial) in zip(study.variants(), trials.items(), strict=True):
         stages = spent.get(name, {})
         row: Row = {"run": variant.name, "status": trial.state}
         if trial.state == "failed":
-            row["reason"] = _failure(stages) or queue.reason(trial)
+            failures = [f"{stage}: {line['failed']}" for stage, line in stages.items() if line["failed"]]
+            row["reason"] = "; ".join(failures) or queue.reason(trial)
         row |= {key: _cell(value) for key, value in setups[name].settings.items() if key not in study.common}
         if trial.state == "done":
-            row |= _metrics(study, trial)
+            row |= _metrics(study, str(trial.commit))
         table[name] = row | _cost(stages, study.target)
     for model, column in itertools.product(study.models, study.tests):
         _compare(study, model, column, table, trials)
@@ -53,15 +55,14 @@ def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
-def _metrics(study: Study, trial: Trial) -> Row:
-    measured = _json(trial, f"metrics/{study.target}.json")
+def _metrics(study: Study, commit: str) -> Row:
+    measured = json.loads(git.told("show", f"{commit}:metrics/{study.target}.json"))
     row: Row = {}
     for model, (name, column) in itertools.product(study.models, COLUMNS.items()):
-        value = tables.value_of(measured if study.target == "baseline" else measured[model], column)
-        bounds = value if isinstance(value, Mapping) else {"value": value}
-        row |= {column_key(model, name, bound): bounds.get(bound) for bound in ("value", "low", "high")}
+        figure = tables.figure(measured if study.target == "baseline" else measured[model], column)
+        row |= {column_key(model, name, bound): value for bound, value in figure._asdict().items()}
     if JUDGE in study.show:
-        row[JUDGE] = _json(trial, "metrics/judges.json")["evaluate"]["accuracy"]
+        row[JUDGE] = json.loads(git.told("show", f"{commit}:metrics/judges.json"))["evaluate"]["accuracy"]
     return row
 
 
@@ -70,14 +71,7 @@ def column_key(model: str, column: str, bound: str = "value") -> str:
     return f"{model} {column}" + ("" if bound == "value" else f" {bound}")
 
 
-def _json(trial: Trial, path: str) -> Any:
-    return json.loads(queue.file_of(str(trial.commit), path))
-
-
-# Costs, as stages note them.
-
-
-def costs_of(path: Path) -> dict[str, dict[str, Row]]:
+def _costs(path: Path) -> dict[str, dict[str, Row]]:
     """What the last run of each stage of each experiment cost, or on what it failed."""
     costs: dict[str, dict[str, Row]] = {}
     for line in records.read_jsonl(path) if path.is_file() else ():
@@ -98,15 +92,14 @@ def _cost(stages: Mapping[str, Row], target: str) -> Row:
     }
 
 
-def _failure(stages: Mapping[str, Row]) -> str:
-    return "; ".join(f"{name}: {line['failed']}" for name, line in stages.items() if line["failed"])
-
-
 # Differences.
 
 
 def _compare(study: Study, model: str, column: str, table: Mapping[str, Row], trials: Mapping[str, Trial]) -> None:
-    """Put into each row how a metric differs from that of the study's reference, and whether that is noise."""
+    """Put into each row how a metric differs from that of the study's reference, and whether that is noise.
+
+    Without the replies of both, whether their intervals overlap is all that can be said.
+    """
     key = column_key(model, column)
     measured = {name: row for name, row in table.items() if row.get(key) is not None}
     reference = _reference(study, column, key, measured)
@@ -114,11 +107,15 @@ def _compare(study: Study, model: str, column: str, table: Mapping[str, Row], tr
         return
     first = measured.pop(reference)
     first[f"{key} verdict"] = "best" if study.against == "best" else "reference"
-    tests = {name: paired(column, model, trials[reference], trials[name], len(measured)) for name in measured}
-    corrected = differences.holm({name: test["p"] for name, test in tests.items() if test})
+    drawn = {name: _drawn(column, model, [trials[reference], trials[name]], len(measured)) for name in measured}
+    tested = _tested(key, {name: both[1] - both[0] for name, both in drawn.items() if both})
     for name, row in measured.items():
-        test = tests[name]
-        row |= _tested(key, test, corrected[name]) if test else _untested(key, row, first)
+        if name in tested:
+            row |= tested[name]
+        else:
+            overlap = row[f"{key} low"] <= first[f"{key} high"] and first[f"{key} low"] <= row[f"{key} high"]
+            row[f"{key} difference"] = row[key] - first[key]
+            row[f"{key} verdict"] = f"intervals {'overlap' if overlap else 'apart'}"
 
 
 def _reference(study: Study, column: str, key: str, measured: Mapping[str, Row]) -> str | None:
@@ -129,28 +126,20 @@ def _reference(study: Study, column: str, key: str, measured: Mapping[str, Row])
     return best(measured, key=lambda name: measured[name][key], default=None)
 
 
-def _tested(key: str, test: Test, p: float) -> Row:
-    row = {f"{key} {name}": test[name] for name in ("difference", "difference low", "difference high")}
-    return row | {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
-
-
-def _untested(key: str, row: Row, first: Row) -> Row:
-    """What can be said without the replies: whether the intervals of both overlap."""
-    overlap = row[f"{key} low"] <= first[f"{key} high"] and first[f"{key} low"] <= row[f"{key} high"]
+def _tested(key: str, differences_of: Mapping[K, Array]) -> dict[K, Row]:
+    """Of each difference, as `differences.drawn` gives it: its interval, p after Holm's correction, and the verdict."""
+    tests = {name: scores.tested(drawn[0], drawn[1:]) for name, drawn in differences_of.items()}
+    corrected = differences.holm({name: test["p"] for name, test in tests.items()})
     return {
-        f"{key} difference": row[key] - first[key],
-        f"{key} verdict": f"intervals {'overlap' if overlap else 'apart'}",
+        name: {
+            f"{key} difference": test["difference"],
+            f"{key} difference low": test["low"],
+            f"{key} difference high": test["high"],
+            f"{key} p": corrected[name],
+            f"{key} verdict": "differs" if corrected[name] < LEVEL else NOISE,
+        }
+        for name, test in tests.items()
     }
-
-
-def paired(column: str, model: str, first: Trial, other: Trial, comparisons: int) -> Test | None:
-    """`difference` other - first, its 95 % interval and p, by a bootstrap over the dialogues that both answered.
-
-    p is one of so many comparisons, and not yet corrected. None where the replies are not at hand, or answer other
-    questions.
-    """
-    drawn = _drawn(column, model, [first, other], comparisons)
-    return differences.tested(drawn[1] - drawn[0]) if drawn else None
 
 
 class Change(NamedTuple):
@@ -184,10 +173,9 @@ def effects(study: Study, trials: Sequence[Trial]) -> list[Row]:
         drawn = _drawn(column, model, trials, len(changes))
         if drawn is None:
             return []
-        tests = [differences.tested(_effect(change, points, drawn)) for change in changes]
-        corrected = differences.holm({place: test["p"] for place, test in enumerate(tests)})
-        for place, test in enumerate(tests):
-            table[place] |= _tested(column_key(model, column), test, corrected[place])
+        means = {place: _effect(change, points, drawn) for place, change in enumerate(changes)}
+        for place, cells in _tested(column_key(model, column), means).items():
+            table[place] |= cells
     return table
 
 
@@ -195,18 +183,20 @@ def _effect(change: Change, points: Sequence[Mapping[str, Any]], drawn: Sequence
     """The mean over the points of a grid that have the change's first value, each beside the one that it leads to."""
     at = {json.dumps(point): values for point, values in zip(points, drawn, strict=True)}
     starts = [point for point in points if point[change.key] == change.first]
-    return np.mean(
-        [at[json.dumps({**start, change.key: change.value})] - at[json.dumps(start)] for start in starts], axis=0
-    )
+    pairs = [(at[json.dumps(start)], at[json.dumps({**start, change.key: change.value})]) for start in starts]
+    return np.mean([other - first for first, other in pairs], axis=0)
 
 
 def _drawn(column: str, model: str, trials: Sequence[Trial], comparisons: int) -> list[Array] | None:
-    """`differences.drawn` of each trial, with the params of the first; None without replies to the same questions."""
-    replies = [_replies(trial, model, COLUMNS[column].part == "control") for trial in trials]
+    """`differences.drawn` of each trial, with the params of the first; None without replies to the same questions.
+
+    There are as many samples as a test that is one of so many comparisons needs.
+    """
+    replies = [_replies(trial, model, column) for trial in trials]
     questions = [[(row["id"], row["emotion"]) for row in own or ()] for own in replies]
     if not all(questions) or any(own != questions[0] for own in questions):
         return None
-    p = check(Params, queue.params_of(str(trials[0].commit)), trials[0].name)
+    p = check(Params, mirror.yaml_of(trials[0].commit, "params.yaml"), trials[0].name)
     samples = differences.enough(comparisons, p.evaluate.resamples)
     return [_samples(trial, model, column, p.data.labels, p.data.neutral, samples, p.evaluate.seed) for trial in trials]
 
@@ -215,19 +205,21 @@ def _drawn(column: str, model: str, trials: Sequence[Trial], comparisons: int) -
 def _samples(
     trial: Trial, model: str, column: str, labels: Sequence[str], neutral: str, resamples: int, seed: int
 ) -> Array:
-    replies = _replies(trial, model, COLUMNS[column].part == "control")
-    return differences.drawn(column, replies or (), labels, neutral, resamples, seed)
+    return differences.drawn(column, _replies(trial, model, column) or (), labels, neutral, resamples, seed)
+
+
+def _replies(trial: Trial, model: str, column: str) -> ReplyRows | None:
+    return _read(trial.commit, f"data/replies/{model}{'.control' if COLUMNS[column].part == 'control' else ''}.jsonl")
 
 
 @cache
-def _replies(trial: Trial, model: str, control: bool) -> ReplyRows | None:
+def _read(commit: str | None, path: str) -> ReplyRows | None:
     """A model's replies and what the judges said of them, from DVC's cache or remote; None where neither has them."""
     import dvc.api
     from dvc.exceptions import DvcException
 
-    path = f"data/replies/{model}{'.control' if control else ''}.jsonl"
     try:
-        text = dvc.api.read(path, rev=trial.commit, encoding="utf-8")
+        text = dvc.api.read(path, rev=commit, encoding="utf-8")
     except (DvcException, OSError):
         return None
     return [json.loads(line) for line in text.splitlines()]

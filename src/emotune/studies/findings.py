@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from emotune.core.errors import InputError
 from emotune.runs import tables
-from emotune.runs.tables import Table
+from emotune.runs.tables import Figure, Table
 from emotune.studies import evidence, plan, queue
 from emotune.studies.differences import LEVEL
 from emotune.studies.evidence import COSTS, LOWER, column_key
@@ -103,19 +103,16 @@ def _against(study: Study, column: str) -> str:
 def _value(row: Row, column: str, model: str, interval: str) -> str:
     if column == JUDGE:
         return f"{row[JUDGE]:.3f}"
-    value, *bounds = (row.get(column_key(model, column, bound)) for bound in ("value", "low", "high"))
-    return _number(value, bounds, f".{COLUMNS[column].digits}f", interval)
+    figure = [row.get(column_key(model, column, bound)) for bound in Figure._fields]
+    return tables.number(figure, f".{COLUMNS[column].digits}f", interval)
 
 
 def _difference(row: Row, column: str, model: str, interval: str) -> str:
-    key = column_key(model, column)
-    verdict = row.get(f"{key} verdict") or tables.ABSENT
-    value, *bounds = (row.get(f"{key} difference{bound}") for bound in ("", " low", " high"))
-    return verdict if value is None else f"{verdict} {_number(value, bounds, f'+.{COLUMNS[column].digits}f', interval)}"
-
-
-def _number(value: Any, bounds: Sequence[Any], form: str, interval: str) -> str:
-    return tables.number(value, [bound for bound in bounds if bound is not None], form, interval)
+    key = f"{column_key(model, column)} difference"
+    verdict = row.get(f"{column_key(model, column)} verdict") or tables.ABSENT
+    figure = [row.get(key), row.get(f"{key} low"), row.get(f"{key} high")]
+    form = f"+.{COLUMNS[column].digits}f"
+    return verdict if figure[0] is None else f"{verdict} {tables.number(figure, form, interval)}"
 
 
 def _spent(name: str, value: float) -> str:

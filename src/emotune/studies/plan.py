@@ -99,15 +99,12 @@ def read(folder: Path, name: str) -> Study:
     try:
         return Study.model_validate_json(json.dumps(read_yaml(path), default=str))
     except ValidationError as error:
-        wrong = [
-            f"{path}: {'.'.join(str(part) for part in problem['loc']) or 'the study'}: "
-            + str(problem.get("ctx", {}).get("error", problem["msg"]))
-            for problem in error.errors()
-        ]
-        raise InputError("\n".join(wrong)) from None
+        raise InputError("\n".join(f"{path}: {_explained(problem)}" for problem in error.errors())) from None
 
 
-# What an experiment sets.
+def _explained(problem: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, problem["loc"])) or "the study"
+    return f"{where}: {problem.get('ctx', {}).get('error', problem['msg'])}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +126,13 @@ def setups(name: str, study: Study, content: Mapping[str, Any], profiles: Path) 
 
 def overrides(study: Study, variant: Variant, content: Mapping[str, Any], profiles: Path) -> dict[str, Any]:
     """The dotted keys of params.yaml that a variant sets, the later over the earlier: profile, common, its own."""
-    profile = read_yaml(_profile(profiles, variant)) if variant.profile else {}
+    profile: Mapping[str, Any] = {}
+    if variant.profile:
+        path = profiles / f"{variant.profile}.yaml"
+        if not path.is_file():
+            raise InputError(f"run {variant.name}: no profile {variant.profile!r} in {profiles}")
+        profile = read_yaml(path)
     return dict(nested.settings(profile, content)) | study.common | variant.overrides
-
-
-def _profile(profiles: Path, variant: Variant) -> Path:
-    path = profiles / f"{variant.profile}.yaml"
-    if not path.is_file():
-        raise InputError(f"run {variant.name}: no profile {variant.profile!r} in {profiles}")
-    return path
 
 
 def effective(content: Mapping[str, Any], settings: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -160,12 +155,9 @@ def hydra(value: Any) -> str:
         # A backslash is itself, but before a quotation mark, where two of them are one.
         return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value) + "'"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_escaped(key)}:{hydra(inner)}" for key, inner in value.items()) + "}"
+        # Keys take no quotation marks.
+        keys = (re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key) for key in value)
+        return "{" + ",".join(f"{key}:{hydra(inner)}" for key, inner in zip(keys, value.values(), strict=True)) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(hydra, value)) + "]"
     return json.dumps(value)
-
-
-def _escaped(key: str) -> str:
-    # Keys take no quotation marks.
-    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key)

@@ -15,12 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from emotune.core import git
 from emotune.core.errors import InputError
@@ -32,9 +29,6 @@ from emotune.studies.plan import Setup, hydra
 # Seconds between two looks at the queue, and after how many of them the workers are looked for.
 PAUSE = 2.0
 LOOKS = 15
-
-
-# What DVC has of it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +58,7 @@ def trials(setups: Mapping[str, Setup], target: str) -> dict[str, Trial]:
 def _same(commit: str, params: Mapping[str, Any], code: Sequence[str]) -> bool:
     """Whether a commit has these params, and every file of the code as it is here now."""
     try:
-        if check(Params, params_of(commit), commit).model_dump(mode="json") != params:
+        if check(Params, mirror.yaml_of(commit, "params.yaml"), commit).model_dump(mode="json") != params:
             return False
     except InputError:
         return False
@@ -74,51 +68,37 @@ def _same(commit: str, params: Mapping[str, Any], code: Sequence[str]) -> bool:
 def _unfinished() -> Iterator[Trial]:
     """The experiments that the queue holds and that did not end well: failed, then queued, then running."""
     queue = _queue()
-    entries = [(ended.entry, "failed") for ended in queue.iter_failed()]
-    entries += [(entry, "queued") for entry in queue.iter_queued()]
-    entries += [(entry, "running") for entry in queue.iter_active()]
-    for entry, state in entries:
-        started = queue.proc.get(entry.stash_rev)
-        yield Trial(entry.name, state, entry.stash_rev, Path(started.stdout) if started else None)
+    states = {
+        "failed": [ended.entry for ended in queue.iter_failed()],
+        "queued": [*queue.iter_queued()],
+        "running": [*queue.iter_active()],
+    }
+    for state, entries in states.items():
+        for entry in entries:
+            started = queue.proc.get(entry.stash_rev)
+            yield Trial(entry.name, state, entry.stash_rev, Path(started.stdout) if started else None)
 
 
 def code_of(stages: Mapping[str, Any], target: str) -> list[str]:
     """What a stage of dvc.yaml and all it needs depend on under src: files, folders and, of names to fill in, `*`."""
-    makers = {_path(out): name for name, stage in stages.items() for out in stage.get("outs", [])}
+    outs = ((out, name) for name, stage in stages.items() for out in stage.get("outs", []))
+    makers = {out if isinstance(out, str) else next(iter(out)): name for out, name in outs}
     code: dict[str, None] = {}
-    seen, waiting = {target}, [target]
-    while waiting:
-        for dep in stages[waiting.pop()].get("deps", []):
-            if dep in makers and makers[dep] not in seen:
-                seen.add(makers[dep])
-                waiting.append(makers[dep])
-            elif dep.startswith("src/"):
+    needed = [target]
+    for stage in needed:  # it grows
+        for dep in stages[stage].get("deps", []):
+            if dep.startswith("src/"):
                 # Of a template that params.yaml chooses, all.
                 code[re.sub(r"\$\{.*?\}", "*", dep)] = None
+            elif dep in makers and makers[dep] not in needed:
+                needed.append(makers[dep])
     return list(code)
-
-
-def _path(out: str | Mapping[str, Any]) -> str:
-    return out if isinstance(out, str) else next(iter(out))
-
-
-def params_of(commit: str) -> dict[str, Any]:
-    """The params.yaml of a commit, unchecked."""
-    return dict(YAML(typ="safe", pure=True).load(StringIO(file_of(commit, "params.yaml"))))
-
-
-def file_of(commit: str, path: str) -> str:
-    """A file as a commit has it; InputError where it has none."""
-    return git.told("show", f"{commit}:{path}")
 
 
 def _queue() -> Any:
     from dvc.repo import Repo
 
     return Repo().experiments.celery_queue
-
-
-# Queue, run, watch.
 
 
 def submit(setups: Mapping[str, Setup], target: str) -> dict[str, Trial]:
