@@ -17,8 +17,8 @@ from huggingface_hub import constants
 
 from conftest import ROOT, write_params
 from emotune.core.errors import InputError
-from emotune.faces import cli, doctor, machine, needs
-from emotune.faces.machine import GB, Finding, Gpu
+from emotune.faces import cli, doctor
+from emotune.faces.doctor import GB, Finding, Gpu
 
 MACHINE = [
     *("python", "packages", "git", "cpu", "memory", "gpu", "bf16", "flash-attn", "bitsandbytes", "disk"),
@@ -87,7 +87,7 @@ def line(subject: str, findings: list[Finding]) -> Finding:
 
 
 def profile(name: str, root: Path, gpu: Gpu | None) -> Finding:
-    return line(name, needs.findings(root, gpu))
+    return line(name, doctor.profiles(root, gpu))
 
 
 # --- the report
@@ -125,7 +125,7 @@ def test_as_json_it_says_the_same(repository: Path, capsys: pytest.CaptureFixtur
 
 
 def test_whatever_is_no_ok_says_what_to_do(repository: Path) -> None:
-    for finding in [*machine.findings(repository, None), *needs.findings(repository, None)]:
+    for finding in [*doctor.machine(repository, None), *doctor.profiles(repository, None)]:
         assert (finding.state == "ok") == (finding.to_do == "")
 
 
@@ -140,7 +140,7 @@ def test_it_runs_in_the_repository_only(tmp_path: Path) -> None:
 def test_a_dependency_that_is_absent_fails_the_default(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = repository / "pyproject.toml"
     path.write_text(path.read_text().replace('    "torch>=', '    "no-such-package>=1",\n    "torch>='))
-    assert line("packages", machine.findings(repository, None)).found == "absent: no-such-package"
+    assert line("packages", doctor.machine(repository, None)).found == "absent: no-such-package"
     assert cli.main(["doctor"]) == 1
     assert "fail  packages" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_a_version_that_is_not_pinned_is_a_warning(repository: Path) -> None:
     path = repository / "constraints.txt"
     pins = path.read_text().splitlines()
     path.write_text("\n".join("jinja2==0.0.1" if pin.startswith("Jinja2==") else pin for pin in pins))
-    found = line("packages", machine.findings(repository, None))
+    found = line("packages", doctor.machine(repository, None))
     assert found.state == "warn"
     assert found.found.endswith("(not 0.0.1)")
 
@@ -159,44 +159,44 @@ def test_a_local_build_of_a_pinned_version_is_that_version(repository: Path) -> 
 
     version = metadata.version("torch").split("+")[0]
     assert f"torch=={version}" in (repository / "constraints.txt").read_text().splitlines()
-    assert "torch" not in line("packages", machine.findings(repository, None)).found
+    assert "torch" not in line("packages", doctor.machine(repository, None)).found
 
 
 def test_more_threads_than_cores_is_a_warning(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert line("cpu", machine.findings(repository, None)).state == "ok"
+    assert line("cpu", doctor.machine(repository, None)).state == "ok"
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
-    assert line("cpu", machine.findings(repository, None)).state == "warn"
+    assert line("cpu", doctor.machine(repository, None)).state == "warn"
 
 
 def test_a_gpu_is_named_with_its_memory(repository: Path) -> None:
-    found = machine.findings(repository, CARD)
+    found = doctor.machine(repository, CARD)
     assert line("gpu", found) == Finding("ok", "gpu", "A card, 12.0 of 12.6 GB free")
     assert line("bf16", found).found == "native"
     without = Gpu("An old card", memory=16 * int(GB), free=16 * int(GB), bf16=False)
-    assert line("bf16", machine.findings(repository, without)).state == "warn"
+    assert line("bf16", doctor.machine(repository, without)).state == "warn"
 
 
 def test_a_repository_that_dvc_cannot_read_fails(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(repository / ".dvc")
-    assert line("dvc", machine.findings(repository, None)).state == "fail"
+    assert line("dvc", doctor.machine(repository, None)).state == "fail"
     assert cli.main(["doctor"]) == 1
 
 
 def test_a_lock_that_is_not_current_is_a_warning(repository: Path) -> None:
-    found = line("dvc.lock", machine.findings(repository, None))
+    found = line("dvc.lock", doctor.machine(repository, None))
     assert (found.state, found.to_do) == ("warn", "emotune current says why")
 
 
 def test_the_remote_is_asked(repository: Path) -> None:
-    assert line("dvc remote", machine.findings(repository, None)).found == "none: data stay in this cache"
+    assert line("dvc remote", doctor.machine(repository, None)).found == "none: data stay in this cache"
     dvc("remote", "add", "--quiet", "--default", "store", "store")
-    found = line("dvc remote", machine.findings(repository, None))
+    found = line("dvc remote", doctor.machine(repository, None))
     assert (found.state, found.found.split(": ")[1]) == ("ok", "nothing pushed to it yet")
     (repository / "store/files/md5").mkdir(parents=True)
-    assert line("dvc remote", machine.findings(repository, None)).found.endswith(": answers")
+    assert line("dvc remote", doctor.machine(repository, None)).found.endswith(": answers")
     dvc("remote", "modify", "store", "url", "gs://somebody@nobody/there")  # its package is not installed
-    found = line("dvc remote", machine.findings(repository, None))
+    found = line("dvc remote", doctor.machine(repository, None))
     assert (found.state, "somebody" in str(found)) == ("warn", False)
 
 
@@ -222,7 +222,7 @@ def server() -> Iterator[str]:
 
 
 def tracker(root: Path) -> Finding:
-    return line("tracker", machine.findings(root, None))
+    return line("tracker", doctor.machine(root, None))
 
 
 def test_the_tracker_is_asked(repository: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_a_database_is_asked_for_its_port_and_its_password_is_not_shown(
 def test_the_token_is_found_and_never_printed(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert line("hub token", machine.findings(repository, None)).state == "warn"
+    assert line("hub token", doctor.machine(repository, None)).state == "warn"
     monkeypatch.setenv("HF_TOKEN", SECRET)
     for arguments in (["doctor"], ["doctor", "--json"]):
         assert cli.main(arguments) == 0

@@ -31,6 +31,7 @@ from emotune.prompts.prompter import Prompter
 from emotune.runs.params import Params
 
 COMMANDS = ("again", "new", "help", "quit")
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,7 @@ def prompt_ids(tokenizer: Any, turns: Sequence[Turn], emotion: str, p: Params) -
     return prompter.fitting_prompt(latest, emotion, p.evaluate.sampling.max_new_tokens)[1]
 
 
-def stream(
-    voice: Voice, prompt: Sequence[int], how: Sampling, seed: int, say: Callable[[str], None]
-) -> tuple[str, bool]:
+def stream(voice: Voice, prompt: Sequence[int], how: Sampling, seed: int, say: Say) -> tuple[str, bool]:
     """One reply by the settings of the pipeline, and whether it is whole: Ctrl-C cuts it short.
 
     `say` hears it piece by piece as it comes.
@@ -113,7 +112,7 @@ def stream(
 class _Streamer(TextStreamer):
     """Says a reply word by word, with spaces as in the pipeline's replies: one between words, none at the ends."""
 
-    def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, say: Say) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.raw, self.text, self.say = "", "", say
 
@@ -158,9 +157,8 @@ def manual(emotions: Sequence[str]) -> str:
         "/quit": "end; Ctrl-D does too, and Ctrl-C cuts a reply short",
     }
     width = max(map(len, lines))
-    return "\n".join(
-        [f"{typed:{width}}  {meaning}" for typed, meaning in lines.items()] + [f"Emotions: {', '.join(emotions)}"]
-    )
+    meanings = (f"{typed:{width}}  {meaning}" for typed, meaning in lines.items())
+    return "\n".join([*meanings, f"Emotions: {', '.join(emotions)}"])
 
 
 def run(folder: Path, name: str, p: Params) -> None:

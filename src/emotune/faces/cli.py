@@ -8,10 +8,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emotune.core import processes, records
 from emotune.core.errors import InputError
@@ -19,42 +19,29 @@ from emotune.core.sections import read_yaml
 from emotune.faces import report
 from emotune.faces.profiles import apply, pinned_data, pinned_model, profiles, read_profile
 from emotune.preferences import journal
-from emotune.runs import tables
+from emotune.runs import link, lock, mirror, tables, tracking
 from emotune.runs.params import PARAMS, parse
-
-if TYPE_CHECKING:
-    from emotune.studies.plan import Setup, Study
+from emotune.studies import plan, queue
 
 PROFILES = Path("profiles")
 LOCK = Path("dvc.lock")
 METRICS = Path("metrics")
-RESULTS = Path("benchmarks/results")
 MODELS = Path("models")
-STUDIES = Path("experiments")
-# Under .work.
-COSTS = "costs.jsonl"
+COSTS = "costs.jsonl"  # under .work
 
-Face = Callable[[argparse.Namespace], int]
+PARSER = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
+# In the order in which they stand below.
+COMMANDS = PARSER.add_subparsers(required=True, metavar="command")
 
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand: what runs it, what `emotune --help` says of it, and what each of its arguments is."""
-
-    run: Face
-    help: str
-    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
-
-
-# By name, in the order in which they stand below.
-COMMANDS: dict[str, Command] = {}
+Face = Callable[[argparse.Namespace], int | None]
+Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand in the repository's root; returns 0, 1 where `--check` found a difference, 2 on bad input."""
-    chosen = _parser().parse_args(arguments)
+    chosen = PARSER.parse_args(arguments)
     try:
-        code = int(chosen.run(chosen))
+        code: int = chosen.run(chosen) or 0
         sys.stdout.flush()
         return code
     except InputError as error:
@@ -66,27 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.help)
-        for names, settings in command.arguments:
-            own.add_argument(*names, **settings)
-        own.set_defaults(run=command.run)
-    return parser
-
-
-def _argument(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _argument(*names: str, **settings: Any) -> Argument:
     """What argparse's `add_argument` takes."""
     return names, settings
 
 
-def _command(help: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[[Face], Face]:
+def _command(help: str, *arguments: Argument) -> Callable[[Face], Face]:
     """The function below is a subcommand of its name."""
 
     def add(run: Face) -> Face:
-        COMMANDS[run.__name__.removeprefix("_")] = Command(run, help, arguments)
+        command = COMMANDS.add_parser(run.__name__.removeprefix("_"), help=help)
+        for names, settings in arguments:
+            command.add_argument(*names, **settings)
+        command.set_defaults(run=run)
         return run
 
     return add
@@ -99,11 +78,11 @@ def _command(help: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> C
     _argument("--model", help="local folder, pinned by its content; owner/model@commit; or embedded"),
     _argument("--list", action="store_true", help="the profiles there are"),
 )
-def _profile(chosen: argparse.Namespace) -> int:
+def _profile(chosen: argparse.Namespace) -> None:
     if chosen.list:
         for name, summary in profiles(PROFILES).items():
             print(f"{name:20} {summary}")
-        return 0
+        return
     if not (chosen.name or chosen.data or chosen.model):
         raise InputError(f"profile: name one of {', '.join(profiles(PROFILES))}, or give --data or --model")
     overlays: dict[str, Mapping[str, Any]] = {}
@@ -115,7 +94,6 @@ def _profile(chosen: argparse.Namespace) -> int:
         overlays["--model"] = {"model": pinned_model(chosen.model)}
     for change in apply(PARAMS, overlays) or [f"{PARAMS} says all of it already"]:
         print(change)
-    return 0
 
 
 @_command(
@@ -149,7 +127,7 @@ def _readme(chosen: argparse.Namespace) -> int:
     if absent := [path for path in chosen.readme if not path.is_file()]:
         raise InputError(f"report: --readme {absent[0]}: no such file")
     before = {str(path): path.read_text(encoding="utf-8") for path in chosen.readme}
-    after = report.filled(before, METRICS, RESULTS)
+    after = report.filled(before, METRICS, Path("benchmarks/results"))
     stale = [name for name in before if before[name] != after[name]]
     for name in stale:
         if chosen.check:
@@ -188,8 +166,6 @@ def _page(chosen: argparse.Namespace) -> int:
     _argument("--jobs", type=int, default=1, metavar="N", help="how many experiments run at once"),
 )
 def _study(chosen: argparse.Namespace) -> int:
-    from emotune.studies import queue
-
     if chosen.jobs < 1:
         raise InputError(f"study: --jobs must be 1 or more, got {chosen.jobs}")
     study, setups = _planned(chosen.name)
@@ -205,19 +181,15 @@ def _study(chosen: argparse.Namespace) -> int:
             queue.start(chosen.jobs)
             queue.watch(waiting, chosen.jobs, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        print(
-            f"\nWhat is queued goes on without this terminal. `emotune study {chosen.name}` queues the rest and "
-            "watches it, `dvc queue stop --kill` ends it."
-        )
+        on = f"`emotune study {chosen.name}` queues the rest and watches it, `dvc queue stop --kill` ends it."
+        print(f"\nWhat is queued goes on without this terminal. {on}")
         return 130
     print(f"\n{_outcome(chosen.name)}")
     return 0
 
 
-def _planned(name: str) -> tuple[Study, dict[str, Setup]]:
-    from emotune.studies import plan
-
-    study = plan.read(STUDIES, name)
+def _planned(name: str) -> tuple[plan.Study, dict[str, plan.Setup]]:
+    study = plan.read(Path("experiments"), name)
     return study, plan.setups(name, study, read_yaml(PARAMS), PROFILES)
 
 
@@ -253,12 +225,11 @@ def _journal(chosen: argparse.Namespace) -> int:
     "talk to a model, the emotion chosen message by message (/help in it)",
     _argument("--model", choices=("dpo", "sft", "baseline"), default="dpo", help="dpo where not given"),
 )
-def _chat(chosen: argparse.Namespace) -> int:
+def _chat(chosen: argparse.Namespace) -> None:
     p = parse(PARAMS)
     from emotune.faces import chat  # with torch: seconds
 
     chat.run(MODELS, chosen.model, p)
-    return 0
 
 
 @_command(
@@ -266,39 +237,32 @@ def _chat(chosen: argparse.Namespace) -> int:
     _argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given"),
     _argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one"),
 )
-def _compare(chosen: argparse.Namespace) -> int:
+def _compare(chosen: argparse.Namespace) -> None:
     p = parse(PARAMS)
     from emotune.faces import compare  # with torch: seconds
 
     compare.run(MODELS, p, chosen.host, chosen.port)
-    return 0
 
 
 @_command("MLflow runs for the stages that DVC restored or skipped")
-def _mirror(_: argparse.Namespace) -> int:
-    from emotune.runs import mirror, tracking
-
+def _mirror(_: argparse.Namespace) -> None:
     if tracking.off():
         print("EMOTUNE_TRACKING=off: nothing is mirrored")
-        return 0
+        return
     with tracking.store() as (client, experiment):
         for line in mirror.mirror(client, experiment):
             print(f"mirrored {line}", flush=True)
-    return 0
 
 
 @_command(
     "experiment, MLflow run, commit or published revision: the other three",
     _argument("name", help="of a DVC experiment; id of an MLflow run; a commit; revision on the Hub"),
 )
-def _link(chosen: argparse.Namespace) -> int:
-    from emotune.runs import link, tracking
-
+def _link(chosen: argparse.Namespace) -> None:
     with tracking.store() as (client, experiment):
         rows = link.link(chosen.name, client, experiment, processes.work("published.jsonl"))
     for kind, id, remark in rows:
         print(f"{kind:10}  {id:40}  {remark}".rstrip())
-    return 0
 
 
 def _held(path: Path) -> str:
@@ -317,17 +281,14 @@ def _held(path: Path) -> str:
 
 @_command("whether dvc.lock tells of the files here; exit 1 with the reasons if not")
 def _current(chosen: argparse.Namespace) -> int:
-    from emotune.runs import lock  # with dvc: a third of a second
-
-    found = lock.compared(Path())
-    if reasons := found.differs + found.lost:
+    locked = lock.compared(Path())
+    if reasons := locked.differs + locked.lost:
         only_lost = "dvc.lock agrees with the files here, and data that it names are nowhere to be had:"
-        print("dvc.lock is not current:" if found.differs else only_lost, *reasons, sep="\n  ")
+        print("dvc.lock is not current:" if locked.differs else only_lost, *reasons, sep="\n  ")
         return 1
-    brought = {lock.IN_CACHE: "dvc checkout", lock.IN_REMOTE: "dvc pull"}
-    absent = [
-        f"{len(found.outs[place])} in the {place}: {command}" for place, command in brought.items() if found.outs[place]
-    ]
+    brings = {lock.IN_CACHE: "dvc checkout", lock.IN_REMOTE: "dvc pull"}
+    counts = {place: len(locked.outs[place]) for place in brings}
+    absent = [f"{n} in the {place}: {brings[place]}" for place, n in counts.items() if n]
     print("dvc.lock is current" + (f"; outs not in the workspace, {', '.join(absent)}" if absent else ""))
     return 0
 

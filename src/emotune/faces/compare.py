@@ -37,7 +37,6 @@ from emotune.runs.params import Params
 
 # Lends a model by its name: models may share their weights, and then only one of them can speak at a time.
 Lend = Callable[[str], AbstractContextManager[Voice]]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 
 NAMES = ("baseline", "sft", "dpo")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -66,7 +65,7 @@ class Inquiry(Section):
 
     model: str
     history: tuple[PastTurn, ...]
-    message: Text
+    message: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
     emotions: Annotated[tuple[str, ...], Field(min_length=1)]
     draw: Annotated[int, Field(ge=0, lt=2**53)]
 

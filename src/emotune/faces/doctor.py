@@ -2,12 +2,76 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import sqlite3
+import sys
 import textwrap
+import threading
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
+import psutil
+
+from emotune.core import processes
+from emotune.core.addresses import without_password
 from emotune.core.errors import InputError
-from emotune.faces import machine, needs
-from emotune.faces.machine import Finding
+from emotune.core.nested import overlaid
+from emotune.core.sections import read_yaml
+from emotune.runs import tracking
+from emotune.runs.params import parse
+
+GB = 1e9
+# What the embedded default takes, rounded up: the largest stage's memory; cache, journal and checkpoints of a few runs.
+MEMORY, DISK = 2 * GB, 1 * GB
+# A model in 16 bits that is downloaded for a profile of seven billion parameters, and what is made of it.
+DOWNLOAD = 20 * GB
+# A store or a tracker that says nothing for so many seconds is not reachable.
+PATIENCE = 4.0
+# The Python that the pins of constraints.txt were measured with.
+MEASURED = (3, 11)
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: ok; warn, where something is slower, missing or lost without it; fail, where something cannot run."""
+
+    state: Literal["ok", "warn", "fail"]
+    subject: str
+    found: str
+    to_do: str = ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that a stage would use; `memory` in bytes."""
+
+    name: str
+    memory: int
+    free: int
+    bf16: bool
+
+
+class Lack(NamedTuple):
+    """What a profile lacks, and whether that stops a run: what a run downloads, or its command names, does not."""
+
+    what: str
+    stops: bool = True
 
 
 def examined(root: Path) -> tuple[list[Finding], list[Finding]]:
@@ -16,10 +80,10 @@ def examined(root: Path) -> tuple[list[Finding], list[Finding]]:
         if not (root / name).is_file():
             raise InputError(f"doctor: no {name} in {root}: run it in the repository's root")
     try:
-        gpu, broken = machine.gpu(), []
+        gpu, broken = usable_gpu(), []
     except InputError as error:
         gpu, broken = None, [Finding("fail", "torch", str(error), "pip install -c constraints.txt torch")]
-    return broken + machine.findings(root, gpu), needs.findings(root, gpu)
+    return broken + machine(root, gpu), profiles(root, gpu)
 
 
 def text(findings: list[Finding], width: int = 120) -> str:
@@ -29,7 +93,334 @@ def text(findings: list[Finding], width: int = 120) -> str:
     for finding in findings:
         says = f"{finding.found}; {finding.to_do}" if finding.to_do else finding.found
         head = f"{finding.state:4}  {finding.subject:{column}}  "
-        lines += textwrap.wrap(
-            says, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
-        )
+        below = " " * len(head)
+        lines += textwrap.wrap(says, width, initial_indent=head, subsequent_indent=below, break_on_hyphens=False)
     return "\n".join(lines)
+
+
+def usable_gpu() -> Gpu | None:
+    """The first GPU that torch can use; importing torch takes a second or two. InputError where torch cannot start."""
+    try:
+        if importlib.util.find_spec("torch") is None:
+            return None
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        free, memory = torch.cuda.mem_get_info(0)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Gpu(torch.cuda.get_device_name(0), memory, free, bf16)
+    except (ImportError, OSError, RuntimeError) as error:  # a wheel for another machine, a library or a driver too old
+        raise InputError(f"torch does not start: {_reason(error)}") from None
+
+
+def machine(root: Path, gpu: Gpu | None) -> list[Finding]:
+    """What any run needs here. One `fail` among these lines means that the embedded default cannot run."""
+    return [
+        _python(),
+        _packages(root),
+        _git(),
+        _processor(),
+        _memory(),
+        *_graphics(gpu),
+        _package("flash-attn", "model.attention: flash_attention_2 needs it: pip install -e '.[gpu]'"),
+        _package("bitsandbytes", "model.quantization: nf4 needs it: pip install -e '.[dev]'"),
+        _disk(root),
+        *_dvc(root),
+        _tracker(root),
+        _token(),
+    ]
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} in {sys.prefix}"
+    if sys.version_info[:2] != MEASURED:
+        return Finding("warn", "python", found, "measured with {}.{}".format(*MEASURED))
+    return Finding("ok", "python", found)
+
+
+def _packages(root: Path) -> Finding:
+    """Installed versions beside constraints.txt; a dependency of pyproject.toml that is absent is a failure."""
+    installed = {_normal(own.name): own.version.split("+")[0] for own in metadata.distributions()}
+    lines = (root / "constraints.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    needed = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    names = [re.split(r"[^\w.-]", dependency)[0] for dependency in needed]
+    if missing := [name for name in names if _normal(name) not in installed]:
+        return Finding("fail", "packages", f"absent: {', '.join(missing)}", "make test installs them")
+    if others := [name for name, pin in pins.items() if installed.get(_normal(name), pin) != pin]:
+        shown = ", ".join(f"{name} {installed[_normal(name)]} (not {pins[name]})" for name in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        return Finding("warn", "packages", f"{shown}{more}", "measured with constraints.txt: pip install -c it")
+    held = sum(_normal(name) in installed for name in pins)
+    return Finding("ok", "packages", f"{held} of {len(pins)} pins installed, each in its version")
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _git() -> Finding:
+    if shutil.which("git") is None:
+        return Finding("fail", "git", "absent", "DVC and the stages ask it: install it")
+    return Finding("ok", "git", "on the PATH")
+
+
+def _processor() -> Finding:
+    cores, threads = processes.cores(), os.environ.get("OMP_NUM_THREADS")
+    found = f"{cores} cores, {f'{threads} threads (OMP_NUM_THREADS)' if threads else f'{cores} threads'}"
+    if threads and threads.isdecimal() and int(threads) > cores:
+        return Finding("warn", "cpu", found, "more threads than cores can cost a factor of twenty: unset it")
+    return Finding("ok", "cpu", found)
+
+
+def _memory() -> Finding:
+    seen, limit = psutil.virtual_memory(), Path("/sys/fs/cgroup/memory.max")
+    # What a container leaves of the machine's memory.
+    held = limit.read_text().strip() if limit.is_file() else ""
+    total = min(seen.total, int(held)) if held.isdecimal() else seen.total
+    available = min(seen.available, total)
+    found = f"{available / GB:.1f} of {total / GB:.1f} GB free"
+    if available < MEMORY:
+        to_do = f"the embedded default takes {MEMORY / GB:.0f} GB"
+        return Finding("fail" if total < MEMORY else "warn", "memory", found, to_do)
+    return Finding("ok", "memory", found)
+
+
+def _graphics(gpu: Gpu | None) -> list[Finding]:
+    if gpu is None:
+        idle = shutil.which("nvidia-smi") is not None
+        to_do = "a driver is here: install torch with CUDA" if idle else "the 7b profiles need one, the others do not"
+        return [Finding("warn", "gpu", "none that torch can use", to_do), Finding("ok", "bf16", "in software: no GPU")]
+    bf16 = Finding("ok", "bf16", "native")
+    if not gpu.bf16:
+        bf16 = Finding("warn", "bf16", "not native on this GPU", "model.dtype: float16 is faster on it")
+    return [Finding("ok", "gpu", f"{gpu.name}, {gpu.free / GB:.1f} of {gpu.memory / GB:.1f} GB free"), bf16]
+
+
+def _package(name: str, to_do: str) -> Finding:
+    return Finding("ok", name, metadata.version(name)) if _installed(name) else Finding("warn", name, "absent", to_do)
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None
+
+
+def _disk(root: Path) -> Finding:
+    free = shutil.disk_usage(root).free
+    found = f"{free / GB:.1f} GB free at {root}"
+    if not os.access(root, os.W_OK):
+        return Finding("fail", "disk", f"{root} cannot be written to", "clone where you may write")
+    if free < DISK:
+        return Finding("fail", "disk", found, f"the embedded default takes {DISK / GB:.0f} GB: make room")
+    return Finding("ok", "disk", found)
+
+
+def _dvc(root: Path) -> list[Finding]:
+    """Cache, remote and lock of the repository, in three lines, or one that says why DVC cannot read it."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    from emotune.runs import lock
+
+    try:
+        with Repo(str(root)) as repo:
+            locked = lock.compared(root)
+            return [_cache(Path(repo.cache.local_cache_dir)), _remote(repo), _lock(locked.differs, locked.lost)]
+    except (DvcException, InputError) as error:
+        return [Finding("fail", "dvc", " ".join(str(error).split()), "run emotune in the repository's root")]
+
+
+def _cache(path: Path) -> Finding:
+    folder = _nearest(path)
+    if not os.access(folder, os.W_OK):
+        return Finding("fail", "dvc cache", f"{path} cannot be written to", "dvc cache dir --local path")
+    return Finding("ok", "dvc cache", f"{path}, {shutil.disk_usage(folder).free / GB:.1f} GB free")
+
+
+def _remote(repo: Any) -> Finding:
+    name = repo.config["core"].get("remote")
+    if not name:
+        return Finding("warn", "dvc remote", "none: data stay in this cache", "dvc remote add --default store url")
+    url = repo.config["remote"].get(name, {}).get("url", "unknown")
+
+    def look() -> str:
+        store = repo.cloud.get_remote_odb(command="pull")
+        try:
+            store.fs.info(store.path)
+        except FileNotFoundError:
+            return "nothing pushed to it yet"
+        return "answers"
+
+    return _answering("dvc remote", f"{name}, {url}", lambda: _within(look), "dvc push and dvc pull will not work")
+
+
+def _lock(differs: list[str], lost: list[str]) -> Finding:
+    if differs:
+        stages = {reason.split(":")[0] for reason in differs}
+        return Finding("warn", "dvc.lock", f"not current: {', '.join(sorted(stages))}", "emotune current says why")
+    if lost:
+        return Finding("warn", "dvc.lock", f"current, but {len(lost)} of its outs are nowhere", "dvc repro makes them")
+    return Finding("ok", "dvc.lock", "current")
+
+
+def _tracker(root: Path) -> Finding:
+    if tracking.off():
+        return Finding("ok", "tracker", "off (EMOTUNE_TRACKING)")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    return _answering("tracker", uri, lambda: _reached(uri), "runs go on untracked, with one warning")
+
+
+def _reached(uri: str) -> str:
+    """How a tracker answers; an exception, of whatever kind, where it does not."""
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not path.exists():
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(f"{path.parent} cannot be written to")
+            return "the first stage makes it"
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as store:
+            return f"{store.execute('select count(*) from runs').fetchone()[0]} runs"
+    url = urlsplit(uri)
+    if url.scheme in ("http", "https"):
+        try:
+            urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PATIENCE).close()
+        except urllib.error.HTTPError as refusal:
+            return f"answers {refusal.code}"
+        return "answers"
+    port = url.port or PORTS.get(url.scheme.split("+")[0])
+    if url.hostname is None or port is None:
+        return "not asked: no server that doctor knows"
+    socket.create_connection((url.hostname, port), timeout=PATIENCE).close()
+    return f"port {port} answers"
+
+
+def _answering(subject: str, address: str, ask: Callable[[], str], to_do: str) -> Finding:
+    """What is heard from an address, or why nothing is; a password is shown neither in it nor in the reason."""
+    shown = without_password(address)
+    try:
+        return Finding("ok", subject, f"{shown}: {ask()}")
+    # Each kind of store has exceptions of its own; the line says which it was.
+    except Exception as error:
+        return Finding("warn", subject, without_password(f"{shown}: {_reason(error)}"), to_do)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _within(call: Callable[[], str]) -> str:
+    """What a call returns or raises; TimeoutError where that takes more than our patience (it is left to itself)."""
+    answer: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if not answer.done():
+        raise TimeoutError(f"no answer in {PATIENCE:.0f} seconds")
+    return answer.result()
+
+
+def _token() -> Finding:
+    from huggingface_hub import constants, get_token
+
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    if get_token() is None:
+        to_do = "publishing and gated models need one: hf auth login, or HF_TOKEN"
+        return Finding("warn", "hub token", f"absent{offline}", to_do)
+    return Finding("ok", "hub token", f"present{offline}")
+
+
+def profiles(root: Path, gpu: Gpu | None) -> list[Finding]:
+    """What params.yaml as it is, and each profile put into it, would need and lacks here."""
+    parse(root / "params.yaml")
+    content = read_yaml(root / "params.yaml")
+    overlays = {path.stem: read_yaml(path) for path in sorted((root / "profiles").glob("*.yaml"))}
+    wholes = {"params.yaml": content} | {name: overlaid(content, overlay) for name, overlay in overlays.items()}
+    return [_profile(root, name, whole, gpu) for name, whole in wholes.items()]
+
+
+def _profile(root: Path, name: str, content: Mapping[str, Any], gpu: Gpu | None) -> Finding:
+    """`fail` where a stage would stop, `warn` where something has to be brought first."""
+    model, needs = content["model"], dict(_needs(name, content, gpu))
+    lacks = [lack for lacking in needs.values() for lack in lacking] + _lacking_data(root, content["data"])
+    judges = [content["reward"]["emotion_judge"], content["evaluate"]["emotion_judge"], content["gibberish_judge"]]
+    for base, revision in [(model["base"], model["revision"]), *((j["name"], j["revision"]) for j in judges)]:
+        lacks += _lacking_model(root, base, revision)
+    found = ", ".join([model["base"] if model["base"] != "embedded" else "a model trained here", *needs])
+    if not lacks:
+        return Finding("ok", name, found)
+    to_do = f"lacks {', '.join(lack.what for lack in dict.fromkeys(lacks))}"
+    return Finding("fail" if any(lack.stops for lack in lacks) else "warn", name, found, to_do)
+
+
+def _needs(name: str, content: Mapping[str, Any], gpu: Gpu | None) -> Iterator[tuple[str, list[Lack]]]:
+    """What a run needs beside its models and its data, and what of that is lacking."""
+    without_gpu = [] if gpu else [Lack("a GPU")]
+    if gigabytes := re.search(r"(\d+)gb$", name):
+        # A card sold as 12 GB has 12 x 1024^3 bytes, less what its driver keeps: the decimal figure lets it pass.
+        enough = gpu is None or gpu.memory >= int(gigabytes[1]) * GB
+        small = [] if gpu is None or enough else [Lack(f"GPU memory: {gpu.name} has {gpu.memory / GB:.1f} GB")]
+        yield f"a GPU of {gigabytes[1]} GB", without_gpu + small
+    model = content["model"]
+    if model["quantization"] == "nf4" or any("8bit" in content[stage]["optimizer"] for stage in ("sft", "dpo")):
+        yield "bitsandbytes", [] if _installed("bitsandbytes") else [Lack("bitsandbytes")]
+    if model["attention"] == "flash_attention_2":
+        yield "flash-attn on a GPU", ([] if _installed("flash-attn") else [Lack("flash-attn")]) + without_gpu
+    if content["generation"]["engine"] == "server":
+        yield "a server", [] if os.environ.get("EMOTUNE_SERVER") else [Lack("EMOTUNE_SERVER")]
+
+
+def _lacking_data(root: Path, data: Mapping[str, Any]) -> list[Lack]:
+    if data["source"] not in ("folder", "jsonl"):
+        return []
+    if data["path"] is None:
+        return [Lack("dialogues (DATA=path)", stops=False)]
+    path = root / Path(data["path"]).expanduser()
+    return [] if path.exists() else [Lack(f"dialogues (no such path: {path})")]
+
+
+def _lacking_model(root: Path, name: str, revision: str | None) -> list[Lack]:
+    """A local folder that is not there, or a model of the Hub that is not whole in its cache."""
+    folder = root / Path(name).expanduser()
+    if name == "embedded" or folder.is_dir():
+        return []
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return [Lack(f"its model (no such folder: {folder})")]
+    from huggingface_hub import constants
+
+    if _downloaded(name, revision):
+        return []
+    if constants.HF_HUB_OFFLINE:
+        return [Lack("its model (not downloaded, and HF_HUB_OFFLINE is set)")]
+    free = shutil.disk_usage(_nearest(Path(constants.HF_HUB_CACHE))).free
+    room = "" if free > DOWNLOAD else f" where {free / GB:.0f} GB are free"
+    return [Lack(f"its model (the first run downloads it{room})", stops=False)]
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what of it there is."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _downloaded(name: str, revision: str | None) -> bool:
+    """Whether the Hub's cache has weights at that commit: one file, or all that their index names."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(file: str) -> str | None:
+        path = try_to_load_from_cache(name, file, revision=revision)
+        return path if isinstance(path, str) else None
+
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if cached(whole):
+            return True
+        if index := cached(f"{whole}.index.json"):
+            files = set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values())
+            return all(cached(file) for file in files)
+    return False

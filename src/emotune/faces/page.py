@@ -9,13 +9,14 @@ import math
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from emotune.core import git, nested, records
 from emotune.core.errors import InputError
@@ -24,16 +25,16 @@ from emotune.faces import charts
 from emotune.runs import tables
 
 Content = dict[str, Any]
+History = list[dict[str, float | None]]
+Pair = tuple[str, str]
 MODELS = ("baseline", "sft", "dpo")
 EXAMPLES = 20
 # Pairs shown, the first of data/prefs/train.jsonl.
 PAIRS = 5
-# What was published of the preference gaps: a difference of rewards whose length term alone grows to 78.
-PUBLISHED = {"pairs": 2048, "median": 17.547, "mean": 16.144, "sd": 5.815, "weights": [0.4, 0.25, 0.35]}
 SPLITS = ("train", "validation")
 JUDGES = ("rewarding judge", "evaluating judge")
 # A chart a row: its title, the two columns of the history it draws and their names, and a level to compare with.
-CURVES: dict[str, list[tuple[str, tuple[str, str], tuple[str, str], float | None]]] = {
+CURVES: dict[str, list[tuple[str, Pair, Pair, float | None]]] = {
     "sft": [("loss", ("loss", "eval_loss"), SPLITS, None)],
     "dpo": [
         ("loss", ("loss", "eval_loss"), SPLITS, None),
@@ -43,14 +44,6 @@ CURVES: dict[str, list[tuple[str, tuple[str, str], tuple[str, str], float | None
         ("log-probability of rejected", ("logps/rejected", "eval_logps/rejected"), SPLITS, None),
         ("control", ("control_reward_judge", "control_evaluate_judge"), JUDGES, None),
     ],
-}
-WHY_NOT = {
-    "range": "best and worst score too close to each other",
-    "score": "even the best scores too low",
-    "emotion": "the best is not judged to have the emotion asked for",
-    "gibberish": "the best is not clean text",
-    "ending": "the best does not end like a sentence",
-    "same": "best and worst are the same",
 }
 
 
@@ -81,145 +74,82 @@ def html(files: RunFiles, stages: Sequence[str]) -> str:
         raise InputError(f"report: {files.metrics} holds no metrics; `make repro` writes them")
     lock = read_yaml(files.lock).get("stages") or {} if files.lock.is_file() else {}
     used = _used(lock)
-    evaluated = _read(files.metrics / "evaluate.json")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    evaluated, prefs, judges, prepared = (
+        _read(files.metrics / f"{name}.json") for name in ("evaluate", "prefs", "judges", "prepare")
     )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment.get_template("page.html.jinja").render(
+    pairs = _jsonl(files.prefs, ("train.jsonl", "validation.jsonl")) or []
+    return _template().render(
         run=files,
+        stages=stages,
         used=used,
-        models=MODELS,
-        published=PUBLISHED,
-        headline=_headline(evaluated) if evaluated else None,
-        comparison=_comparison(evaluated) if evaluated else None,
-        confusion=_matrices(evaluated, "replies") if evaluated else None,
-        control=_control(evaluated) if evaluated else None,
-        training=_training(files.metrics),
-        preferences=_preferences(files),
-        judges=_judges(files.metrics),
-        data=_data(files.metrics),
+        now=dict(_values(read_yaml(files.params))) if files.params.is_file() else {},
+        evaluated=evaluated,
+        comparison=evaluated and tables.comparison(evaluated, "\n{}–{}"),
+        differences=evaluated and tables.differences(evaluated),
+        bounded=evaluated and list(_bounded(evaluated)),
+        training=[_training(files.metrics, stage) for stage in CURVES],
         examples=_examples(files.replies),
-        costs=_costs(files, stages, lock, used),
-        provenance=_provenance(files, lock, used),
+        prefs=prefs,
+        preferences=prefs and tables.preferences(files.metrics),
+        gaps=[pair["chosen_score"] - pair["rejected_score"] for pair in pairs],
+        pairs=pairs[:PAIRS],
+        judges=judges,
+        accuracies=judges and tables.judges(files.metrics),
+        prepared=prepared,
+        work=_work(files.metrics, used),
+        sizes={name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()},
+        spent=tables.last_costs(files.costs, stages) if files.costs else {},
+        provenance=_provenance(files, lock),
+        versions=_versions(),
     )
+
+
+def _template() -> Template:
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    templates.trim_blocks = templates.lstrip_blocks = True
+    templates.filters["thousands"] = lambda number: f"{number:,}"
+    templates.filters["turned"] = lambda table: list(zip(*table, strict=True))
+    templates.globals.update(ticks=charts.ticks, scale=charts.scale, bins=charts.bins)
+    templates.globals.update(models=MODELS, columns=tables.COLUMNS, steps=tables.STEPS)
+    return templates.get_template("page.html.jinja")
 
 
 def _read(path: Path) -> Any:
     return records.read_json(path) if path.is_file() else None
 
 
-def _headline(evaluated: Content) -> list[Content]:
-    """The three numbers that matter, for each model."""
-    shown = {
-        "control": "How often a reply has the emotion asked for, where each context is asked in every one",
-        "macro F1": "How well replies meet the emotion a human replied in, every emotion counting alike",
-        "perplexity": "How much the human replies surprise the model; less is better",
-    }
-    return [
-        {
-            "metric": metric,
-            "meaning": meaning,
-            "digits": tables.COLUMNS[metric].digits,
-            "values": [(model, _measured(evaluated, model, metric)) for model in MODELS],
-        }
-        for metric, meaning in shown.items()
-    ]
+def _jsonl(folder: Path | None, names: Iterable[str]) -> list[Content] | None:
+    """The rows of all named files of a folder; None where one is absent."""
+    if folder is None or not all((folder / name).is_file() for name in names):
+        return None
+    return [row for name in names for row in records.read_jsonl(folder / name)]
 
 
-def _measured(evaluated: Content, model: str, metric: str) -> Any:
-    return tables.value_of(evaluated[model], tables.COLUMNS[metric])
+def _bounded(evaluated: Content) -> Iterator[tuple[str, dict[str, Any], float | None]]:
+    """Each metric whose interval is known of all models: its values, and a level to compare them with."""
+    for metric, column in tables.COLUMNS.items():
+        values = {model: tables.value_of(evaluated[model], column) for model in MODELS}
+        if all(isinstance(value, Mapping) for value in values.values()):
+            majority = evaluated["majority"]["replies"].get(column.name)
+            chance = 1 / len(evaluated["dpo"]["control"]["labels"])
+            yield metric, values, chance if metric == "control" else majority and majority["value"]
 
 
-def _comparison(evaluated: Content) -> Content:
-    """The tables of `emotune report`, a metric a row, the charts of their intervals, and who gained which replies."""
-    changes = _turned(tables.differences(evaluated))
+def _training(metrics: Path, stage: str) -> Content:
+    """The history of a stage's training, and the curves that it holds."""
+    path = metrics / f"{stage}_history.csv"
+    history = _history(path) if path.is_file() else []
+    curves = [(title, _series(history, columns, names), level) for title, columns, names, level in CURVES[stage]]
     return {
-        "table": [[cell.split("\n") for cell in row] for row in _turned(tables.comparison(evaluated, "\n{}–{}"))],
-        # Below each metric stands its p.
-        "differences": [
-            changes[0],
-            *([*zip(*rows, strict=True)] for rows in zip(changes[1::2], changes[2::2], strict=True)),
-        ],
-        "mcnemar": [
-            (kind, [(step, evaluated["paired"][key][part]["mcnemar"]) for step, key in tables.STEPS.items()])
-            for kind, part in (("replies", "replies"), ("control", "control"))
-        ],
-        "charts": [(metric, _intervals(evaluated, metric)) for metric in tables.COLUMNS if _bounded(evaluated, metric)],
+        "stage": stage,
+        "file": path,
+        "history": history,
+        "charts": [curve for curve in curves if curve[1]],
+        "gap": (_read(metrics / f"{stage}.json") or {}).get("judge_gap"),
     }
 
 
-def _turned(table: tables.Table) -> list[list[str]]:
-    return [list(column) for column in zip(*table, strict=True)]
-
-
-def _bounded(evaluated: Content, metric: str) -> bool:
-    return all(isinstance(_measured(evaluated, model, metric), Mapping) for model in MODELS)
-
-
-def _intervals(evaluated: Content, metric: str) -> str:
-    values = {model: _measured(evaluated, model, metric) for model in MODELS}
-    rows = [charts.Interval(model, model, one["value"], one["low"], one["high"]) for model, one in values.items()]
-    label = "; ".join(f"{row.name} {row.value:.4g}, from {row.low:.4g} to {row.high:.4g}" for row in rows)
-    labels = evaluated["dpo"]["control"]["labels"]
-    majority = evaluated["majority"]["replies"].get(tables.COLUMNS[metric].name)
-    level = 1 / len(labels) if metric == "control" else majority and majority["value"]
-    return charts.intervals(rows, f"{metric}: {label}", level)
-
-
-def _matrices(evaluated: Content, part: str) -> list[Content]:
-    """For each model: of the replies asked for in the row's emotion, the share judged to have the column's."""
-    matrices = []
-    for model in MODELS:
-        labels, counts = evaluated[model][part]["labels"], evaluated[model][part]["confusion"]
-        rows = [
-            (label, sum(row), [(n, n / sum(row) if any(row) else None) for n in row])
-            for label, row in zip(labels, counts, strict=True)
-        ]
-        matrices.append({"model": model, "labels": labels, "rows": rows})
-    return matrices
-
-
-def _control(evaluated: Content) -> Content:
-    """How often each emotion is met where every context is asked for in every one, and what comes instead."""
-    labels = evaluated["dpo"]["control"]["labels"]
-    return {
-        "contexts": evaluated["dpo"]["control"]["support"][labels[0]],
-        "chance": 1 / len(labels),
-        "rows": [(label, [evaluated[model]["control"]["per_emotion"][label] for model in MODELS]) for label in labels],
-        "means": [evaluated[model]["control"]["macro_accuracy"]["value"] for model in MODELS],
-        "matrices": _matrices(evaluated, "control"),
-    }
-
-
-def _training(metrics: Path) -> list[Content]:
-    """The curves of sft and dpo that their histories hold."""
-    stages = []
-    for stage, curves in CURVES.items():
-        path = metrics / f"{stage}_history.csv"
-        history = _history(path) if path.is_file() else []
-        drawn = [
-            (title, _curve(history, f"{stage} {title}", columns, names, level))
-            for title, columns, names, level in curves
-        ]
-        stages.append(
-            {
-                "stage": stage,
-                "file": path,
-                "charts": [(title, chart) for title, chart in drawn if chart],
-                "columns": list(history[0]) if history else [],
-                "rows": [list(row.values()) for row in history],
-                "gap": (_read(metrics / f"{stage}.json") or {}).get("judge_gap"),
-            }
-        )
-    return stages
-
-
-def _history(path: Path) -> list[dict[str, float | None]]:
+def _history(path: Path) -> History:
     """The rows of a history, a blank as None; InputError names file and line of what is no number."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -232,82 +162,14 @@ def _history(path: Path) -> list[dict[str, float | None]]:
     return rows
 
 
-def _curve(
-    history: Sequence[Mapping[str, float | None]],
-    title: str,
-    columns: tuple[str, str],
-    names: tuple[str, str],
-    level: float | None,
-) -> Content | None:
-    """A chart of two of the history's columns, where either holds a number."""
+def _series(history: History, columns: Pair, names: Pair) -> list[Content]:
+    """The points of each of two columns that holds a number."""
     series = []
     for name, kind, column in zip(names, ("first", "second"), columns, strict=True):
         points = [(row["step"], row.get(column)) for row in history]
-        drawn = [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(y)]
-        if drawn:
-            series.append(charts.Series(name, kind, drawn))
-    if not series:
-        return None
-    spoken = (
-        f"{one.name} {one.points[0][1]:.4g} at step {one.points[0][0]:g}, "
-        f"{one.points[-1][1]:.4g} at step {one.points[-1][0]:g}"
-        for one in series
-    )
-    return {"svg": charts.lines(series, f"{title}: {'; '.join(spoken)}", level), "keys": series}
-
-
-def _preferences(files: RunFiles) -> Content | None:
-    prefs = _read(files.metrics / "prefs.json")
-    if prefs is None:
-        return None
-    pairs = _jsonl(files.prefs, ("train.jsonl", "validation.jsonl"))
-    gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs or []]
-    label = f"Gaps of {len(gaps)} pairs, median {prefs['gap']['median']:.4g}"
-    return {
-        "numbers": list(zip(*tables.preferences(files.metrics), strict=True)),
-        "gap": prefs["gap"],
-        "pairs": prefs["pairs"],
-        "emotions": [(label, n, prefs["yield"].get(label)) for label, n in prefs["pairs_per_emotion"].items()],
-        "failures": [(WHY_NOT.get(reason, reason), n) for reason, n in _most_first(prefs["failures"])],
-        "attempts": prefs["attempts_total"],
-        "histogram": charts.histogram(gaps, label, "gap") if gaps else None,
-        "examples": pairs and pairs[:PAIRS],
-    }
-
-
-def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda counted: -counted[1])
-
-
-def _jsonl(folder: Path | None, names: Iterable[str]) -> list[Content] | None:
-    """The rows of all named files of a folder; None where one is absent."""
-    if folder is None or not all((folder / name).is_file() for name in names):
-        return None
-    return [row for name in names for row in records.read_jsonl(folder / name)]
-
-
-def _judges(metrics: Path) -> Content | None:
-    judges = _read(metrics / "judges.json")
-    return judges and {
-        "table": tables.judges(metrics),
-        "classes": [(name, list(one["per_class"].items())) for name, one in judges.items()],
-    }
-
-
-def _data(metrics: Path) -> Content | None:
-    prepared = _read(metrics / "prepare.json")
-    if prepared is None:
-        return None
-    splits = [name for name in ("train", "validation", "test") if name in prepared]
-    labels = prepared[splits[0]]["labels"]
-    return {
-        "splits": splits,
-        "rows": [
-            *((name, [prepared[split][name] for split in splits]) for name in ("dialogues", "turns")),
-            *((label, [prepared[split]["labels"].get(label, 0) for split in splits]) for label in labels),
-        ],
-        "overlap": list(prepared.get("test_replies_in_train", {}).items()),
-    }
+        if drawn := [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(y)]:
+            series.append({"name": name, "kind": kind, "points": drawn})
+    return series
 
 
 def _examples(replies: Path | None) -> Content | None:
@@ -316,33 +178,17 @@ def _examples(replies: Path | None) -> Content | None:
     rows = {model: {row["id"]: row for row in own} for model, own in answers.items() if own}
     if len(rows) < len(MODELS):
         return None
-    contexts = [list(same) for _, same in groupby(rows["dpo"].values(), lambda row: row["id"].rpartition("/")[0])]
-    return {"of": len(contexts), "contexts": [_example(questions, rows) for questions in contexts[:EXAMPLES]]}
+    contexts = [list(ids) for _, ids in groupby(rows["dpo"], lambda id: id.rpartition("/")[0])]
+    shown = [[{model: rows[model][id] for model in MODELS} for id in ids] for ids in contexts[:EXAMPLES]]
+    return {"of": len(contexts), "contexts": [_example(questions) for questions in shown]}
 
 
-def _example(questions: Sequence[Content], rows: Mapping[str, Mapping[str, Content]]) -> Content:
-    """A context, the longest that any model saw of it, and a row an emotion: each model's reply."""
-    ids = [row["id"] for row in questions]
-    seen = [rows[model][id]["context"] for model in MODELS for id in ids]
+def _example(questions: Sequence[Mapping[str, Content]]) -> Content:
+    """A context, the longest that any model saw of it, its replies a row an emotion, and how many are as asked."""
     return {
-        "context": max(seen, key=len),
-        "rows": [(row["emotion"], [(model, rows[model][row["id"]]) for model in MODELS]) for row in questions],
-        "hits": [
-            (model, sum(rows[model][id]["judged"] == rows[model][id]["emotion"] for id in ids)) for model in MODELS
-        ],
-    }
-
-
-def _costs(files: RunFiles, stages: Sequence[str], lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
-    """A row a stage: what it did, how large what it wrote is, and what its last run on this machine took."""
-    spent = tables.last_costs(files.costs, stages) if files.costs else {}
-    work = _work(files.metrics, used)
-    sizes = {name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()}
-    return {
-        "rows": [(name, work.get(name, []), sizes.get(name), spent.get(name)) for name in stages],
-        "size": sum(sizes.values()),
-        "seconds": sum(one["seconds"] for one in spent.values()),
-        "memory": max((one["peak_memory_bytes"] for one in spent.values()), default=None),
+        "context": max((row[model]["context"] for model in MODELS for row in questions), key=len),
+        "rows": questions,
+        "hits": {model: sum(row[model]["judged"] == row[model]["emotion"] for row in questions) for model in MODELS},
     }
 
 
@@ -351,31 +197,27 @@ def _work(metrics: Path, used: Mapping[str, str]) -> dict[str, list[str]]:
     counted = {
         "base_model": {"train_tokens": "tokens", "parameters": "parameters"},
         "sft": {"trained_tokens": "tokens", "steps": "steps", "trainable_parameters": "trainable parameters"},
-        "generate_prefs": {"prompts": "prompts", "attempts_total": "attempts"},
+        "prefs": {"prompts": "prompts", "attempts_total": "attempts"},
         "dpo": {"pairs": "pairs", "steps": "steps"},
     }
     work = {}
-    for stage, units in counted.items():
-        file = {"generate_prefs": "prefs"}.get(stage, stage)
-        measured = _read(metrics / f"{file}.json") or {}
-        work[stage] = [f"{measured[key]:,} {unit}" for key, unit in units.items() if key in measured]
+    for name, units in counted.items():
+        measured = _read(metrics / f"{name}.json") or {}
+        work[name] = [f"{measured[key]:,} {unit}" for key, unit in units.items() if key in measured]
     if splits := _read(metrics / "prepare.json"):
         sizes = [split["dialogues"] for split in splits.values() if "dialogues" in split]
         work["prepare"] = [f"{sum(sizes):,} dialogues"]
     if evaluated := _read(metrics / "evaluate.json"):
-        replies = {
-            model: sum(sum(evaluated[model][part]["support"].values()) for part in ("replies", "control"))
-            for model in MODELS
-        }
+        supports = {model: [evaluated[model][part]["support"] for part in ("replies", "control")] for model in MODELS}
+        replies = {model: sum(sum(support.values()) for support in own) for model, own in supports.items()}
         work["baseline"] = [f"{replies['baseline']:,} replies"]
         work["evaluate"] = [f"{replies['sft'] + replies['dpo']:,} replies"]
-    if (candidates := used.get("prefs.candidates")) and work["generate_prefs"]:
-        work["generate_prefs"].append(f"{candidates} candidates an attempt")
-    return work
+    if (candidates := used.get("prefs.candidates")) and work["prefs"]:
+        work["prefs"].append(f"{candidates} candidates an attempt")
+    return work | {"generate_prefs": work["prefs"]}
 
 
-def _provenance(files: RunFiles, lock: Mapping[str, Any], used: Mapping[str, str]) -> Content:
-    now = dict(_values(read_yaml(files.params))) if files.params.is_file() else {}
+def _provenance(files: RunFiles, lock: Mapping[str, Any]) -> Content:
     was_kept = files.replies is None
     changes = git.ask("status", "--porcelain", "--untracked-files=no", "--", str(files.metrics) if was_kept else ".")
     return {
@@ -385,8 +227,6 @@ def _provenance(files: RunFiles, lock: Mapping[str, Any], used: Mapping[str, str
         "kept": git.ask("log", "-1", "--format=%H", "--", str(files.metrics)) if was_kept else None,
         "outs": [(stage, out) for stage, told in lock.items() for out in told.get("outs", [])],
         "checked": _checked(files, lock),
-        "params": [(key, value, now.get(key, value)) for key, value in sorted(used.items())],
-        "versions": _versions(),
     }
 
 
@@ -396,7 +236,7 @@ def _used(lock: Mapping[str, Any]) -> dict[str, str]:
     for stage in lock.values():
         for key, value in _values(stage.get("params", {}).get("params.yaml", {})):
             used.setdefault(key, {})[value] = None
-    return {key: " | ".join(values) for key, values in used.items()}
+    return {key: " | ".join(values) for key, values in sorted(used.items())}
 
 
 def _values(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -405,16 +245,15 @@ def _values(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _checked(files: RunFiles, lock: Mapping[str, Any]) -> Content:
+def _checked(files: RunFiles, lock: Mapping[str, Any]) -> dict[str, list[Path]]:
     """Whether the files that this page shows are those of dvc.lock, by their md5; folders are not compared."""
-    here = {"metrics": files.metrics, "data/replies": files.replies}
     hashes = {out["path"]: out.get("md5", "") for stage in lock.values() for out in stage.get("outs", [])}
-    shown: Content = {"same": [], "other": [], "absent": []}
-    for above, folder in here.items():
+    shown: dict[str, list[Path]] = {"same": [], "other": [], "absent": []}
+    for above, folder in (("metrics/", files.metrics), ("data/replies/", files.replies)):
         for path, md5 in hashes.items():
-            if folder is None or not path.startswith(f"{above}/") or md5.endswith(".dir"):
+            if folder is None or not path.startswith(above) or md5.endswith(".dir"):
                 continue
-            file = folder / Path(path).relative_to(above)
+            file = folder / path.removeprefix(above)
             if not file.is_file():
                 shown["absent"].append(file)
             else:
@@ -423,17 +262,14 @@ def _checked(files: RunFiles, lock: Mapping[str, Any]) -> Content:
     return shown
 
 
-def _versions() -> list[tuple[str, str]]:
+def _versions() -> dict[str, str]:
     """Python, emotune and what it depends on, as installed where the page is written."""
-    try:
-        needed = metadata.requires("emotune") or []
-    except metadata.PackageNotFoundError:
-        needed = []
-    names = [re.split(r"[^\w.-]", need)[0] for need in needed if "extra ==" not in need]
-    versions = [("python", platform.python_version())]
+    needs: list[str] = []
+    with suppress(metadata.PackageNotFoundError):
+        needs += metadata.requires("emotune") or []
+    names = [re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need]
+    versions = {"python": platform.python_version()}
     for name in ["emotune", *sorted(names, key=str.lower)]:
-        try:
-            versions.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            continue
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return versions

@@ -66,15 +66,18 @@ def apply(path: Path, overlays: Mapping[str, Mapping[str, Any]]) -> list[str]:
     checked = check(Params, whole, " + ".join([str(path), *overlays]))
     if "--data" in overlays and checked.data.source not in ("folder", "jsonl"):
         raise InputError(f"--data is read where data.source is folder or jsonl, and it is {checked.data.source}")
-    yaml = _round_trip()
+    yaml = YAML()
+    yaml.width = 1000
+    # Its own way to write null is to write nothing.
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     content = yaml.load(path.read_text(encoding="utf-8"))
-    if changes := [change for overlay in overlays.values() for change in merge(content, overlay)]:
+    if changes := [change for overlay in overlays.values() for change in _merge(content, overlay)]:
         with records.replacing(path) as file:
             yaml.dump(content, file)
     return changes
 
 
-def merge(content: CommentedMap, overlay: Mapping[str, Any]) -> list[str]:
+def _merge(content: CommentedMap, overlay: Mapping[str, Any]) -> list[str]:
     """Set every key of the overlay in the content, section by section; a line for each value that differed."""
     changes = []
     for key, new in nested.settings(overlay, content):
@@ -94,11 +97,3 @@ def _in_one_line(value: Any) -> Any:
     flow = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
     flow.fa.set_flow_style()
     return flow
-
-
-def _round_trip() -> YAML:
-    yaml = YAML()
-    yaml.width = 1000
-    # Its own way to write null is to write nothing.
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml

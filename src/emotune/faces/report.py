@@ -48,10 +48,8 @@ def text(metrics: Path, costs: Path, stages: Sequence[str]) -> str:
 def spending(costs: Path, stages: Sequence[str]) -> Table:
     """A row a stage that ran here, and one with the seconds of all; no row where none did."""
     last = last_costs(costs, stages)
-    rows = [
-        [stage, f"{cost['seconds']:.1f} s", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"] for stage, cost in last.items()
-    ]
-    return [*rows, ["all", f"{sum(cost['seconds'] for cost in last.values()):.1f} s", ""]] if rows else []
+    rows = [[name, f"{one['seconds']:.1f} s", f"{one['peak_memory_bytes'] / 1e9:.2f} GB"] for name, one in last.items()]
+    return [*rows, ["all", f"{sum(one['seconds'] for one in last.values()):.1f} s", ""]] if rows else []
 
 
 def ratios(results: Path) -> Table:
@@ -77,21 +75,16 @@ def sweep(results: Path) -> Table:
 
 def shapes(results: Path) -> Table:
     """A row a shape of the length term: how long the replies are that it chooses, in characters."""
-    table = [
-        ["length term", "pairs", "chosen, median", "chosen of 30 to 39", "chosen of 40 or more", "rejected, median"]
-    ]
-    for shape, lengths in records.read_json(results / "length_shapes.json")["shapes"].items():
-        table.append(
-            [
-                shape,
-                str(lengths["pairs"]),
-                f"{lengths['chosen_median']:.0f}",
-                f"{lengths['chosen_30_to_39']:.0%}",
-                f"{lengths['chosen_40_or_more']:.0%}",
-                f"{lengths['rejected_median']:.0f}",
-            ]
-        )
-    return table
+    columns = {
+        "pairs": ("pairs", "d"),
+        "chosen, median": ("chosen_median", ".0f"),
+        "chosen of 30 to 39": ("chosen_30_to_39", ".0%"),
+        "chosen of 40 or more": ("chosen_40_or_more", ".0%"),
+        "rejected, median": ("rejected_median", ".0f"),
+    }
+    measured = records.read_json(results / "length_shapes.json")["shapes"].items()
+    rows = ([shape, *(f"{lengths[key]:{form}}" for key, form in columns.values())] for shape, lengths in measured)
+    return [["length term", *columns], *rows]
 
 
 # Each kind of block -> its table: of the folder of benchmarks, and of a run's folder by what follows the run's name.
