@@ -1,7 +1,7 @@
 # What the README, .ci/run, the pre-commit hook and the workflow call. `make` alone lists the targets.
 MAKEFLAGS += --silent --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help repro test check bases templates learning-curve
+.PHONY: help repro test quick check bases templates learning-curve
 
 # dvc.yaml says `python -m emotune.runs.stage ...`: first on the PATH, that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -22,6 +22,11 @@ endif
 
 test: $(installed) ## run the tests, side by side on up to four cores
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+quick: $(installed) ## the laws that run no stage, in seconds
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 tests/core tests/laws/test_docs.py tests/laws/test_pipeline.py \
+	  tests/laws/test_rooms.py tests/preferences/test_journal.py tests/preferences/test_reward.py \
+	  tests/preferences/test_selection.py tests/data/test_splits.py tests/evaluation/test_scores.py tests/prompts
 
 check: $(installed) ## lint, format, types, and the figures of README and docs
 	.venv/bin/ruff check
