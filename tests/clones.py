@@ -58,7 +58,9 @@ class Clone:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
-            with Repo(self.folder) as repo:
+            # DVC names stages by the way to their file from here.
+            patch.chdir(self.folder)
+            with Repo() as repo:
                 status = repo.status()
         changed = {stage for stage in STAGES if stage in status}
         for stage in STAGES:  # written in the order of the story, so one pass will do
