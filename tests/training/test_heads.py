@@ -13,8 +13,8 @@ from emotune.core.dialogue import Dialogue, Turn
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import dpo_row
-from emotune.training.arguments import arguments
 from emotune.training.heads import score_labelled
+from emotune.training.trainer import arguments
 from tiny import CHOICE, DPO, SFT, changed, pair, rows_of, save_adapter
 
 # Unequal lengths; in the second batch the last row has nothing to learn.

@@ -1,18 +1,20 @@
-"""Laws of trainer.py: what is heard on the way, what the history holds, and which checkpoint training goes on from."""
+"""Laws of trainer.py: which steps are taken and kept, what is heard and held, where training goes on from."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from emotune.core.dialogue import Dialogue
+from emotune.core.errors import InputError
 from emotune.models import loading
 from emotune.training import trainer
-from emotune.training.arguments import arguments
-from tiny import CHOICE, SFT, changed, ignore, rows_of, save_adapter
+from emotune.training.trainer import arguments
+from tiny import CHOICE, DPO, SFT, changed, ignore, rows_of, save_adapter
 
 
 @pytest.fixture
@@ -84,6 +86,37 @@ def test_training_goes_on_from_the_last_checkpoint_that_was_written_whole(
     assert not (work / "checkpoint-9999").exists()
 
 
-def test_the_first_and_last_of_a_curve_are_of_the_rows_that_have_it() -> None:
+def test_the_values_of_a_curve_are_of_the_rows_that_have_them() -> None:
     curve = [{"step": 0, "control": 1}, {"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "eval_loss": 1}]
-    assert (trainer.first(curve, "loss"), trainer.last(curve, "loss")) == (3.0, 2.0)
+    assert trainer.values(curve, "loss") == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 4, 7])
+def test_a_checkpoint_falls_on_a_logged_step(checkpoints: int, tmp_path: Path) -> None:
+    for rows in range(1, 600, 7):
+        found = arguments(changed(SFT, checkpoints=checkpoints), "float32", tmp_path, rows)
+        assert found["save_steps"] % found["logging_steps"] == 0
+        assert found["save_steps"] >= 1
+
+
+def test_a_run_is_one_pass_over_rows_that_stand_in_order(tmp_path: Path) -> None:
+    found = arguments(changed(SFT, batch_size=8, accumulation=4), "float32", tmp_path, 1000)
+    assert (found["num_train_epochs"], found["train_sampling_strategy"]) == (1, "sequential")
+    # 1,000 rows of 8 x 4 a step are 32 steps; a tenth of them warm up.
+    assert (found["warmup_steps"], found["logging_steps"], found["save_steps"]) == (3, 1, 10)
+    assert (found["bf16"], found["fp16"], found["use_cpu"]) == (False, False, not torch.cuda.is_available())
+
+
+def test_no_checkpoints_are_written_where_none_are_wanted(tmp_path: Path) -> None:
+    assert arguments(changed(SFT, checkpoints=0), "float32", tmp_path, 100)["save_strategy"] == "no"
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sft, dpo = changed(SFT, batch_size=8), changed(DPO, batch_size=4)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = arguments(sft, "float32", tmp_path, 77)
+    assert (found["per_device_train_batch_size"], found["per_device_eval_batch_size"]) == (2, 4)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    message = r"dpo\.batch_size must be a multiple of the number of processes, 3; got 4"
+    with pytest.raises(InputError, match=message):
+        arguments(dpo, "float32", tmp_path, 29)

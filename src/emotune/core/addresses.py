@@ -1,7 +1,5 @@
 """URLs as they may be shown: without what lets their reader in."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import unquote
 
@@ -15,22 +13,18 @@ def without_password(text: str) -> str:
 
     Of what can be read as a password or as a path, too much is left out rather than too little.
     """
-    return URL.sub(lambda url: url[1] + _without_secrets(_without_user(url[2])), text)
+    return URL.sub(lambda url: url[1] + _shown(url[2]), text)
 
 
-def _without_user(rest: str) -> str:
-    """What follows `scheme://`, from the host on.
+def _shown(rest: str) -> str:
+    """What follows `scheme://`, from the host on; the values that a secret's name stands before are masked.
 
     Not by urlsplit: to it, a password ends where a `/`, `?` or `#` stands in it unescaped, and the host begins before.
     """
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     has_password = ":" in authority.partition("@")[0]
-    return rest[(rest if has_password else authority).rfind("@") + 1 :]
-
-
-def _without_secrets(rest: str) -> str:
-    """What follows `scheme://`, with the values masked that a secret's name stands before, escaped or not."""
-    place, *values = re.split("([?&#;])", rest)
+    from_host = rest[(rest if has_password else authority).rfind("@") + 1 :]
+    place, *values = re.split("([?&#;])", from_host)
     return place + "".join(
         f"{value.partition('=')[0]}={MASK}" if SECRET.search(unquote(value)) else value for value in values
     )

@@ -8,8 +8,6 @@ each of its deps. Whoever starts it writes the metrics, tells the tracker and no
 of that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any

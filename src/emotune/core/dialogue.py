@@ -1,10 +1,9 @@
 """Emotions, turns and dialogues: the one record that every source gives and every stage reads."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import dropwhile
 from typing import Any
 
 DAILY_DIALOG_LABELS = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise")
@@ -31,15 +30,12 @@ class Dialogue:
 
 def to_record(dialogue: Dialogue) -> dict[str, Any]:
     """The JSON object of a dialogue: `{"id", "turns": [{"role", "content", "emotion"}, ...]}`."""
-    return {
-        "id": dialogue.id,
-        "turns": [{"role": t.role, "content": t.content, "emotion": t.emotion} for t in dialogue.turns],
-    }
+    return asdict(dialogue)
 
 
 def from_record(record: dict[str, Any]) -> Dialogue:
     """The dialogue of a JSON object written by `to_record`."""
-    return Dialogue(record["id"], tuple(Turn(t["role"], t["content"], t["emotion"]) for t in record["turns"]))
+    return Dialogue(record["id"], tuple(Turn(**turn) for turn in record["turns"]))
 
 
 def alternate(utterances: Sequence[str], emotions: Sequence[str]) -> tuple[Turn, ...]:
@@ -52,8 +48,7 @@ def alternate(utterances: Sequence[str], emotions: Sequence[str]) -> tuple[Turn,
 def history(turns: Sequence[Turn], index: int, history_turns: int) -> tuple[Turn, ...]:
     """At most `history_turns` turns right before turn `index`, from a user turn on."""
     window = turns[max(0, index - history_turns) : index]
-    starts = _user_turns(window)
-    return tuple(window[starts[0] :]) if starts else ()
+    return tuple(dropwhile(lambda turn: turn.role != USER, window))
 
 
 def trim(turns: Sequence[Turn], fits: Callable[[Sequence[Turn]], bool]) -> tuple[Turn, ...]:
@@ -61,14 +56,10 @@ def trim(turns: Sequence[Turn], fits: Callable[[Sequence[Turn]], bool]) -> tuple
 
     Turns go whole and from the left, so what remains reads on to the same end. ValueError where there is no user turn.
     """
-    starts = _user_turns(turns)
+    starts = [index for index, turn in enumerate(turns) if turn.role == USER]
     if not starts:
         raise ValueError("nothing to trim to: no turn of the user")
     return tuple(turns[next((start for start in starts if fits(turns[start:])), starts[-1]) :])
-
-
-def _user_turns(turns: Sequence[Turn]) -> list[int]:
-    return [index for index, turn in enumerate(turns) if turn.role == USER]
 
 
 def normal_form(text: str) -> str:

@@ -1,7 +1,5 @@
 """The exceptions that mean "your input, not our bug": each is shown as one message, without a traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

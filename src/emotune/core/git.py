@@ -1,7 +1,5 @@
 """git, asked about the working directory: by whoever needs an answer, or can do without."""
 
-from __future__ import annotations
-
 import subprocess
 
 from emotune.core.errors import InputError

@@ -1,7 +1,5 @@
 """Nested mappings as dotted names, and one laid over another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Under torchrun or accelerate launch a stage runs as several processes. They shar
 together by `gather`; in one process both are trivial, and nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,12 +38,12 @@ def processes() -> int:
 
 def first() -> bool:
     """Whether this is the process that writes: rank zero, or the only one."""
-    return _rank() == 0
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def share(rows: Sequence[T]) -> list[T]:
     """This process's part of the rows: every n-th of them, n processes."""
-    return list(rows[_rank() :: processes()])
+    return list(rows[int(os.environ.get("RANK", "0")) :: processes()])
 
 
 def gather(rows: Sequence[T]) -> list[T]:
@@ -68,7 +66,3 @@ def distributed() -> Any:
     from torch import distributed
 
     return distributed
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))

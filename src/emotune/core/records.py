@@ -1,7 +1,5 @@
 """Read and write JSONL, JSON and CSV so that equal values are equal bytes: sorted keys, fixed rounding, whole files."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json
@@ -15,18 +13,15 @@ from typing import IO, Any
 from emotune.core.dialogue import Dialogue, from_record
 from emotune.core.errors import InputError
 
-DIGITS = 6
-CACHE = "__pycache__"
 
-
-def rounded(value: Any, digits: int = DIGITS) -> Any:
-    """The same JSON value with every float rounded to `digits` decimals (-0.0 becomes 0.0)."""
+def rounded(value: Any) -> Any:
+    """The same JSON value with every float rounded to 6 decimals (-0.0 becomes 0.0)."""
     if isinstance(value, float):
-        return round(value, digits) + 0.0
+        return round(value, 6) + 0.0
     if isinstance(value, Mapping):
-        return {key: rounded(inner, digits) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(inner, digits) for inner in value]
+        return [rounded(inner) for inner in value]
     return value
 
 
@@ -60,6 +55,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file; InputError where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value with sorted keys, floats rounded to 6 decimals. NaN and infinity raise ValueError."""
     with replacing(path) as file:
@@ -69,12 +72,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON value in a file; InputError names the file and line where it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    return _parsed(read_text(path), path, 1)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -89,21 +87,20 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file in order; InputError names file and line of the first that is not an object."""
-    try:
-        file = path.open(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON: {error.msg}") from None
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            row = _parsed(line, path, number)
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
             yield row
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    """The JSON value of a text that begins in that line of a file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON: {error.msg}") from None
 
 
 def read_dialogues(path: Path) -> list[Dialogue]:
@@ -137,7 +134,8 @@ def digest(path: Path) -> str:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.parent.name != CACHE) if path.is_dir() else [path]
+    below = sorted(p for p in path.rglob("*") if p.is_file() and p.parent.name != "__pycache__")
+    files = below if path.is_dir() else [path]
     return content_hash({file.relative_to(path).as_posix(): sha256(file) for file in files})
 
 

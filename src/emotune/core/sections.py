@@ -1,7 +1,5 @@
 """Sections of a YAML file, typed, frozen and strict: what a stage or a study may be told, and what is wrong with it."""
 
-from __future__ import annotations
-
 import difflib
 import io
 import json
@@ -14,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from emotune.core.errors import InputError
+from emotune.core.records import read_text
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -33,9 +32,7 @@ S = TypeVar("S", bound=Section)
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML 1.2 mapping: `2e-05`, which `dvc exp run -S` writes, is a float here (PyYAML makes it a string)."""
     try:
-        content = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        content = YAML(typ="safe", pure=True).load(io.StringIO(read_text(path)))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"{path}:{line}: not YAML: {error.problem}") from None
@@ -63,8 +60,7 @@ def check(kind: type[S], content: Mapping[str, Any], name: str) -> S:
 
 def part(kind: type[S], whole: Section) -> S:
     """The keys of `whole` that `kind` declares, its sections' too: what a stage may read, and nothing else."""
-    content = whole.model_dump(mode="json")
-    return check(kind, _declared(kind, content), kind.__name__)
+    return check(kind, _declared(kind, whole.model_dump(mode="json")), kind.__name__)
 
 
 def names(kind: type[Section], whole: type[Section], above: str = "") -> list[str]:

@@ -1,7 +1,5 @@
 """Whatever is drawn at random is drawn by a key that says what it is for, whatever was drawn before it."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

@@ -1,13 +1,16 @@
 """What texts cost a model, in nats."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from emotune.prompts.prompter import Row
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows as one tensor [rows, positions], with `value` on their right up to the longest."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 @torch.inference_mode()
@@ -21,11 +24,9 @@ def negative_log_likelihoods(model: Any, pad: int, rows: Sequence[Row], tokens: 
     while order:
         longest = len(rows[order[-1]][0])
         batch, order = order[-max(1, tokens // longest) :], order[: -max(1, tokens // longest)]
-        ids = torch.tensor([rows[i][0] + [pad] * (longest - len(rows[i][0])) for i in batch], device=model.device)
-        marked = torch.tensor([rows[i][1] + [False] * (longest - len(rows[i][1])) for i in batch], device=model.device)
-        mask = torch.tensor(
-            [[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=model.device
-        )
+        ids = padded([rows[i][0] for i in batch], pad).to(model.device)
+        marked = padded([rows[i][1] for i in batch], 0).to(model.device)
+        mask = padded([[1] * len(rows[i][0]) for i in batch], 0).to(model.device)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         sums = (losses * marked[:, 1:]).sum(dim=1, dtype=torch.float64).tolist()

@@ -1,7 +1,5 @@
 """Tokenizer, base model (quantised or not), adapters, attention, dtype, device: as params.yaml says, or not at all."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Mapping

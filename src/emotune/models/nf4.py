@@ -1,7 +1,5 @@
 """4-bit weights: how they are made, and on a CPU what bitsandbytes 0.50.2 does wrong with AVX-512, set right."""
 
-from __future__ import annotations
-
 import functools
 import math
 import warnings

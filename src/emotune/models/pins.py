@@ -1,7 +1,5 @@
 """What DVC cannot hash is pinned: which base model, and which content of it."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,12 +1,8 @@
 """Turns and an emotion -> token ids, by the chat template that the tokenizer carries, within the model's context."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from emotune.core.dialogue import ASSISTANT, Turn, history, trim
 from emotune.prompts.rendering import messages
@@ -33,10 +29,9 @@ class Prompter:
 
     def text(self, history: Sequence[Turn], emotion: str) -> str:
         """What the model is given when it is asked to answer `history` in `emotion`."""
-        text: str = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             messages(history, self.system_prompt), tokenize=False, add_generation_prompt=True, emotion=emotion
         )
-        return text
 
     def ids(self, history: Sequence[Turn], emotion: str) -> list[int]:
         """The token ids of `text`: a prefix of every training row that goes on from there."""
@@ -44,6 +39,8 @@ class Prompter:
 
     def training_row(self, turns: Sequence[Turn]) -> Row:
         """A whole dialogue as ids, with True for each reply's tokens and its end token and False for all else."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         [text], [replies] = render_jinja_template(
             [messages(turns, self.system_prompt)],
             chat_template=self.tokenizer.chat_template,
@@ -101,5 +98,4 @@ class Prompter:
 
     def encoded(self, text: str) -> list[int]:
         """The token ids of a text that a template made, whose beginning is in it."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]

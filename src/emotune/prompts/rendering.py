@@ -1,7 +1,5 @@
 """Turns as chat messages, and the templates that make a text of them: formats/*.jinja."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files

@@ -3,8 +3,6 @@
 `publish` alone is here: no stage reads it, and the room that does lies above this one.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Self
 

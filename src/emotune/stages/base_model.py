@@ -1,11 +1,9 @@
 """base_model: a small Llama trained here on the dialogues without their emotions, or the pin of another model."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emotune.core import records, seeds
 from emotune.core.contract import Dep, Log, Metrics, Out
@@ -14,11 +12,8 @@ from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.models import pins
 from emotune.models.params import Pretrain
-
-if TYPE_CHECKING:
-    import torch
-
-    from emotune.prompts.prompter import Prompter
+from emotune.prompts.prompter import Prompter
+from emotune.prompts.rendering import template
 
 TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
 POINTS = 20
@@ -54,8 +49,7 @@ def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
         pinned = pins.resolve(p.model.base, p.model.revision)
         records.write_json(out / pins.BASE_FILE, pinned)
         return {"files": len(pinned["files"])}
-    train = records.read_dialogues(dialogues / "train.jsonl")
-    validation = records.read_dialogues(dialogues / "validation.jsonl")
+    train, validation = (records.read_dialogues(dialogues / f"{split}.jsonl") for split in ("train", "validation"))
     tokenizer = make_tokenizer(train, p.data.labels, p.pretrain.vocabulary)
     model, metrics = pretrain(tokenizer, train, validation, p.pretrain, p.model.context, log)
     model.save_pretrained(out)
@@ -73,8 +67,6 @@ def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabul
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from emotune.prompts import rendering
-
     texts = [turn.content for dialogue in dialogues for turn in dialogue.turns]
     marks = [f"{tag} {label} {tag}" for tag in TAGS for label in labels]
     bpe = Tokenizer(models.BPE())
@@ -91,34 +83,33 @@ def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabul
     )
     bpe.train_from_iterator(texts + marks * (1 + len(texts) // len(marks)), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = rendering.template("native")
+    tokenizer.chat_template = template("native")
     return tokenizer
 
 
 def pretrain(
-    tokenizer: Any,
-    dialogues: Sequence[Dialogue],
-    validation: Sequence[Dialogue],
-    p: Pretrain,
-    context: int,
-    log: Log,
+    tokenizer: Any, dialogues: Sequence[Dialogue], validation: Sequence[Dialogue], p: Pretrain, context: int, log: Log
 ) -> tuple[Any, Metrics]:
     """A Llama that predicts every token of the dialogues in the native chat format; returns it and its metrics."""
+    import torch
     from transformers import set_seed
-
-    from emotune.prompts.prompter import Prompter
 
     set_seed(p.seed)
     model = _untrained(tokenizer, p, context)
     prompter = Prompter(tokenizer, None, context)
-    rows, held_out = _rows(prompter, dialogues), _rows(prompter, validation)
+    rows, held_out = (
+        [prompter.training_row(piece)[0] for talk in split for piece in prompter.pieces(talk.turns)]
+        for split in (dialogues, validation)
+    )
     in_order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
     _train(model, _batches([rows[i] for i in in_order], p.batch_size), p.learning_rate, log)
+    with torch.inference_mode():
+        losses = [_loss(model, batch).item() for batch in _batches(held_out, p.batch_size)]
     return model, {
         "parameters": model.num_parameters(),
         "vocabulary": len(tokenizer),
         "train_tokens": sum(map(len, rows)),
-        "validation_loss": _mean_loss(model, _batches(held_out, p.batch_size)),
+        "validation_loss": sum(losses) / len(losses),
     }
 
 
@@ -141,10 +132,6 @@ def _untrained(tokenizer: Any, p: Pretrain, context: int) -> Any:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-def _rows(prompter: Prompter, dialogues: Sequence[Dialogue]) -> list[list[int]]:
-    return [prompter.training_row(piece)[0] for dialogue in dialogues for piece in prompter.pieces(dialogue.turns)]
 
 
 def _batches(rows: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
@@ -174,20 +161,10 @@ def _train(model: Any, batches: Sequence[Sequence[list[int]]], learning_rate: fl
     model.eval()
 
 
-def _mean_loss(model: Any, batches: Sequence[Sequence[list[int]]]) -> float:
-    """The mean over the batches of a model's loss, in nats a token."""
-    import torch
-
-    with torch.inference_mode():
-        losses = [_loss(model, batch).item() for batch in batches]
-    return sum(losses) / len(losses)
-
-
-def _loss(model: Any, rows: Sequence[list[int]]) -> torch.Tensor:
+def _loss(model: Any, rows: Sequence[list[int]]) -> Any:
     """The mean negative log-likelihood of every token of the rows but each first, in nats."""
-    import torch
+    from emotune.models.likelihood import padded
 
-    longest, pad = max(map(len, rows)), model.config.pad_token_id
-    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    ids = padded(rows, model.config.pad_token_id)
+    mask = padded([[1] * len(row) for row in rows], 0)
     return model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss

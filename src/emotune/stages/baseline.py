@@ -1,10 +1,9 @@
 """baseline: what the base model answers, asked in its own chat format, which knows no emotion."""
 
-from __future__ import annotations
-
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Log, Metrics, Out
 from emotune.evaluation.params import Examination
+from emotune.prompts.prompter import Prompter
 
 PARALLEL = True
 
@@ -21,7 +20,6 @@ def main(
     from emotune.evaluation.answers import answer
     from emotune.judges import files
     from emotune.models import loading
-    from emotune.prompts.prompter import Prompter
 
     names = records.read_json(dialogues / "labels.json")
     answers = answer(

@@ -16,8 +16,10 @@ from emotune.core.dialogue import ASSISTANT, Turn
 from emotune.core.sections import Count, NotNegative, Positive, Section
 from emotune.core.seeds import order
 from emotune.generation.params import Sampling
-from emotune.judges.params import JudgeChoice
+from emotune.judges.params import EmotionJudge
 from emotune.models.params import Model
+from emotune.prompts.prompter import Prompter
+from emotune.prompts.rendering import messages
 from emotune.training.params import Training
 
 if TYPE_CHECKING:
@@ -26,44 +28,25 @@ if TYPE_CHECKING:
 PARALLEL = True
 # The judge that rewards and the other, as control by each stands in the curve and the metrics.
 BY_REWARD, BY_OTHER = "control_reward_judge", "control_evaluate_judge"
-# What a history row shows, under the trainer's own names.
+# What the metrics say of training and of validation, by TRL's names.
+MEASURED = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+LOGPS = ("logps/chosen", "logps/rejected")
+# What a history row shows.
 CURVE = [
     "step",
-    "loss",
-    "eval_loss",
-    "rewards/margins",
-    "eval_rewards/margins",
-    "rewards/accuracies",
-    "eval_rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "eval_logps/chosen",
-    "eval_logps/rejected",
-    BY_REWARD,
-    BY_OTHER,
-    "learning_rate",
+    *(f"{split}{name}" for name in MEASURED.values() for split in ("", "eval_")),
+    *(f"{split}{name}" for split in ("", "eval_") for name in LOGPS),
+    *(BY_REWARD, BY_OTHER, "learning_rate"),
 ]
 # What TRL logs of a batch as a mean over its pairs.
-OF_PAIRS = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-)
+OF_PAIRS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", *LOGPS)
+Pairs = Sequence[Mapping[str, Any]]
 
 
 class Dpo(Training):
     beta: Positive
     sft_weight: NotNegative
     control_contexts: Annotated[int, Field(ge=0)]
-
-
-class Judged(Section):
-    """Which judge, of all that a section says."""
-
-    emotion_judge: JudgeChoice
 
 
 class Sampled(Section):
@@ -76,11 +59,11 @@ class Params(Section):
     """How the adapter is aligned, and what shows on the way whether a judge is being gamed."""
 
     dpo: Dpo
-    evaluate: Judged
+    evaluate: EmotionJudge
     history_turns: Count
     model: Model
     prefs: Sampled
-    reward: Judged
+    reward: EmotionJudge
     system_prompt: str | None
 
 
@@ -121,8 +104,8 @@ def main(
 def align(
     model: Any,
     tokenizer: Any,
-    train: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
+    train: Pairs,
+    validation: Pairs,
     p: Params,
     folder: Path,
     log: Log,
@@ -134,56 +117,48 @@ def align(
     ln p(chosen) - ln p(rejected); with `sft_weight` times the chosen reply's own negative log-likelihood. Before the
     first step policy and reference are equal, and this asserts it.
     """
+    from emotune.evaluation.control import judge_gap
     from emotune.training import distributed, heads, trainer
 
     dpo = _trainer(model, tokenizer, train, validation[: trainer.VALIDATION_ROWS], p, folder)
     heads.score_labelled(dpo.model)
     nothing = {"prompt_ids": [tokenizer.pad_token_id], "chosen_ids": [], "rejected_ids": []}
-    distributed.share_rows(dpo, p.dpo.batch_size, nothing)
-    mean_over_all_pairs(dpo)
+    distributed.share_rows(dpo, nothing, partial(mean_over_all_pairs, p.dpo.sft_weight))
     assert_reference_is_policy(dpo.model)
     first_step = partial(assert_first_step, None if p.dpo.sft_weight else math.log(2))
     curve = trainer.train(dpo, log, control, first_step)
     metrics = {
         "pairs": len(train),
         "steps": dpo.state.global_step,
-        "train_loss": trainer.last(curve, "loss"),
-        "train_margin": trainer.last(curve, "rewards/margins"),
-        "train_accuracy": trainer.last(curve, "rewards/accuracies"),
-        "chosen_logps_first": trainer.first(curve, "logps/chosen"),
-        "chosen_logps_last": trainer.last(curve, "logps/chosen"),
-        **(_validation(dpo.evaluate()) if validation else {}),
-        **(_gap(curve, p.dpo.seed) if control else {}),
+        **{f"train_{name}": trainer.values(curve, logged)[-1] for name, logged in MEASURED.items()},
+        "chosen_logps_first": trainer.values(curve, "logps/chosen")[0],
+        "chosen_logps_last": trainer.values(curve, "logps/chosen")[-1],
     }
+    if validation:
+        held_out = dpo.evaluate()
+        metrics |= {f"validation_{name}": held_out[f"eval_{logged}"] for name, logged in MEASURED.items()}
+    if control:
+        metrics |= judge_gap(trainer.values(curve, trainer.PROBED), BY_REWARD, BY_OTHER, p.dpo.seed)
     return distributed.whole(dpo.model), curve, metrics
 
 
-def _trainer(
-    model: Any,
-    tokenizer: Any,
-    train: Sequence[Mapping[str, Any]],
-    held_out: Sequence[Mapping[str, Any]],
-    p: Params,
-    folder: Path,
-) -> Any:
+def _trainer(model: Any, tokenizer: Any, train: Pairs, held_out: Pairs, p: Params, folder: Path) -> Any:
     """TRL's trainer of the adapter and its frozen copy, over the pairs in the order of training."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from emotune.training.arguments import arguments
+    from emotune.training.trainer import arguments
 
     lengths = [len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in train]
     in_order = order(lengths, p.dpo.epochs, p.dpo.batch_size, p.dpo.seed)
-    weight = p.dpo.sft_weight
-    with_sft = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, weight]} if weight else {}
-    unvalidated = {} if held_out else {"eval_strategy": "no"}
+    settings = arguments(p.dpo, p.model.dtype, folder, len(in_order))
+    if p.dpo.sft_weight:
+        settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, p.dpo.sft_weight]}
+    if not held_out:
+        settings["eval_strategy"] = "no"
     return DPOTrainer(
         model=model,
-        args=DPOConfig(
-            **arguments(p.dpo, p.model.dtype, folder, len(in_order)) | with_sft | unvalidated,
-            max_length=p.model.context,
-            beta=p.dpo.beta,
-        ),
+        args=DPOConfig(**settings, max_length=p.model.context, beta=p.dpo.beta),
         train_dataset=Dataset.from_list([dpo_row(train[i], p.system_prompt) for i in in_order]),
         eval_dataset=Dataset.from_list([dpo_row(pair, p.system_prompt) for pair in held_out]) if held_out else None,
         processing_class=tokenizer,
@@ -192,17 +167,12 @@ def _trainer(
 
 def dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any]:
     """A pair as TRL takes it: prompt, chosen and rejected reply as messages, and the emotion for the template."""
-    from emotune.prompts import rendering
-
-    history = [Turn(turn["role"], turn["content"], turn["emotion"]) for turn in pair["history"]]
-    replies = {
-        side: rendering.messages([Turn(ASSISTANT, pair[side], pair["emotion"])], None)
-        for side in ("chosen", "rejected")
-    }
+    emotion = pair["emotion"]
     return {
-        "prompt": rendering.messages(history, system_prompt),
-        **replies,
-        "chat_template_kwargs": {"emotion": pair["emotion"]},
+        "prompt": messages([Turn(**turn) for turn in pair["history"]], system_prompt),
+        "chosen": messages([Turn(ASSISTANT, pair["chosen"], emotion)], None),
+        "rejected": messages([Turn(ASSISTANT, pair["rejected"], emotion)], None),
+        "chat_template_kwargs": {"emotion": emotion},
     }
 
 
@@ -211,7 +181,6 @@ def control_by_both_judges(tokenizer: Any, dialogues: Path, judges: Path, p: Par
     from emotune.evaluation.answers import control
     from emotune.evaluation.control import control_by
     from emotune.judges import files
-    from emotune.prompts.prompter import Prompter
 
     questions = control(
         records.read_dialogues(dialogues / "validation.jsonl"),
@@ -224,32 +193,11 @@ def control_by_both_judges(tokenizer: Any, dialogues: Path, judges: Path, p: Par
         BY_REWARD: files.open_judge(judges / "reward.skops", p.reward.emotion_judge),
         BY_OTHER: files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge),
     }
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
     by_both = partial(
-        control_by,
-        both,
-        prompter=Prompter(tokenizer, p.system_prompt, p.model.context),
-        questions=questions,
-        sampling=p.prefs.sampling,
-        seed=p.dpo.seed,
+        control_by, both, prompter=prompter, questions=questions, sampling=p.prefs.sampling, seed=p.dpo.seed
     )
     return by_both if questions else None
-
-
-def _validation(values: Mapping[str, float]) -> dict[str, float]:
-    """What TRL says of the validation pairs, under our names."""
-    return {
-        "validation_loss": values["eval_loss"],
-        "validation_margin": values["eval_rewards/margins"],
-        "validation_accuracy": values["eval_rewards/accuracies"],
-    }
-
-
-def _gap(curve: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Control by both judges, first and last, and how much more it rose by the one that rewards."""
-    from emotune.evaluation.control import judge_gap
-    from emotune.training.trainer import PROBED
-
-    return judge_gap([row[PROBED] for row in curve if PROBED in row], BY_REWARD, BY_OTHER, seed)
 
 
 def assert_reference_is_policy(model: Any) -> None:
@@ -273,39 +221,26 @@ def assert_first_step(loss: float | None, logs: Mapping[str, float], half_precis
         raise AssertionError(f"step 1 must have rewards 0 and loss ln 2, got {rewards} and {logs['loss']}")
 
 
-def mean_over_all_pairs(trainer: Any) -> None:
-    """Make the losses means over the pairs, and over the chosen replies' tokens, of all processes.
+def mean_over_all_pairs(sft_weight: float, trainer: Any, of_trl: Any, model: Any, inputs: Any, **more: Any) -> Any:
+    """TRL's losses as means over the pairs, and over the chosen replies' tokens, of all processes.
 
     TRL takes each process's own means. A token would weigh more where a process has few, and a row that only fills a
     batch up would count: its sigmoid loss is ln 2, and what is logged of it is 0.
     """
     from emotune.training import distributed
 
-    if processes.processes() == 1:
-        return
-    of_trl, weights = trainer.compute_loss, dict(zip(trainer.loss_types, trainer.loss_weights, strict=True))
-
-    def compute_loss(model: Any, inputs: Any, **more: Any) -> Any:
-        # The chosen replies' tokens, [rows, positions]; a row that only fills up has none.
-        learned = inputs["completion_mask"].chunk(2)[0][:, 1:] != 0
-        pairs, tokens = distributed.sums(trainer, learned)
-        # TRL divides by the rows of this process, DDP by the processes: back to one part in all pairs.
-        stretch = processes.processes() * len(learned) / pairs
-        own = _own_weights(weights, stretch, int(learned.sum()), tokens)
-        trainer.loss_types, trainer.loss_weights = list(own), list(own.values())
-        filling = 1 - int(learned.any(1).sum()) / len(learned)
-        loss = of_trl(model, inputs, **more) - own["sigmoid"] * filling * math.log(2)
-        logged = trainer._metrics["train" if model.training else "eval"]
-        for name in OF_PAIRS:
-            logged[name][-1] *= stretch
-        return loss if model.training else loss * distributed.validation_weight(trainer, pairs)
-
-    trainer.compute_loss = compute_loss
-
-
-def _own_weights(weights: Mapping[str, float], stretch: float, own_tokens: int, tokens: int) -> dict[str, float]:
-    """The losses' weights in this process, so that their mean over the processes is that over all pairs and tokens."""
-    own = {"sigmoid": weights["sigmoid"] * stretch}
-    if "sft" in weights and own_tokens:
-        own["sft"] = weights["sft"] * processes.processes() * own_tokens / tokens
-    return own
+    # The chosen replies' tokens, [rows, positions]; a row that only fills up has none.
+    learned = inputs["completion_mask"].chunk(2)[0][:, 1:] != 0
+    own_tokens, (pairs, tokens) = int(learned.sum()), distributed.sums(trainer, learned)
+    # TRL divides by the rows of this process, DDP by the processes: back to one part in all pairs.
+    stretch = processes.processes() * len(learned) / pairs
+    weights = {"sigmoid": stretch}
+    if sft_weight and own_tokens:
+        weights["sft"] = sft_weight * processes.processes() * own_tokens / tokens
+    trainer.loss_types, trainer.loss_weights = list(weights), list(weights.values())
+    filling = 1 - int(learned.any(1).sum()) / len(learned)
+    loss = of_trl(model, inputs, **more) - stretch * filling * math.log(2)
+    logged = trainer._metrics["train" if model.training else "eval"]
+    for name in OF_PAIRS:
+        logged[name][-1] *= stretch
+    return loss if model.training else loss * distributed.validation_weight(trainer, pairs)

@@ -1,10 +1,9 @@
 """evaluate: sft and dpo answer what the baseline answered; all three side by side, with intervals and paired tests."""
 
-from __future__ import annotations
-
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Log, Metrics, Out
 from emotune.evaluation.params import Examination
+from emotune.prompts.prompter import Prompter
 
 PARALLEL = True
 
@@ -36,7 +35,6 @@ def main(
     from emotune.evaluation.answers import Answers, answer
     from emotune.judges import files
     from emotune.models import loading
-    from emotune.prompts.prompter import Prompter
 
     names = records.read_json(dialogues / "labels.json")
     labels, neutral = names["labels"], names["neutral"]

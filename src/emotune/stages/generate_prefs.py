@@ -1,20 +1,15 @@
 """generate_prefs: the sft model answers, its judges choose: the preference data that dpo learns from."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
 from emotune.core.errors import Refusal
 from emotune.core.sections import Count, Section
 from emotune.generation.params import Generation
 from emotune.judges.params import JudgeChoice
+from emotune.judges.verdicts import Judge
 from emotune.models.params import Model
 from emotune.preferences.params import Prefs, Reward
-
-if TYPE_CHECKING:
-    from emotune.judges.verdicts import Judge
+from emotune.prompts.prompter import Prompter
 
 PARALLEL = True
 
@@ -37,36 +32,30 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     from emotune.preferences import attempts, journal
     from emotune.preferences.candidates import engine_of, judging, sampling
     from emotune.preferences.pairs import audit, measure, rows
-    from emotune.prompts.prompter import Prompter
-
-    def open_model() -> object:
-        return loading.load_tuned(base, p.model, sft)
 
     def open_judges() -> tuple[Judge, Judge]:
         from emotune.judges import files
 
-        return (
-            files.open_judge(judges / "reward.skops", p.reward.emotion_judge),
-            files.open_judge(judges / "gibberish.skops", p.gibberish_judge),
-        )
+        rewarding = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
+        return rewarding, files.open_judge(judges / "gibberish.skops", p.gibberish_judge)
 
     labels = records.read_json(dialogues / "labels.json")["labels"]
     tokenizer = loading.load_tokenizer(sft, None)
     train = records.read_dialogues(dialogues / "train.jsonl")
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns)
-    asked = attempts.choose_prompts(train, prompter, labels, p.prefs)
-    sample = sampling(engine_of(p.generation, open_model, tokenizer), p.prefs)
+    prompts = attempts.choose_prompts(train, prompter, labels, p.prefs)
+    sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
     judge = judging(open_judges)
     # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
     made_of = attempts.made_of(inputs, p.model_dump(mode="json"))
     with journal.opened(processes.work("journal.sqlite"), made_of) as memo:
-        mine = attempts.generate(processes.share(asked), p.prefs, p.reward, sample, judge, memo, ahead)
+        mine = attempts.generate(processes.share(prompts), p.prefs, p.reward, sample, judge, memo, ahead)
     outcomes = processes.gather(mine)
 
-    pairs = rows(asked, outcomes)
+    pairs = rows(prompts, outcomes)
     test = records.read_dialogues(dialogues / "test.jsonl")
-    measured = measure(asked, outcomes, pairs, labels, test, p.history_turns)
+    measured = measure(prompts, outcomes, pairs, labels, test, p.history_turns)
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
     held_out = min(round(p.prefs.validation * len(pairs)), len(pairs) - 1)

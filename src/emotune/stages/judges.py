@@ -1,10 +1,8 @@
 """judges: three text classifiers, trained here or pinned on the Hub, and how good each is on the test split."""
 
-from __future__ import annotations
-
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from emotune.core import records
@@ -35,6 +33,7 @@ class Params(Section):
 
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     """Write the judge that rewards, the judge that evaluates and the judge of gibberish, and measure them."""
+    from emotune.judges import files
     from emotune.judges.emotion import train_emotion
     from emotune.judges.gibberish import train_gibberish
 
@@ -42,35 +41,25 @@ def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     held_out, gold = columns(records.read_dialogues(dialogues / "test.jsonl"))
     corrupted = with_corruptions(held_out, random.Random(p.data.seed))
     out.mkdir(parents=True, exist_ok=True)
-    rewarding = judge_of(
-        out / "reward.skops", p.reward.emotion_judge, lambda: train_emotion(texts, emotions, "words", p.data.seed)
-    )
-    evaluating = judge_of(
-        out / "evaluate.skops",
-        p.evaluate.emotion_judge,
-        lambda: train_emotion(texts, emotions, "characters", p.data.seed),
-    )
-    of_gibberish = judge_of(out / "gibberish.skops", p.gibberish_judge, lambda: train_gibberish(texts, p.data.seed))
-    return {
-        "reward": measure(rewarding, held_out, gold, p.data.labels),
-        "evaluate": measure(evaluating, held_out, gold, p.data.labels),
-        "gibberish": measure(of_gibberish, *corrupted, GIBBERISH_LABELS),
-    }
+    of_emotions, of_gibberish = (held_out, gold, p.data.labels), (*corrupted, GIBBERISH_LABELS)
+    train = partial(train_emotion, texts, emotions, seed=p.data.seed)
+    measured = {}
+    for name, choice, trained, examples in (
+        ("reward", p.reward.emotion_judge, partial(train, recipe="words"), of_emotions),
+        ("evaluate", p.evaluate.emotion_judge, partial(train, recipe="characters"), of_emotions),
+        ("gibberish", p.gibberish_judge, partial(train_gibberish, texts, p.data.seed), of_gibberish),
+    ):
+        # A judge that is named instead leaves no file.
+        if choice.is_embedded:
+            files.save(trained(), out / f"{name}.skops")
+        measured[name] = measure(files.open_judge(out / f"{name}.skops", choice), *examples)
+    return measured
 
 
 def columns(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[str]]:
     """The texts and the emotions of all turns, those of the user too."""
     turns = [turn for dialogue in dialogues for turn in dialogue.turns]
     return [turn.content for turn in turns], [turn.emotion for turn in turns]
-
-
-def judge_of(path: Path, choice: JudgeChoice, train: Callable[[], Any]) -> Judge:
-    """The embedded judge, trained and written to `path`; or the one that is named instead, and nothing is written."""
-    from emotune.judges import files
-
-    if choice.is_embedded:
-        files.save(train(), path)
-    return files.open_judge(path, choice)
 
 
 def measure(judge: Judge, texts: Sequence[str], labels: Sequence[str], label_names: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """prepare: from any source to clean dialogues, in splits that share none, and a count of all that was dropped."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter
@@ -63,14 +61,11 @@ def read(data: Data) -> sources.Source:
 
 def check_labels(splits: Splits, labels: Sequence[str]) -> None:
     """InputError names the first dialogue with an emotion that is not among the labels."""
-    for split in SPLITS:
-        for talk in splits[split]:
-            for turn in talk.turns:
-                if turn.emotion not in labels:
-                    raise InputError(
-                        f"data.labels has no {turn.emotion!r}, the emotion of a turn of dialogue {talk.id}; "
-                        f"it has {', '.join(labels)}"
-                    )
+    for talk in (talk for split in SPLITS for talk in splits[split]):
+        for turn in talk.turns:
+            if turn.emotion not in labels:
+                place = f"the emotion of a turn of dialogue {talk.id}"
+                raise InputError(f"data.labels has no {turn.emotion!r}, {place}; it has {', '.join(labels)}")
 
 
 def check_dropped(split: str, remaining: int, dropped: Counter[str], most: float) -> None:

@@ -1,14 +1,12 @@
 """sft: LoRA on the base model, so that its replies follow the emotion in the prompt."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,16 +18,16 @@ from emotune.core.sections import Count, Positive, Section
 from emotune.core.seeds import key, order
 from emotune.models.params import Model
 from emotune.prompts.params import Template
+from emotune.prompts.prompter import Prompter
 from emotune.training.params import Training
-
-if TYPE_CHECKING:
-    from emotune.prompts.prompter import Prompter
 
 PARALLEL = True
 # What a history row shows, under the trainer's own names.
 CURVE = ["step", "loss", "eval_loss", "learning_rate", "grad_norm"]
 # The label of a token that no loss is taken of.
 UNLEARNED = -100
+Dialogues = Sequence[Dialogue]
+Rows = Sequence[Mapping[str, list[int]]]
 
 
 class Lora(Section):
@@ -72,8 +70,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, out: Ou
     from emotune.models import loading
     from emotune.training.workspace import workspace
 
-    train = records.read_dialogues(dialogues / "train.jsonl")
-    validation = records.read_dialogues(dialogues / "validation.jsonl")
+    train, validation = (records.read_dialogues(dialogues / f"{split}.jsonl") for split in ("train", "validation"))
     neutral = records.read_json(dialogues / "labels.json")["neutral"]
     tokenizer = loading.load_tokenizer(base, p.template)
     model = loading.load_base(base, p.model)
@@ -86,14 +83,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, out: Ou
 
 
 def tune(
-    model: Any,
-    tokenizer: Any,
-    train: Sequence[Dialogue],
-    validation: Sequence[Dialogue],
-    neutral: str,
-    p: Params,
-    folder: Path,
-    log: Log,
+    model: Any, tokenizer: Any, train: Dialogues, validation: Dialogues, neutral: str, p: Params, folder: Path, log: Log
 ) -> tuple[Any, list[dict[str, Any]], Metrics]:
     """The base model under a new LoRA adapter trained on whole dialogues; returns it, its curve and its metrics.
 
@@ -101,7 +91,6 @@ def tune(
     token (`all`). With `neutral_replies` only so many neutral replies are trained on, and rows without any reply to
     train on are left out. A dialogue longer than the context is cut between turns.
     """
-    from emotune.prompts.prompter import Prompter
     from emotune.training import distributed, heads, trainer
 
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
@@ -109,8 +98,8 @@ def tune(
     held_out, _ = sft_rows(prompter, validation, neutral, 1.0, p.sft)
     sft = _trainer(model, tokenizer, rows, held_out[: trainer.VALIDATION_ROWS], p, folder)
     heads.score_labelled(sft.model)
-    distributed.share_rows(sft, p.sft.batch_size, {"input_ids": [tokenizer.pad_token_id], "labels": [UNLEARNED]})
-    mean_over_all_tokens(sft)
+    nothing = {"input_ids": [tokenizer.pad_token_id], "labels": [UNLEARNED]}
+    distributed.share_rows(sft, nothing, mean_over_all_tokens)
     curve = trainer.train(sft, log)
     metrics = {
         "rows": len(rows),
@@ -118,49 +107,40 @@ def tune(
         "trained_tokens": sum(label != UNLEARNED for row in rows for label in row["labels"]),
         "turns_left_out_too_long": left_out,
         "trainable_parameters": sum(q.numel() for q in sft.model.parameters() if q.requires_grad),
-        "train_loss": trainer.last(curve, "loss"),
+        "train_loss": trainer.values(curve, "loss")[-1],
         "validation_loss": sft.evaluate()["eval_loss"],
     }
     return distributed.whole(sft.model), curve, metrics
 
 
-def _trainer(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Mapping[str, list[int]]],
-    held_out: Sequence[Mapping[str, list[int]]],
-    p: Params,
-    folder: Path,
-) -> Any:
+def _trainer(model: Any, tokenizer: Any, rows: Rows, held_out: Rows, p: Params, folder: Path) -> Any:
     """TRL's trainer of a new adapter, over the rows in the order of training."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from emotune.training.arguments import arguments
+    from emotune.training.trainer import arguments
 
     in_order = order([len(row["input_ids"]) for row in rows], p.sft.epochs, p.sft.batch_size, p.sft.seed)
-    modules = p.sft.lora.target_modules
+    shared, lora = arguments(p.sft, p.model.dtype, folder, len(in_order)), p.sft.lora
     return SFTTrainer(
         model=model,
-        args=SFTConfig(
-            **arguments(p.sft, p.model.dtype, folder, len(in_order)), max_length=p.model.context, packing=False
-        ),
+        args=SFTConfig(**shared, max_length=p.model.context, packing=False),
         train_dataset=Dataset.from_list([rows[i] for i in in_order]),
         eval_dataset=Dataset.from_list(held_out),
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=p.sft.lora.rank,
-            lora_alpha=p.sft.lora.alpha,
-            lora_dropout=p.sft.lora.dropout,
-            use_rslora=p.sft.lora.rslora,
-            target_modules=modules if isinstance(modules, str) else list(modules),
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            target_modules=lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
             task_type="CAUSAL_LM",
         ),
     )
 
 
-def neutral_share(dialogues: Sequence[Dialogue], neutral: str, neutral_replies: float | None) -> float:
+def neutral_share(dialogues: Dialogues, neutral: str, neutral_replies: float | None) -> float:
     """The share of the neutral replies that leaves `neutral_replies` times as many as there are others; None takes all.
 
     83 % of DailyDialog is neutral, so a batch's loss says little about any other emotion.
@@ -170,7 +150,7 @@ def neutral_share(dialogues: Sequence[Dialogue], neutral: str, neutral_replies: 
 
 
 def sft_rows(
-    prompter: Prompter, dialogues: Sequence[Dialogue], neutral: str, share: float, p: Sft
+    prompter: Prompter, dialogues: Dialogues, neutral: str, share: float, p: Sft
 ) -> tuple[list[dict[str, list[int]]], int]:
     """Rows of ids and labels, and the number of turns that fit in no row; of neutral replies a `share` is learned.
 
@@ -203,18 +183,11 @@ def _row(ids: list[int], of_reply: list[bool], learned: Sequence[bool], others: 
     return {"input_ids": ids[:end], "labels": labels[:end]}
 
 
-def mean_over_all_tokens(trainer: Any) -> None:
-    """Make the validation loss the mean over the tokens of all processes, as TRL makes that of training."""
+def mean_over_all_tokens(trainer: Any, of_trl: Any, model: Any, inputs: Any, **more: Any) -> Any:
+    """TRL's loss, in validation too the mean over the tokens of all processes."""
     from emotune.training import distributed
 
-    if processes.processes() == 1:
-        return
-    of_trl = trainer.compute_loss
-
-    def compute_loss(model: Any, inputs: Any, **more: Any) -> Any:
-        if model.training:
-            return of_trl(model, inputs, **more)
-        rows, tokens = distributed.sums(trainer, inputs["labels"][:, 1:] != UNLEARNED)
-        return of_trl(model, inputs, num_items_in_batch=tokens) * distributed.validation_weight(trainer, rows)
-
-    trainer.compute_loss = compute_loss
+    if model.training:
+        return of_trl(model, inputs, **more)
+    rows, tokens = distributed.sums(trainer, inputs["labels"][:, 1:] != UNLEARNED)
+    return of_trl(model, inputs, num_items_in_batch=tokens) * distributed.validation_weight(trainer, rows)

@@ -1,8 +1,7 @@
 """One loss over several processes: the same rows a step, the same mean, as in one process."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +11,12 @@ from torch.utils.data import DataLoader
 from emotune.core import processes
 
 
-def share_rows(trainer: Any, batch: int, nothing: Mapping[str, list[int]]) -> None:
+def share_rows(trainer: Any, nothing: Mapping[str, list[int]], compute_loss: Callable[..., Any]) -> None:
     """Let several processes share the rows of each batch, so that a step sees the rows that it sees in one process.
 
     Each process must have as many as any other: a batch that does not divide is filled up with `nothing`, a row that
-    no token is learned from.
+    no token is learned from. `compute_loss`, given the trainer and its own before what that takes, makes the loss a
+    mean over the rows of all.
     """
     if processes.processes() == 1:
         return
@@ -24,14 +24,15 @@ def share_rows(trainer: Any, batch: int, nothing: Mapping[str, list[int]]) -> No
     def loader(dataset: Any, size: int) -> DataLoader[Any]:
         rows = [*dataset, *[nothing] * (-len(dataset) % processes.processes())]
         batches = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-        return DataLoader(
-            rows, batch_sampler=[processes.share(own) for own in batches], collate_fn=trainer.data_collator
-        )
+        own = [processes.share(batch) for batch in batches]
+        return DataLoader(rows, batch_sampler=own, collate_fn=trainer.data_collator)
 
-    train = loader(trainer.train_dataset, batch)
-    held_out = loader(trainer.eval_dataset, 2 * batch) if trainer.eval_dataset is not None else None
+    args, many = trainer.args, processes.processes()
+    train = loader(trainer.train_dataset, args.per_device_train_batch_size * many)
+    held_out = loader(trainer.eval_dataset, args.per_device_eval_batch_size * many) if trainer.eval_dataset else None
     trainer.get_train_dataloader = lambda: train
     trainer.get_eval_dataloader = lambda dataset=None: held_out
+    trainer.compute_loss = partial(compute_loss, trainer, trainer.compute_loss)
 
 
 def sums(trainer: Any, learned: torch.Tensor) -> tuple[int, int]:

@@ -1,7 +1,5 @@
 """On a CPU, score the labelled positions alone."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How sft and dpo train: the optimisation, which both declare."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

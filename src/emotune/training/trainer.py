@@ -1,7 +1,6 @@
 """LoRA training with TRL that survives being killed: one order of rows, checkpoints beside the outs, equal bytes."""
 
-from __future__ import annotations
-
+import math
 import shutil
 import statistics
 import time
@@ -15,9 +14,13 @@ from transformers import PrinterCallback, TrainerCallback
 
 from emotune.core import processes
 from emotune.core.contract import Log
+from emotune.core.errors import InputError
+from emotune.training.params import Training
 
 disable_progress_bars()
 COMPLETE = "complete"
+# So many points the curve of the loss has.
+POINTS = 20
 # The validation loss is that of so many rows: enough for a curve, and little beside the training.
 VALIDATION_ROWS = 200
 # A probe is asked before the first step and at so many more points, the last step among them.
@@ -31,14 +34,52 @@ Probe = Callable[[Any], Mapping[str, Sequence[float]]]
 FirstLog = Callable[[Mapping[str, float], bool], None]
 
 
-def first(curve: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The first value that a curve has under a name."""
-    return next(row[name] for row in curve if name in row)
+def arguments(p: Training, dtype: str, folder: Path, rows: int) -> dict[str, Any]:
+    """What SFTConfig and DPOConfig share, for rows that already stand in the order of training."""
+    if p.batch_size % processes.processes():
+        raise InputError(
+            f"{type(p).__name__.lower()}.batch_size must be a multiple of the number of processes, "
+            f"{processes.processes()}; got {p.batch_size}"
+        )
+    steps = max(1, math.ceil(rows / (p.batch_size * p.accumulation)))
+    on_gpu = torch.cuda.is_available()
+    every = max(1, steps // POINTS)
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": p.batch_size // processes.processes(),
+        "per_device_eval_batch_size": 2 * p.batch_size // processes.processes(),
+        "gradient_accumulation_steps": p.accumulation,
+        "gradient_checkpointing": p.gradient_checkpointing,
+        "learning_rate": p.learning_rate,
+        "lr_scheduler_type": p.schedule,
+        "warmup_steps": round(p.warmup * steps),
+        "optim": p.optimizer,
+        "seed": p.seed,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and dtype == "bfloat16",
+        "fp16": on_gpu and dtype == "float16",
+        "logging_strategy": "steps",
+        "logging_steps": every,
+        "logging_first_step": True,
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // 5),
+        "save_strategy": "steps" if p.checkpoints else "no",
+        # On a logged step: what was summed up since the last one is in no checkpoint, and the curve would lack it.
+        "save_steps": max(every, steps // (p.checkpoints + 1) // every * every),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_gpu,
+        # Each step uses the whole adapter, and DPO's frozen copy is no parameter to look for.
+        "ddp_find_unused_parameters": False,
+    }
 
 
-def last(curve: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The last value that a curve has under a name."""
-    return next(row[name] for row in reversed(curve) if name in row)
+def values(curve: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """What a curve has under a name, in order."""
+    return [row[name] for row in curve if name in row]
 
 
 def train(
@@ -50,11 +91,9 @@ def train(
     and in PROBED the whole. `first_log` may raise where step 1 is not what it must be.
     """
     trainer.remove_callback(PrinterCallback)
-    if first_log is not None:
-        trainer.add_callback(_FirstStep(first_log))
     if probe is not None:
         trainer.add_callback(_Probing(probe, log))
-    trainer.add_callback(_Listener(log))
+    trainer.add_callback(_Listener(log, first_log))
     checkpoint = _last_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     rows: dict[int, dict[str, Any]] = {}
@@ -69,20 +108,19 @@ def _last_checkpoint(folder: Path) -> Path | None:
     complete = [path for path in checkpoints if (path / COMPLETE).exists()]
     processes.wait()
     if processes.first():
-        for path in checkpoints:
-            if path not in complete:
-                shutil.rmtree(path)
+        for path in set(checkpoints) - set(complete):
+            shutil.rmtree(path)
+        if complete:
+            print(f"going on from {complete[-1].name} in {folder}", flush=True)
     processes.wait()
-    if complete and processes.first():
-        print(f"going on from {complete[-1].name} in {folder}", flush=True)
     return complete[-1] if complete else None
 
 
 class _Listener(TrainerCallback):
     """Marks a checkpoint as complete once all of it is written; passes on what is logged, and prints the progress."""
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
+    def __init__(self, log: Log, first_log: FirstLog | None) -> None:
+        self._log, self._first_log = log, first_log
         self._began = (0, time.monotonic())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -95,23 +133,14 @@ class _Listener(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+        if self._first_log and state.global_step == 1 and "loss" in numbers:
+            self._first_log(numbers, args.bf16 or args.fp16)
         self._log(numbers, state.global_step)
         if "loss" in numbers and processes.first():
             step, began = self._began
             left = (time.monotonic() - began) / max(1, state.global_step - step) * (state.max_steps - state.global_step)
             place = f"step {state.global_step} of {state.max_steps}"
             print(f"{place}, loss {numbers['loss']:.4f}, {left:.0f} s left", flush=True)
-
-
-class _FirstStep(TrainerCallback):
-    """Passes on what is logged of the first step's training."""
-
-    def __init__(self, first_log: FirstLog) -> None:
-        self._first_log = first_log
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
-        if state.global_step == 1 and logs and "loss" in logs:
-            self._first_log(logs, args.bf16 or args.fp16)
 
 
 class _Probing(TrainerCallback):

@@ -1,13 +1,11 @@
 """Where checkpoints lie: a folder for all that the result depends on, held by one run."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,7 @@ def workspace(stage: str, values: Mapping[str, Any], inputs: Mapping[str, str]) 
     code = {path: records.digest(PACKAGE / path) for path in (*ROOMS, f"stages/{stage}.py")}
     made_of = json.dumps([values, inputs, code, versions], sort_keys=True)
     name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    with ExitStack() as held:
-        own = held.enter_context(_free(stage, name)) if processes.first() else Path()
+    with _free(stage, name) if processes.first() else nullcontext(Path()) as own:
         folder = processes.gather([own])[0]
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
