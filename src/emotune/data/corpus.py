@@ -9,8 +9,6 @@ The phrases are in corpus.txt. The last fifth of every table (at least one entry
 validation and test speak of things, people and places, and use phrases, that training never saw.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable, Sequence

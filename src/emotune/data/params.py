@@ -1,7 +1,5 @@
 """What a user may turn of the data."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator

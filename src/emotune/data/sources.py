@@ -4,8 +4,6 @@ Each reader returns `Source(splits, dropped)`: dialogues as they stand there, no
 from the user.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import io

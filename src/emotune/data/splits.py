@@ -1,7 +1,5 @@
 """Cleaned, usable dialogues, each once over all splits."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

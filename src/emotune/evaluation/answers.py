@@ -3,8 +3,6 @@
 They are asked in the emotion that the data has, and in every emotion.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Iterable, Sequence

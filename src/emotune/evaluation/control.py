@@ -1,7 +1,5 @@
 """Control by several judges, step by step: whether a model pleases the judge that rewards, and no other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The same questions to every model: held-out prompts -> replies -> what a judge and plain counting say of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

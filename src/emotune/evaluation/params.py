@@ -1,7 +1,5 @@
 """The questions that baseline, sft and dpo are asked."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -5,8 +5,6 @@ bootstrap resample of dialogues is a weighted sum of their matrices, and `metric
 its interval and for the difference of two models.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

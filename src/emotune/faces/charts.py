@@ -1,7 +1,5 @@
 """The arithmetic of the page's charts, which charts.jinja draws: ticks, scales and bins."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """emotune chat: talk to a model in the terminal, the emotion of its replies chosen as you go."""
 
-from __future__ import annotations
-
 import difflib
 import signal
 import sys

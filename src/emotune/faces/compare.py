@@ -1,7 +1,5 @@
 """emotune compare: a page in the browser that puts the replies of baseline, sft and dpo side by side."""
 
-from __future__ import annotations
-
 import socket
 import time
 import warnings

@@ -1,7 +1,5 @@
 """emotune doctor: what this machine has and lacks, for the embedded default and for each profile."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """One run's metrics and replies -> one HTML page that needs nothing else: no script, no font, no network."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

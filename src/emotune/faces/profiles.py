@@ -1,7 +1,5 @@
 """Profiles, data sets and models put into params.yaml, whose comments and order stay."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

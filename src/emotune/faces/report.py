@@ -1,7 +1,5 @@
 """What the metrics files say, as tables for the terminal and for README and docs: no figure is typed by hand."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is asked of whoever samples replies, this machine or a server, and what comes back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate

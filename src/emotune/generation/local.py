@@ -5,8 +5,6 @@ what is left is arithmetic: a matrix product rounds differently in another batch
 where two tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are computed again for it alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ token id), a counter-based generator (Salmon et al. 2011), so neither the batch 
 of a row can change what it draws.
 """
 
-from __future__ import annotations
-
 import torch
 
 from emotune.generation.params import Sampling

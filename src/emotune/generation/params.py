@@ -1,7 +1,5 @@
 """How replies are sampled, and by whom."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Clean texts -> what a bad language model would have said instead."""
 
-from __future__ import annotations
-
 import random
 import string
 from collections.abc import Callable, Sequence

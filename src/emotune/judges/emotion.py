@@ -3,8 +3,6 @@
 They share neither features nor learner nor rows.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence

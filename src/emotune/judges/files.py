@@ -1,7 +1,5 @@
 """A judge as a file: by skops, never pickle, the same bytes for the same estimator, and of trusted types alone."""
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path

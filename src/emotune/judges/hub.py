@@ -1,7 +1,5 @@
 """Any sequence classifier of the Hub, or of a folder, as a judge."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

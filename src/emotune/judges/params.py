@@ -1,7 +1,5 @@
 """Which judge a user wants."""
 
-from __future__ import annotations
-
 from emotune.core.sections import Section
 
 

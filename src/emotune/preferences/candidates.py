@@ -1,7 +1,5 @@
 """Prompts -> candidates, sampled here or by a server, and what the judges say of them."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Callable, Sequence

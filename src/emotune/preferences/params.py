@@ -1,7 +1,5 @@
 """What makes a reply better than another, and what makes a pair of two."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator

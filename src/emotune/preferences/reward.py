@@ -1,7 +1,5 @@
 """The reward of a reply, as published: a weighted sum of its emotion, its length and how much it is English."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Scored candidates of one prompt -> a pair, or the reasons why this attempt makes none."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

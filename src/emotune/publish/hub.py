@@ -4,8 +4,6 @@ The only caller of the Hub's API. The token is that of the environment (HF_TOKEN
 sees it, and no message carries it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What each run of a stage cost, or on what it failed: a line of .work/costs.jsonl, which all experiments share."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 A stage that was started plainly starts itself again under the launcher, and waits.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Whether dvc.lock is current, also where the data are absent: there `dvc status` calls every stage changed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A run's metrics as tables: no figure is typed by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path

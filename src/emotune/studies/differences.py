@@ -1,7 +1,5 @@
 """How two models' answers differ, and whether that is noise: pure numbers, by a bootstrap over dialogues."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """What came of a study: metrics/studies/NAME.csv, one row a run."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What came of a study, as tables."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """A study: a file of experiments/, and the params that each of its runs sets."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

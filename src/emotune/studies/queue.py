@@ -5,8 +5,6 @@ that the study asks for now, and no code that its stages depend on has changed s
 whatever commit it was made. The queue belongs to DVC: it goes on when whoever watches it leaves.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
