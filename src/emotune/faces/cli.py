@@ -1,7 +1,5 @@
 """The subcommands of emotune, which a user calls beside `make` and `dvc`; `emotune --help` lists them."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import json

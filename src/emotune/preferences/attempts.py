@@ -1,7 +1,5 @@
 """Prompts -> pairs: the sft model's own candidates, judged and rewarded; a prompt that makes no pair is tried again."""
 
-from __future__ import annotations
-
 import random
 from bisect import bisect_left, insort
 from collections import deque

@@ -1,7 +1,5 @@
 """The preference dataset: a row a pair, how good the pairs are, and which bounds they break."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

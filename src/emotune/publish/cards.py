@@ -3,8 +3,6 @@
 What a card says stands in its template; here is what has to be computed for it.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """The worked example of a card: one message, asked for in every emotion, and what a model replies to it greedily."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What is known of a run that is published: settings, licences, places on the Hub, and what speaks against it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The gate: under which licence a run may be published, and what speaks against publishing it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

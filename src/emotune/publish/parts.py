@@ -1,7 +1,5 @@
 """Each part of a release as a folder: just the files that its repository will hold."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A release of a run: written to a folder, compared with what the Hub has, or sent there."""
 
-from __future__ import annotations
-
 import filecmp
 import json
 import tempfile
