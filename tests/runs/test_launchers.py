@@ -13,19 +13,24 @@ from typing import Any
 
 import pytest
 
+from conftest import ROOT
 from emotune.core import processes
 
-PACKAGE = Path(launch.__file__).parent
-STAGE = '''
-from pathlib import Path
-from emotune import launch
-from emotune.errors import InputError
+PACKAGE = ROOT / "src" / "emotune"
+COPY_ONE = '''
+from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Dep, Log, Metrics, Out
+from emotune.core.errors import InputError
+from emotune.core.sections import Section
 
-def main(dialogues: Path, base_model: Path) -> None:
+class Params(Section):
+    system_prompt: str | None
+
+def main(p: Params, log: Log, dialogues: Dep, base_model: Out) -> Metrics:
     """Copy one file."""
-    if not dialogues.is_file():
+    words = dialogues.read_text()
+    if words != "hello":
         raise InputError(f"{dialogues}:3: expected a dialogue, found nothing")
-    base_model.write_text(dialogues.read_text())
+    base_model.write_text(words)
     if base_model.name == "bug":
         raise ValueError("a bug\\nof ours")
     if base_model.name == "python":
@@ -38,20 +43,77 @@ def main(dialogues: Path, base_model: Path) -> None:
         torch.empty(1 << 60, dtype=torch.int8)
     if base_model.name == "sampled":
         held = b"x" * (300 << 20)
-        launch.sampled(300, 1.5)
-        launch.sampled(100, 0.5)
+        log({SAMPLED_TOKENS: 300, SAMPLING_SECONDS: 1.5}, 0)
+        log({SAMPLED_TOKENS: 100, SAMPLING_SECONDS: 0.5}, 0)
+    return {"words": 1}
+'''
+SQUARE = '''
+import os
+import time
+from emotune.core import processes
+from emotune.core.contract import Log, Metrics, Out
+from emotune.core.errors import InputError
+from emotune.core.sections import Section
 
-launch.stage(main)
+PARALLEL = True
+
+class Params(Section):
+    system_prompt: str | None
+
+def main(p: Params, log: Log, out: Out) -> Metrics:
+    """Square numbers, or fail as the name of the out says."""
+    if out.name == "refused" or (out.name == "refused_by_one" and not processes.first()):
+        raise InputError("numbers.txt:3: no number")
+    if out.name == "bug":
+        raise ValueError("a bug of ours")
+    if out.name == "exit":
+        os._exit(5)
+    if out.name == "endless":
+        out.with_name(f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+    counts = (7, 2, 1, 0)
+    squares = [processes.gather([number**2 for number in processes.share(range(count))]) for count in counts]
+    processes.wait()
+    if processes.first():
+        out.write_text(f"{squares} {processes.processes()} {os.environ['OMP_NUM_THREADS']}")
+    return {}
 '''
 
 
-def start(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module", autouse=True)
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is, and three stages more: `square_alone` is `square` where it is not parallel."""
+    source = tmp_path_factory.mktemp("package")
+    stages = source / "emotune" / "stages"
+    stages.mkdir(parents=True)
+    for path in [*PACKAGE.iterdir(), *(PACKAGE / "stages").glob("*.py")]:
+        if path.name not in ("stages", "__pycache__"):
+            (source / "emotune" / path.relative_to(PACKAGE)).symlink_to(path)
+    (stages / "copy_one.py").write_text(COPY_ONE)
+    (stages / "square.py").write_text(SQUARE)
+    (stages / "square_alone.py").write_text(SQUARE.replace("PARALLEL = True", ""))
+    return source
+
+
+@pytest.fixture(autouse=True)
+def of_that_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test starts imports that package."""
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+
+def command(folder: Path, stage: str, *flags: str) -> list[str]:
+    """A stage's command in a folder with its input and params.yaml."""
     folder.mkdir(exist_ok=True)
-    (folder / "copy_one.py").write_text(STAGE)
+    shutil.copy(ROOT / "params.yaml", folder)
     (folder / "in.txt").write_text("hello")
-    plain = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    (folder / "gone.txt").write_text("")
+    return [sys.executable, "-m", "emotune.runs.stage", stage, *flags, "--metrics", "metrics.json"]
+
+
+def start(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "copy_one.py", *flags], cwd=folder, env=plain | environment, capture_output=True, text=True
+        command(folder, "copy_one", *flags), cwd=folder, env=os.environ | environment, capture_output=True, text=True
     )
 
 
@@ -77,7 +139,7 @@ def test_a_bug_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
 def test_a_missing_flag_is_named_with_the_usage(tmp_path: Path) -> None:
     run = start(tmp_path, "--dialogues", "in.txt")
     assert run.returncode == 2
-    assert "python -m emotune.stages.copy_one" in run.stderr
+    assert "python -m emotune.runs.stage copy_one" in run.stderr
     assert "--base-model" in run.stderr
 
 
@@ -136,15 +198,13 @@ def test_too_little_memory_is_one_message_and_noted(kind: str, reason: str, tmp_
 
 
 def test_lines_of_many_stages_at_once_do_not_mix(tmp_path: Path) -> None:
-    processes = []
+    started = []
     for number in range(8):
         folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / "copy_one.py").write_text(STAGE)
+        words = command(folder, "copy_one", "--dialogues", "gone.txt" * 20, "--base-model", "out.txt")
         environment = os.environ | {"DVC_EXP_NAME": f"e{number}" * 100, "DVC_ROOT": str(tmp_path)}
-        command = [sys.executable, "copy_one.py", "--dialogues", "gone.txt" * 20, "--base-model", "out.txt"]
-        processes.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL))
-    assert {process.wait() for process in processes} == {2}
+        started.append(subprocess.Popen(words, cwd=folder, env=environment, stderr=subprocess.DEVNULL))
+    assert {process.wait() for process in started} == {2}
     assert sorted(line["experiment"] for line in costs(tmp_path)) == [f"e{number}" * 100 for number in range(8)]
 
 
@@ -156,9 +216,11 @@ def test_in_an_experiments_workspace_the_work_lies_in_the_repository(tmp_path: P
     assert not (workspace / ".work").exists()
 
 
-def test_in_an_experiments_workspace_the_code_there_runs_not_the_one_that_is_installed(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "src" / "emotune")
-    with (tmp_path / "src" / "emotune" / "launch.py").open("a") as file:
+def test_in_an_experiments_workspace_the_code_there_runs_not_the_one_that_is_installed(
+    tmp_path: Path, package: Path
+) -> None:
+    shutil.copytree(package, tmp_path / "src")
+    with (tmp_path / "src" / "emotune" / "stages" / "copy_one.py").open("a") as file:
         file.write("print('as it was when the experiment was queued')\n")
     run = start(tmp_path, "--dialogues", "in.txt", "--base-model", "out.txt")
     assert (run.returncode, run.stderr) == (0, "")
@@ -184,41 +246,14 @@ def test_processes_of_one_launcher_share_the_cores(monkeypatch: pytest.MonkeyPat
 
 # --- several processes
 
-SHARED = '''
-import os
-import sys
-import time
-from pathlib import Path
-from emotune import launch
-from emotune.errors import InputError
-
-def main(out: Path) -> None:
-    """Square numbers, or fail as the name of the out says."""
-    if out.name == "refused" or (out.name == "refused_by_one" and not launch.first()):
-        raise InputError("numbers.txt:3: no number")
-    if out.name == "bug":
-        raise ValueError("a bug of ours")
-    if out.name == "exit":
-        os._exit(5)
-    if out.name == "endless":
-        out.with_name(f"{os.getpid()}.pid").touch()
-        time.sleep(600)
-    squares = [launch.gather([number**2 for number in launch.share(range(count))]) for count in (7, 2, 1, 0)]
-    launch.wait()
-    if launch.first():
-        out.write_text(f"{squares} {launch.processes()} {os.environ['OMP_NUM_THREADS']}")
-
-launch.stage(main, parallel=%s)
-'''
 SQUARES = "[[0, 1, 4, 9, 16, 25, 36], [0, 1], [0], []]"
 TWO = "torchrun --nproc_per_node 2"
 
 
 def start_shared(folder: Path, out: str, launcher: str, parallel: bool = True, **more: str) -> subprocess.Popen[str]:
-    (folder / "square.py").write_text(SHARED % parallel)
-    plain = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "OMP_NUM_THREADS")}
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        [sys.executable, "square.py", "--out", out],
+        command(folder, "square" if parallel else "square_alone", "--out", out),
         cwd=folder,
         env=plain | {"EMOTUNE_LAUNCH": launcher} | more,
         stdout=subprocess.PIPE,
@@ -274,7 +309,10 @@ def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
     assert (code, complained) == (0, "")
     assert (tmp_path / "out.txt").read_text().startswith(f"{SQUARES} 1 ")
     code, _, complained = run_shared(tmp_path, "out.txt", "", parallel=False, RANK="1", WORLD_SIZE="2")
-    assert (code, complained) == (2, "emotune square: square runs as one process: start it plainly, not as 2\n")
+    assert (code, complained) == (
+        2,
+        "emotune square_alone: square_alone runs as one process: start it plainly, not as 2\n",
+    )
 
 
 @pytest.mark.pipeline

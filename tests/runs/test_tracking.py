@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import ROOT
@@ -19,14 +21,12 @@ PARAMS = {"sft": {"lora": {"rank": 16}, "learning_rate": 2e-5}, "reward": {"weig
 # Runs in the shells that this stand-in for DVC starts, as DVC's own stages do.
 STAGE = """
 import sys
-from pathlib import Path
-from emotune import tracking
-stage, report = sys.argv[1], Path(sys.argv[2])
+from emotune.runs import tracking
+stage = sys.argv[1]
 with tracking.run(stage, %r, {"data/dialogues": "md5:abc"}) as run:
     for step in (10, 20, 30):
         run.log({"loss": 1 / step}, step)
     run.metrics({"emotion": {"macro_f1": {"value": 0.25, "low": 0.2}, "labels": ["joy"], "ok": True}, "rows": 7})
-    run.artifact(report)
     if stage == "dpo":
         raise SystemExit(3)
 """ % (PARAMS,)  # noqa: UP031
@@ -62,9 +62,8 @@ def pipeline(tmp_path_factory, dvc):
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "start"]):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         subprocess.run(["git", *identity, *command], cwd=workspace, check=True)
-    stage, report = root / "stage.py", root / "report.txt"
+    stage = root / "stage.py"
     stage.write_text(STAGE)
-    report.write_text("worth looking at")
     own = ("MLFLOW_", "DVC_", "EMOTUNE_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
         "DVC_ROOT": str(root),
@@ -74,7 +73,7 @@ def pipeline(tmp_path_factory, dvc):
         "MLFLOW_RUN_ID": "0" * 32,
         "MLFLOW_NESTED_RUN": "true",
     }
-    commands = [f"{sys.executable} {stage} {name} {report}" for name in ("sft", "dpo")]
+    commands = [f"{sys.executable} {stage} {name}" for name in ("sft", "dpo")]
     done = subprocess.run([dvc, *commands], cwd=workspace, env=environment, capture_output=True, text=True)
     return root, workspace, done
 
@@ -82,11 +81,19 @@ def pipeline(tmp_path_factory, dvc):
 @pytest.fixture(scope="module")
 def runs(pipeline):
     """The parent, sft and dpo runs, and the client that read them."""
-    client = tracking._client(f"sqlite:///{pipeline[0]}/mlflow.db")
-    experiment = client.get_experiment_by_name("emotune")
-    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(pipeline[0]))
+        client, experiment = tracking.connect()
+    found = {run.info.run_name: run for run in client.search_runs([experiment])}
     assert sorted(found) == ["dozy-owl", "dpo", "sft"]
     return found["dozy-owl"], found["sft"], found["dpo"], client
+
+
+def newest(client, stage="evaluate"):
+    """The run that a stage of that name told of last."""
+    [experiment] = client.search_experiments(filter_string="name = 'emotune'")
+    [run] = client.search_runs([experiment.experiment_id], f"tags.`dvc.stage` = '{stage}'", max_results=1)
+    return run
 
 
 def test_a_body_ends_as_it_would_untracked_and_says_nothing(pipeline):
@@ -98,7 +105,7 @@ def test_a_body_ends_as_it_would_untracked_and_says_nothing(pipeline):
 def test_nothing_is_written_to_the_working_directory(pipeline):
     root, workspace, _ = pipeline
     assert [path.name for path in workspace.iterdir()] == [".git"]
-    assert {path.name for path in root.iterdir()} == {"stage.py", "report.txt", "mlflow.db", "mlartifacts", ".work"}
+    assert {path.name for path in root.iterdir()} == {"stage.py", "mlflow.db", ".work"}
 
 
 def test_stages_that_start_together_are_children_of_one_run(runs):
@@ -148,8 +155,10 @@ def test_tags_join_the_run_to_git_dvc_and_its_inputs(pipeline, runs):
     )
 
 
-def test_artifacts_lie_under_the_root(pipeline, runs):
-    root, sft = pipeline[0], runs[1]
+def test_artifacts_lie_under_the_root(pipeline, runs, tmp_path):
+    root, sft, client = pipeline[0], runs[1], runs[3]
+    (tmp_path / "report.txt").write_text("worth looking at")
+    client.log_artifact(sft.info.run_id, str(tmp_path / "report.txt"))
     copy = root / "mlartifacts" / sft.info.run_id / "artifacts" / "report.txt"
     assert copy.read_text() == "worth looking at"
 
@@ -162,7 +171,7 @@ def test_a_run_by_hand_has_a_parent_of_its_own(pipeline, runs, monkeypatch, tmp_
         run.log({"f1.l'amour": 0.5})
         raise ZeroDivisionError
     client = runs[3]
-    stored = client.get_run(run._id)
+    stored = newest(client)
     parent = client.get_run(stored.data.tags["mlflow.parentRunId"])
     assert (stored.info.status, parent.info.status) == ("FAILED", "FAILED")
     assert parent.info.run_name == "by hand"
@@ -172,18 +181,27 @@ def test_a_run_by_hand_has_a_parent_of_its_own(pipeline, runs, monkeypatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tracker_that_fails_midway_warns_once_and_is_still_told_the_end(pipeline, runs, monkeypatch, capsys):
+def test_a_tracker_that_fails_midway_warns_once_and_is_still_told_the_end(pipeline, runs, monkeypatch, capfd):
+    client = runs[3]
     monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
-    with tracking.run("sft", {}, {}) as run:
-        run.artifact(Path("/no/such/file"))
-        run.artifact(Path("/no/such/file"))
+    with tracking.run("sft", {}, {"midway": "failed"}) as run:
+        while "input.midway" not in (told := newest(client, "sft")).data.tags:
+            time.sleep(0.1)
+        client.delete_run(told.info.run_id)  # what is deleted takes nothing
         run.log({"loss": 1.0})
-    assert capsys.readouterr().err.count("\n") == 1
-    stored = runs[3].get_run(run._id)
+        said = ""
+        while "\n" not in said:
+            said += capfd.readouterr().err
+            time.sleep(0.1)
+        client.restore_run(told.info.run_id)
+        run.log({"loss": 1.0})
+    assert said.startswith("emotune: MLflow at sqlite:///")
+    assert capfd.readouterr() == ("", "")
+    stored = client.get_run(told.info.run_id)
     assert (stored.info.status, stored.data.metrics) == ("FINISHED", {})
 
 
-def test_a_dead_server_costs_one_warning_and_seconds(monkeypatch, tmp_path, capsys):
+def test_a_dead_server_costs_one_warning_and_seconds(monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     started = time.monotonic()
@@ -194,7 +212,7 @@ def test_a_dead_server_costs_one_warning_and_seconds(monkeypatch, tmp_path, caps
             done.append(stage)
     assert done == ["sft", "dpo"]
     assert time.monotonic() - started < 15
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("emotune: MLflow at http://127.0.0.1:9 failed, the rest of this process is not tracked: ")
     assert err.count("\n") == 1
@@ -202,16 +220,126 @@ def test_a_dead_server_costs_one_warning_and_seconds(monkeypatch, tmp_path, caps
     assert "Connection refused" in err
 
 
-def test_off_imports_no_mlflow_and_writes_nothing(tmp_path):
+@pytest.fixture
+def silent_server(monkeypatch, tmp_path):
+    """A tracking server that takes every request and answers none, to a client of endless patience."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+        yield server
+
+
+def test_a_server_that_hangs_keeps_no_stage_from_working_or_for_ever_from_ending(silent_server, monkeypatch, capfd):
+    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    started = time.monotonic()
+    with tracking.run("sft", PARAMS, {}) as run:
+        for step in range(500):  # far more than the pipe holds
+            run.log({f"a metric with a long name, number {i}": step / 7 for i in range(10)}, step)
+        worked = time.monotonic() - started
+    assert worked < 2 < time.monotonic() - started < 10
+    assert capfd.readouterr().err == (
+        f"emotune: MLflow at {tracking.uri()} failed, the rest of this process is not tracked: "
+        "no answer 2 s after the stage's end\n"
+    )
+    assert listeners() == []
+    started = time.monotonic()
+    with tracking.run("dpo", PARAMS, {}) as run:
+        run.log({"loss": 1.0}, 1)
+    assert time.monotonic() - started < 0.1
+
+
+def listeners():
+    """The processes that this one feeds."""
+    return [child for child in psutil.Process().children() if "emotune.runs.listener" in child.cmdline()]
+
+
+def test_a_listener_that_dies_costs_one_warning(silent_server, capfd):
+    with tracking.run("sft", PARAMS, {}) as run:
+        [listener] = listeners()
+        listener.kill()
+        while listener.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        run.log({"loss": 1.0}, 1)
+        run.log({"loss": 1.0}, 2)
+    assert capfd.readouterr().err == (
+        f"emotune: MLflow at {tracking.uri()} failed, the rest of this process is not tracked: "
+        "its process ended with exit code -9\n"
+    )
+
+
+def test_whatever_a_stage_tells_before_mlflow_is_imported_is_written(pipeline, runs, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
+    with tracking.run("sft", {}, {}) as run:
+        for step in range(2500):  # more than the pipe holds, and than one request takes
+            run.log({"loss": step / 7, "a metric with a long name": 1.0}, step)
+    history = runs[3].get_metric_history(newest(runs[3], "sft").info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, step / 7) for step in range(2500)]
+
+
+def test_a_stage_that_is_killed_fails_its_run(pipeline, runs, monkeypatch, tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom emotune import tracking\n"
+        "import sys, time\nfrom emotune.runs import tracking\n"
+        "with tracking.run('judges', {}, {}) as run:\n"
+        "    run.log({'loss': 1.0}, 1); print('works', flush=True); time.sleep(600)\n"
+    )
+    environment = os.environ | {"DVC_ROOT": str(pipeline[0])}
+    stage = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert stage.stdout.readline() == b"works\n"
+    os.killpg(stage.pid, signal.SIGKILL)
+    stage.communicate()
+    deadline = time.monotonic() + 60
+    while not (found := killed(runs[3])):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    parent = runs[3].get_run(found.data.tags["mlflow.parentRunId"])
+    assert (found.info.status, parent.info.status, found.data.metrics) == ("FAILED", "FAILED", {"loss": 1.0})
+
+
+def killed(client):
+    """The run of the stage that was killed, once its pipeline has ended, too; else None."""
+    [experiment] = client.search_experiments(filter_string="name = 'emotune'")
+    found = client.search_runs([experiment.experiment_id], "tags.`dvc.stage` = 'judges'")
+    parents = [client.get_run(run.data.tags["mlflow.parentRunId"]) for run in found]
+    return next((run for run, parent in zip(found, parents, strict=True) if parent.info.end_time), None)
+
+
+def test_a_run_has_the_times_of_its_stage_not_of_its_listener(pipeline, runs, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
+    before = tracking.now()
+    with tracking.run("sft", {}, {}):
+        began = tracking.now()
+        time.sleep(0.2)
+        ended = tracking.now()
+    told = newest(runs[3], "sft").info
+    assert before <= told.start_time <= began
+    assert ended <= told.end_time < ended + 1000
+
+
+def test_off_starts_no_process_and_writes_nothing(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom emotune.runs import tracking\n"
+        "sys.addaudithook(lambda event, _: event == 'subprocess.Popen' and sys.exit('a process'))\n"
         "with tracking.run('sft', {}, {}) as run:\n"
-        "    run.log({'loss': 1.0}, 1); run.metrics({'a': {'b': 1}}); run.artifact(Path('x'))\n"
-        "assert not [name for name in sys.modules if name.startswith(('mlflow', 'torch'))]\n"
+        "    run.log({'loss': 1.0}, 1); run.metrics({'a': {'b': 1}})\n"
     )
     environment = os.environ | {"EMOTUNE_TRACKING": "off", "DVC_ROOT": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_is_tracked_imports_neither_mlflow_nor_dvc(pipeline, tmp_path):
+    code = (
+        "import sys\nfrom emotune.runs import tracking\n"
+        "with tracking.run('prepare', {}, {}) as run:\n"
+        "    run.log({'loss': 1.0}, 1); run.metrics({'a': {'b': 1}})\n"
+        "heavy = ('mlflow', 'dvc', 'sqlalchemy', 'torch', 'numpy')\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in heavy]\n"
+    )
+    environment = os.environ | {"DVC_ROOT": str(pipeline[0])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def test_a_rank_above_zero_tracks_nothing(monkeypatch, tmp_path):
@@ -223,7 +351,7 @@ def test_a_rank_above_zero_tracks_nothing(monkeypatch, tmp_path):
 
 
 def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
-    show = f"{sys.executable} -c 'from emotune import tracking; print(*tracking._pipeline())'"
+    show = f"{sys.executable} -c 'from emotune.runs import tracking; print(*tracking._pipeline())'"
     first, second = (
         subprocess.run([dvc, show, show], capture_output=True, text=True, check=True).stdout.split("\n")[:2]
         for _ in range(2)
@@ -238,7 +366,7 @@ def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
 def test_a_clock_that_is_set_meanwhile_changes_no_key(dvc):
     # On Linux psutil takes the time of day of each process's start from the time of boot, which moves with the clock.
     show = (
-        "import itertools, psutil; from emotune import tracking; later = itertools.count(1e9, 3600); "
+        "import itertools, psutil; from emotune.runs import tracking; later = itertools.count(1e9, 3600); "
         "psutil._psplatform.boot_time = lambda: next(later); print(*tracking._pipeline(), *tracking._pipeline())"
     )
     done = subprocess.run([dvc, f'{sys.executable} -c "{show}"'], capture_output=True, text=True, check=True)
@@ -261,7 +389,7 @@ def test_every_number_that_dvc_shows_is_in_mlflow_under_its_name(pipeline, runs,
             for name in measured:
                 run.log({name: 17.0}, step=1000)  # a curve may have the name of a metric
             run.metrics(measured)
-        stored = runs[3].get_run(run._id).data.metrics
+        stored = newest(runs[3]).data.metrics
         assert {name: stored[name] for name in found[file]} == found[file]
         assert set(stored) == set(found[file]) | set(measured)
 
@@ -279,8 +407,8 @@ def test_a_metric_has_the_digits_of_its_file(pipeline, runs, monkeypatch, tmp_pa
     records.write_json(tmp_path / "metrics.json", measured)
     with tracking.run("evaluate", {}, {}) as run:
         run.metrics(measured)
-    assert runs[3].get_run(run._id).data.metrics == records.read_json(tmp_path / "metrics.json")
-    assert runs[3].get_run(run._id).data.metrics == {"f1": 0.666667, "gain": 0.0}
+    assert newest(runs[3]).data.metrics == records.read_json(tmp_path / "metrics.json")
+    assert newest(runs[3]).data.metrics == {"f1": 0.666667, "gain": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -298,17 +426,19 @@ def test_a_metric_has_the_digits_of_its_file(pipeline, runs, monkeypatch, tmp_pa
 def test_a_name_that_mlflow_refuses_becomes_one_that_no_other_name_becomes(name, known_as, runs):
     from mlflow.utils.validation import _validate_metric_name
 
-    assert tracking._key(name) == known_as
+    assert tracking.key(name) == known_as
     _validate_metric_name(known_as)
-    _validate_metric_name(tracking._key(300 * name))
-    assert len(tracking._key(300 * name)) <= 250
+    _validate_metric_name(tracking.key(300 * name))
+    assert len(tracking.key(300 * name)) <= 250
 
 
-def test_the_root_is_dvcs_then_gits_then_here(monkeypatch, tmp_path):
+def test_the_store_is_dvcs_then_gits_then_here(monkeypatch, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    assert tracking._root() == tmp_path / "a" / "b"
+    assert tracking.uri() == f"sqlite:///{tmp_path}/a/b/mlflow.db"
     (tmp_path / ".git").mkdir()
-    assert tracking._root() == tmp_path
+    assert tracking.uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert tracking._root() == Path("/elsewhere")
+    assert tracking.uri() == "sqlite:////elsewhere/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking.uri() == "http://127.0.0.1:9"

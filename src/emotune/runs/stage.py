@@ -4,10 +4,9 @@ Flags come from the signature of the stage's `main`, params from its `Params`. I
 is told here, what it cost is noted here; what fails is one message and exit code 2. No stage imports any of it.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
+import gc
 import importlib
 import inspect
 import os
@@ -19,7 +18,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from emotune.core import processes, records, sections
-from emotune.core.contract import Dep, Out
+from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Dep, Out
 from emotune.core.errors import InputError, Refusal
 from emotune.runs import launchers, params, tracking
 from emotune.runs.costs import Cost
@@ -29,6 +28,7 @@ from emotune.runs.costs import Cost
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "unexpected pos")
 # The allocators of CPU and GPU; in what Python and NumPy lack, their error's kind says it.
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+COSTS = (SAMPLED_TOKENS, SAMPLING_SECONDS)
 STAGES = Path(__file__).parents[1] / "stages"
 
 
@@ -42,8 +42,12 @@ def start(arguments: Sequence[str]) -> None:
     name, parallel = stage.__name__.rpartition(".")[2], getattr(stage, "PARALLEL", False)
     cost = Cost(name)
     try:
+        # Before a launcher starts, and before any process imports what takes seconds.
+        params.parse()
         if parallel and launchers.is_wanted():
             sys.exit(launchers.launch(name, cost))
+        # What is imported stays: to look through it for garbage while it grows is a fifth of the time.
+        gc.set_threshold(100_000, 50, 100)
         _prepare(name, parallel)
         run(stage, paths, cost)
         processes.wait()
@@ -76,7 +80,8 @@ def run(stage: ModuleType, paths: Mapping[str, Path], cost: Cost) -> None:
 
         def log(metrics: Mapping[str, float], step: int) -> None:
             cost.hear(metrics)
-            tracked.log(metrics, step)
+            # What a stage cost is no metric of it.
+            tracked.log({name: value for name, value in metrics.items() if name not in COSTS}, step)
 
         known = {"p": p, "log": log, "inputs": inputs, **paths}
         refusal = None
