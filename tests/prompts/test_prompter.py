@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emotune.core.dialogue import Dialogue, Turn
 from emotune.models.loading import load_tokenizer
-from emotune.prompts import rendering
-from emotune.prompts.prompter import Prompter, Row
+from emotune.prompts.prompter import Prompter, Row, messages, template_text
 
 TEMPLATES = ("in_inst", "out_inst", "in_inst_uni", "out_inst_uni", "native")
 TURNS = (
@@ -113,7 +112,7 @@ def speaks(tokenizer: Any, system_prompt: str | None = None, context: int = 256)
 
 
 def text(tokenizer: Any, turns: Sequence[Turn], system_prompt: str | None = None) -> str:
-    return tokenizer.apply_chat_template(rendering.messages(turns, system_prompt), tokenize=False)
+    return tokenizer.apply_chat_template(messages(turns, system_prompt), tokenize=False)
 
 
 def marked(tokenizer: Any, row: Row) -> list[str]:
@@ -136,23 +135,23 @@ def special(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def test_the_text_of_one_exchange(tokenizer: Any, name: str) -> None:
-    tokenizer.chat_template = rendering.template(name)
+    tokenizer.chat_template = template_text(name)
     assert text(tokenizer, TURNS[:2]) == SINGLE[name]
 
 
 def test_the_text_of_two_exchanges(tokenizer: Any, name: str) -> None:
-    tokenizer.chat_template = rendering.template(name)
+    tokenizer.chat_template = template_text(name)
     assert text(tokenizer, TURNS) == SINGLE[name] + SECOND[name]
 
 
 def test_a_system_prompt_stands_in_the_first_user_message(tokenizer: Any, name: str) -> None:
-    tokenizer.chat_template = rendering.template(name)
+    tokenizer.chat_template = template_text(name)
     first = SINGLE[name].replace("<s>[INST] ", "<s>[INST] <<SYS>>\nAnswer in one sentence.\n<</SYS>>\n\n")
     assert text(tokenizer, TURNS, SYSTEM) == first + SECOND[name]
 
 
 def test_a_prompt_asks_for_the_emotion_and_ends_where_the_reply_begins(tokenizer: Any, name: str) -> None:
-    tokenizer.chat_template = rendering.template(name)
+    tokenizer.chat_template = template_text(name)
     asked = speaks(tokenizer, SYSTEM).text(TURNS[:3], "surprise")
     whole = text(tokenizer, TURNS, SYSTEM).replace("happiness", "surprise")
     assert asked == whole.removesuffix(" Then let us look there.</s>")

@@ -15,7 +15,7 @@ from emotune.core.errors import InputError
 from emotune.models import nf4
 from emotune.models.params import Model
 from emotune.models.pins import BASE_FILE, where
-from emotune.prompts import rendering
+from emotune.prompts.prompter import template_text
 
 transformers_logging.disable_progress_bar()
 
@@ -51,9 +51,9 @@ def load_tokenizer(folder: Path, template: str | None) -> Any:
     tokenizer.padding_side = "right"
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if template is not None:
-        tokenizer.chat_template = rendering.template(template, special)
+        tokenizer.chat_template = template_text(template, special)
     elif tokenizer.chat_template is None:
-        tokenizer.chat_template = rendering.template("native", special)
+        tokenizer.chat_template = template_text("native", special)
     return tokenizer
 
 

@@ -1,14 +1,28 @@
 """Turns and an emotion -> token ids, by the chat template that the tokenizer carries, within the model's context."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from emotune.core.dialogue import ASSISTANT, Turn, history, trim
-from emotune.prompts.rendering import messages
 
 # A row for a language model: token ids, and for each whether it belongs to a reply (its end token included).
 Row = tuple[list[int], list[bool]]
+
+
+def template_text(name: str, special: Sequence[str] = ()) -> str:
+    """The text of one of formats/*.jinja, as the `chat_template` for a tokenizer with these special tokens."""
+    folder = files("emotune.prompts") / "formats"
+    texts = [(folder / f"{part}.jinja").read_text("utf-8") for part in ("_prelude", name)]
+    return "".join([f"{{%- set special = {json.dumps(list(special), ensure_ascii=False)} -%}}\n", *texts])
+
+
+def messages(turns: Iterable[Turn], system_prompt: str | None) -> list[dict[str, str]]:
+    """Turns as chat messages `{role, content, emotion}`, after the system prompt where there is one."""
+    first = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return first + [{"role": turn.role, "content": turn.content, "emotion": turn.emotion} for turn in turns]
 
 
 @dataclass(frozen=True, slots=True)

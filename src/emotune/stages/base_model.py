@@ -12,8 +12,7 @@ from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.models import pins
 from emotune.models.params import Pretrain
-from emotune.prompts.prompter import Prompter
-from emotune.prompts.rendering import template
+from emotune.prompts.prompter import Prompter, template_text
 
 TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
 POINTS = 20
@@ -83,7 +82,7 @@ def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabul
     )
     bpe.train_from_iterator(texts + marks * (1 + len(texts) // len(marks)), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = template("native")
+    tokenizer.chat_template = template_text("native")
     return tokenizer
 
 

@@ -18,8 +18,7 @@ from emotune.core.seeds import order
 from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionJudge
 from emotune.models.params import Model
-from emotune.prompts.prompter import Prompter
-from emotune.prompts.rendering import messages
+from emotune.prompts.prompter import Prompter, messages
 from emotune.training.params import Training
 
 if TYPE_CHECKING:
