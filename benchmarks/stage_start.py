@@ -57,6 +57,7 @@ SMALL = {
 }
 # Of that, what a stage does whose time is taken: with the models that are there.
 LITTLE = {"pretrain.epochs": 0.1, "sft.epochs": 0.05, "prefs.prompts": 8, "prefs.attempts": 1, "dpo.epochs": 0.1}
+ROWS = 60  # of each split
 # Runs in each Python process that a stage starts; only the stage itself works.
 HOOK = """
 import os, sys, threading, time
@@ -79,7 +80,7 @@ def wait_for_torch():
         time.sleep(0.01)
     module.register_module_forward_pre_hook(note)
 
-if any("stage" in word for word in sys.orig_argv[1:3]):
+if any(word.startswith(("emotune.stages", "emotune.runs.stage")) for word in sys.orig_argv):
     sys.addaudithook(look)
     threading.Thread(target=wait_for_torch, daemon=True).start()
 """
@@ -103,6 +104,8 @@ class Side:
         shutil.rmtree(self._copy, ignore_errors=True)
         # Without the journal, from which all would be taken.
         shutil.copytree(self._made, self._copy, ignore=shutil.ignore_patterns(".work", "first_work"))
+        for split in (self._copy / "data/dialogues").glob("*.jsonl"):
+            split.write_text("".join(split.read_text("utf-8").splitlines(keepends=True)[:ROWS]), "utf-8")
         scratch.turn(self._copy, LITTLE)
         return self._run(stage, self._copy)
 
