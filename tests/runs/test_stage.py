@@ -1,0 +1,135 @@
+"""Laws of a stage's contract: what its signature, its Params and what it returns mean to whoever starts it."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import LABELS, ROOT, STAGES, TINY, write_params
+from emotune.runs import stage
+
+HEAVY = ("torch", "trl", "mlflow", "transformers", "peft", "datasets", "sklearn", "skops", "dvc", "numpy", "pandas")
+# Ends as it would, and says what it has imported of what takes seconds.
+PROBE = f"""
+import sys
+from emotune.runs import stage
+try:
+    stage.start(sys.argv[1:])
+finally:
+    there = {{name.split(".")[0] for name, module in sys.modules.items() if module}}
+    print("imported", *sorted(there & set({HEAVY})))
+"""
+PREPARE = ("prepare", "--out", "data/dialogues", "--metrics", "metrics/prepare.json")
+TOYS = """
+from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
+from emotune.core.errors import Refusal
+from emotune.core.sections import Section
+
+class Data(Section):
+    labels: tuple[str, ...]
+
+class Params(Section):
+    data: Data
+    system_prompt: str | None
+"""
+TWO_WORDS = '''
+def main(p: Params, log: Log, inputs: Inputs, first_dep: Dep, second: Dep, out: Out) -> Metrics:
+    """Write what it was given."""
+    out.write_text(f"{sorted(inputs)} {sorted(p.model_dump())} {sorted(p.data.model_dump())}")
+    return {"third": 1 / 3}
+'''
+REFUSING = '''
+def main(p: Params, log: Log, out: Out) -> Metrics:
+    """Measure, and refuse."""
+    raise Refusal("pairs: 1 of 9\\nyield: 0.1", {"pairs": 1})
+'''
+
+
+def start(folder: Path, *words: str, package: Path = ROOT / "src") -> subprocess.CompletedProcess[str]:
+    if not (folder / "params.yaml").exists():
+        write_params(folder, TINY)
+    # From a file: what is started again, as in a workspace of DVC, is a module.
+    (folder / "probe.py").write_text(f"import sys\nsys.path.insert(0, {str(package)!r})\n{PROBE}")
+    return subprocess.run([sys.executable, "probe.py", *words], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is, with two stages more."""
+    source, package = tmp_path_factory.mktemp("toys"), ROOT / "src" / "emotune"
+    stages = source / "emotune" / "stages"
+    stages.mkdir(parents=True)
+    for path in [*package.iterdir(), *(package / "stages").glob("*.py")]:
+        if path.name not in ("stages", "__pycache__"):
+            (source / "emotune" / path.relative_to(package)).symlink_to(path)
+    (stages / "two_words.py").write_text(TOYS + TWO_WORDS)
+    (stages / "refusing.py").write_text(TOYS + REFUSING)
+    return source
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_flags_of_a_stage_are_its_deps_its_outs_and_its_metrics(name: str) -> None:
+    main = importlib.import_module(f"emotune.stages.{name}").main
+    named = [word[2:].replace("-", "_") for word in STAGES[name]["cmd"].split() if word.startswith("--")]
+    assert sorted(stage.flags(main)) == sorted(named)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_imports_nothing_heavy_and_names_each_flag(name: str, tmp_path: Path) -> None:
+    done = start(tmp_path, name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "imported"
+    assert done.stdout.startswith(f"usage: python -m emotune.runs.stage {name} ")
+    assert all(word in done.stdout for word in STAGES[name]["cmd"].split() if word.startswith("--"))
+
+
+def test_a_stage_that_is_none_lists_those_there_are(tmp_path: Path) -> None:
+    done = start(tmp_path, "prepares", *PREPARE[1:])
+    assert done.returncode == 2
+    assert all(name in done.stderr.splitlines()[-1] for name in ("prepares", *STAGES))
+    assert done.stdout == "imported\n"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_wrong_key_of_any_section_is_one_message_before_anything_heavy(name: str, tmp_path: Path) -> None:
+    write_params(tmp_path, {"dpo.beta": -1.0})  # which most stages do not read
+    words = STAGES[name]["cmd"].split()
+    done = start(tmp_path, name, *words[words.index(name) + 1 :])
+    assert (done.returncode, done.stdout) == (2, "imported\n")
+    assert done.stderr == f"emotune {name}: params.yaml: dpo.beta: input should be greater than 0, got -1.0\n"
+
+
+def test_a_stage_that_computes_nothing_heavy_imports_nothing_heavy(tmp_path: Path) -> None:
+    done = start(tmp_path, *PREPARE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "imported"
+    assert json.loads((tmp_path / "data/dialogues/labels.json").read_text())["labels"] == list(LABELS)
+    assert json.loads((tmp_path / "metrics/prepare.json").read_text())["train"]["dialogues"] > 0
+
+
+def test_a_main_is_given_what_it_names_and_no_param_that_it_does_not_declare(toys: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    paths = ("--first-dep", "a.txt", "--second", "b.txt", "--out", "out.txt", "--metrics", "metrics/m.json")
+    done = start(tmp_path, "two_words", *paths, package=toys)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.txt").read_text() == "['first_dep', 'second'] ['data', 'system_prompt'] ['labels']"
+    assert (tmp_path / "metrics/m.json").read_text() == '{\n  "third": 0.333333\n}\n'
+
+
+def test_a_dep_that_is_not_there_is_one_message(toys: Path, tmp_path: Path) -> None:
+    paths = ("--first-dep", "a.txt", "--second", "b.txt", "--out", "out.txt", "--metrics", "metrics/m.json")
+    done = start(tmp_path, "two_words", *paths, package=toys)
+    assert (done.returncode, done.stderr) == (2, "emotune two_words: a.txt: no such file or folder\n")
+
+
+def test_a_refusal_writes_the_metrics_that_say_why(toys: Path, tmp_path: Path) -> None:
+    done = start(tmp_path, "refusing", "--out", "out.txt", "--metrics", "metrics/m.json", package=toys)
+    assert (done.returncode, done.stderr) == (2, "emotune refusing: pairs: 1 of 9\nyield: 0.1\n")
+    assert (tmp_path / "metrics/m.json").read_text() == '{\n  "pairs": 1\n}\n'
+    assert not (tmp_path / "out.txt").exists()
+    [line] = (tmp_path / ".work/costs.jsonl").read_text().splitlines()
+    assert json.loads(line)["failed"] == "pairs: 1 of 9 yield: 0.1"
