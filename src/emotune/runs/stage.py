@@ -42,9 +42,9 @@ def start(arguments: Sequence[str]) -> None:
     name, parallel = stage.__name__.rpartition(".")[2], getattr(stage, "PARALLEL", False)
     cost = Cost(name)
     try:
-        # Before a launcher starts, and before any process imports what takes seconds.
-        params.parse()
         if parallel and launchers.is_wanted():
+            # Before any of its processes imports what takes seconds.
+            params.parse()
             sys.exit(launchers.launch(name, cost))
         # What is imported stays: to look through it for garbage while it grows is a fifth of the time.
         gc.set_threshold(100_000, 50, 100)
