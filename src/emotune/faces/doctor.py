@@ -139,7 +139,10 @@ def _python() -> Finding:
 
 def _packages(root: Path) -> Finding:
     """Installed versions beside constraints.txt; a dependency of pyproject.toml that is absent is a failure."""
-    installed = {_normal(own.name): own.version.split("+")[0] for own in metadata.distributions()}
+    installed: dict[str, str] = {}
+    for own in metadata.distributions():
+        # As an import does, the first on the path: setuptools, once imported, appends copies of its own.
+        installed.setdefault(_normal(own.name), own.version.split("+")[0])
     lines = (root / "constraints.txt").read_text("utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     needed = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
