@@ -16,9 +16,10 @@ def main(
     p: Params, log: Log, dialogues: Dep, base: Dep, judges: Dep, replies: Out, control: Out, confusion: Out
 ) -> Metrics:
     """Ask the base model the test questions; write its replies and what they are worth."""
+    from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
+
     from emotune.evaluation import measures
     from emotune.evaluation.answers import answer
-    from emotune.judges import files
     from emotune.models import loading
 
     names = records.read_json(dialogues / "labels.json")

@@ -17,6 +17,7 @@ from emotune.core.sections import Count, NotNegative, Positive, Section
 from emotune.core.seeds import order
 from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionJudge
+from emotune.judges.verdicts import Judge
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter, messages
 from emotune.training.params import Training
@@ -83,15 +84,16 @@ def main(
     At some steps both judges say of a few contexts how often the reply has the emotion asked for: a row of the curve
     has the means.
     """
+    both = open_judges(judges, p)  # before torch is imported: skops searches every module that is loaded
     from emotune.models import loading
     from emotune.training.workspace import workspace
 
     train, validation = (list(records.read_jsonl(prefs / f"{split}.jsonl")) for split in ("train", "validation"))
     tokenizer = loading.load_tokenizer(sft, None)
+    control = control_by(both, tokenizer, dialogues, p)
     model = loading.load_adapter(loading.load_base(base, p.model), sft, trainable=True)
     # Where the base really lies: PEFT would look for it on the Hub under the name that the adapter was saved with.
     model.peft_config["default"].base_model_name_or_path = model.get_base_model().config._name_or_path
-    control = control_by_both_judges(tokenizer, dialogues, judges, p)
     with workspace("dpo", p.model_dump(mode="json"), inputs) as folder:
         aligned, curve, metrics = align(model, tokenizer, train, validation, p, folder, log, control)
         if processes.first():
@@ -175,28 +177,33 @@ def dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any
     }
 
 
-def control_by_both_judges(tokenizer: Any, dialogues: Path, judges: Path, p: Params) -> Probe | None:
-    """Asks a model a few validation contexts in every emotion, and both judges about its replies; None for none."""
-    from emotune.evaluation.answers import control
-    from emotune.evaluation.control import control_by
+def open_judges(trained: Path, p: Params) -> dict[str, Judge]:
+    """The judge that rewards, and the one that evaluates, by the names of their columns."""
     from emotune.judges import files
 
-    questions = control(
+    return {
+        BY_REWARD: files.open_judge(trained / "reward.skops", p.reward.emotion_judge),
+        BY_OTHER: files.open_judge(trained / "evaluate.skops", p.evaluate.emotion_judge),
+    }
+
+
+def control_by(judges: Mapping[str, Judge], tokenizer: Any, dialogues: Path, p: Params) -> Probe | None:
+    """Asks a model a few validation contexts in every emotion, and the judges about its replies; None for none."""
+    from emotune.evaluation import control
+    from emotune.evaluation.answers import control as in_every_emotion
+
+    questions = in_every_emotion(
         records.read_dialogues(dialogues / "validation.jsonl"),
         p.history_turns,
         p.dpo.control_contexts,
         records.read_json(dialogues / "labels.json")["labels"],
         p.dpo.seed,
     )
-    both = {
-        BY_REWARD: files.open_judge(judges / "reward.skops", p.reward.emotion_judge),
-        BY_OTHER: files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge),
-    }
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
-    by_both = partial(
-        control_by, both, prompter=prompter, questions=questions, sampling=p.prefs.sampling, seed=p.dpo.seed
+    probe = partial(
+        control.control_by, judges, prompter=prompter, questions=questions, sampling=p.prefs.sampling, seed=p.dpo.seed
     )
-    return by_both if questions else None
+    return probe if questions else None
 
 
 def assert_reference_is_policy(model: Any) -> None:

@@ -31,9 +31,10 @@ def main(
     comparison: Out,
 ) -> Metrics:
     """Ask sft and dpo the test questions; write their replies, and the table of all three."""
+    from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
+
     from emotune.evaluation import measures
     from emotune.evaluation.answers import Answers, answer
-    from emotune.judges import files
     from emotune.models import loading
 
     names = records.read_json(dialogues / "labels.json")
