@@ -209,6 +209,7 @@ def _paths_of(out: str | Mapping[str, Any]) -> list[str]:
 
 def run_stage(stage: str, folder: Path) -> None:
     """A stage in this process, in `folder`, with the paths of dvc.yaml; untracked."""
+    from emotune.runs import params
     from emotune.runs.costs import Cost
     from emotune.runs.stage import run
 
@@ -218,7 +219,7 @@ def run_stage(stage: str, folder: Path) -> None:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
         patch.setenv("EMOTUNE_TRACKING", "off")
-        run(importlib.import_module(f"emotune.stages.{stage}"), paths, Cost(stage))
+        run(importlib.import_module(f"emotune.stages.{stage}"), params.parse(), paths, Cost(stage))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

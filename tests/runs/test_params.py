@@ -11,10 +11,7 @@ from ruamel.yaml import YAML
 
 from emotune.core.errors import InputError
 from emotune.core.sections import check, read_yaml
-from emotune.runs import stage
-from emotune.runs.costs import Cost
 from emotune.runs.params import Params, parse
-from emotune.stages import prepare
 
 FILE = Path(__file__).resolve().parents[2] / "params.yaml"
 
@@ -206,15 +203,6 @@ def test_a_date_is_refused_under_its_key(tmp_path: Path) -> None:
     path.write_text(FILE.read_text(encoding="utf-8").replace("beta: 0.1", "beta: 2026-01-01"), encoding="utf-8")
     with pytest.raises(InputError, match=r'dpo\.beta: input should be a valid number, got "2026-01-01"'):
         parse(path)
-
-
-def test_the_whole_file_is_checked_whatever_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = FILE.read_text(encoding="utf-8").replace("beta: 0.1", "beta: -0.1")
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    # It declares data alone.
-    with pytest.raises(InputError, match=r"dpo\.beta: input should be greater than 0, got -0\.1"):
-        stage.run(prepare, {}, Cost("prepare"))
 
 
 def test_what_was_loaded_cannot_be_changed() -> None:

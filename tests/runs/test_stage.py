@@ -46,6 +46,14 @@ def main(p: Params, log: Log, out: Out) -> Metrics:
     """Measure, and refuse."""
     raise Refusal("pairs: 1 of 9\\nyield: 0.1", {"pairs": 1})
 '''
+SEARCHING = '''
+from importlib.util import find_spec
+
+def main(p: Params, log: Log, out: Out) -> Metrics:
+    """Write whether a library would find bitsandbytes."""
+    out.write_text(str(find_spec("bitsandbytes") is not None))
+    return {}
+'''
 
 
 def start(folder: Path, *words: str, package: Path = ROOT / "src") -> subprocess.CompletedProcess[str]:
@@ -67,6 +75,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (source / "emotune" / path.relative_to(package)).symlink_to(path)
     (stages / "two_words.py").write_text(TOYS + TWO_WORDS)
     (stages / "refusing.py").write_text(TOYS + REFUSING)
+    (stages / "searching.py").write_text(TOYS + SEARCHING)
     return source
 
 
@@ -133,3 +142,22 @@ def test_a_refusal_writes_the_metrics_that_say_why(toys: Path, tmp_path: Path) -
     assert not (tmp_path / "out.txt").exists()
     [line] = (tmp_path / ".work/costs.jsonl").read_text().splitlines()
     assert json.loads(line)["failed"] == "pairs: 1 of 9 yield: 0.1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, "False"),
+        ({"model.quantization": "nf4"}, "True"),
+        ({"model.base": "somebody/prequantised"}, "True"),
+        ({"dpo.optimizer": "paged_adamw_8bit"}, "True"),
+    ],
+)
+def test_bitsandbytes_is_there_for_those_that_may_need_it_alone(
+    changes: dict[str, str], found: str, toys: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="asks who imports bitsandbytes")
+    write_params(tmp_path, changes)
+    done = start(tmp_path, "searching", "--out", "out.txt", "--metrics", "metrics/m.json", package=toys)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.txt").read_text() == found

@@ -61,6 +61,12 @@ class Params(Section):
     publish: Publish
     reward: Reward
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it may need bitsandbytes: for 4-bit weights, which a named base may bring, or an 8-bit optimizer."""
+        optimizers = {self.sft.optimizer, self.dpo.optimizer}
+        return self.model.base != "embedded" or self.model.quantization != "none" or optimizers != {"adamw_torch"}
+
     @model_validator(mode="after")
     def _two_judges(self) -> Self:
         rewarding, evaluating = self.reward.emotion_judge, self.evaluate.emotion_judge

@@ -42,14 +42,17 @@ def start(arguments: Sequence[str]) -> None:
     name, parallel = stage.__name__.rpartition(".")[2], getattr(stage, "PARALLEL", False)
     cost = Cost(name)
     try:
+        # Before anything imports what takes seconds.
+        whole = params.parse()
         if parallel and launchers.is_wanted():
-            # Before any of its processes imports what takes seconds.
-            params.parse()
             sys.exit(launchers.launch(name, cost))
         # What is imported stays: to look through it for garbage while it grows is a fifth of the time.
         gc.set_threshold(100_000, 50, 100)
         _prepare(name, parallel)
-        run(stage, paths, cost)
+        if not whole.quantizes:
+            # Where it is installed peft imports it, and with it torch's compiler: a quarter of a start.
+            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        run(stage, whole, paths, cost)
         processes.wait()
     except Exception as error:
         message = _explained(error)
@@ -67,12 +70,12 @@ def start(arguments: Sequence[str]) -> None:
         processes.distributed().destroy_process_group()
 
 
-def run(stage: ModuleType, paths: Mapping[str, Path], cost: Cost) -> None:
-    """A stage's `main` in this process, with the params it declares; its metrics go to `paths["metrics"]`.
+def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost: Cost) -> None:
+    """A stage's `main` in this process, with the part of params that it declares; its metrics go to `paths["metrics"]`.
 
     They are written before a Refusal goes on, which says what is wrong with them.
     """
-    p = sections.part(stage.Params, params.parse())
+    p = sections.part(stage.Params, whole)
     kinds = get_type_hints(stage.main, include_extras=True)
     inputs = records.digests(**{flag: paths[flag] for flag, kind in kinds.items() if kind == Dep})
     name = stage.__name__.rpartition(".")[2]
