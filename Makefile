@@ -21,7 +21,7 @@ endif
 	.venv/bin/emotune report
 
 test: $(installed) ## run the tests, side by side on up to four cores
-	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 quick: $(installed) ## the laws that run no stage, in seconds
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 tests/core tests/laws/test_docs.py tests/laws/test_pipeline.py \

@@ -51,8 +51,9 @@ class Clone:
         """The stages that ended here, by the notes they leave."""
         return [line["stage"] for line in records.read_jsonl(self.folder / ".work/costs.jsonl")]
 
-    def changed(self) -> set[str]:
-        """The stages that `dvc repro` would run: those that DVC finds changed, and all that follows from them."""
+    @contextmanager
+    def repo(self) -> Iterator[Any]:
+        """DVC's own view of it, in this process: a command would import DVC each time."""
         from dvc.repo import Repo
 
         with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +62,12 @@ class Clone:
             # DVC names stages by the way to their file from here.
             patch.chdir(self.folder)
             with Repo() as repo:
-                status = repo.status()
+                yield repo
+
+    def changed(self) -> set[str]:
+        """The stages that `dvc repro` would run: those that DVC finds changed, and all that follows from them."""
+        with self.repo() as repo:
+            status = repo.status()
         changed = {stage for stage in STAGES if stage in status}
         for stage in STAGES:  # written in the order of the story, so one pass will do
             inputs = [Path(path) for path in STAGES[stage]["deps"]]

@@ -31,6 +31,11 @@ STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").re
 LABELS = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+
+
 @pytest.fixture(autouse=True)
 def tracking_is_off(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes an MLflow store, except those of the tracker itself."""

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.pipeline
 
 AFTER_SFT = {"sft", "generate_prefs", "dpo", "evaluate"}
 AFTER_PREFS = {"generate_prefs", "dpo", "evaluate"}
-IN_WORKSPACE, IN_QUEUE = [0.5, 0.2, 0.3], [0.3, 0.3, 0.4]
+WEIGHTS = [0.5, 0.2, 0.3]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 @pytest.fixture(scope="module")
-def experiments(clone: Clone) -> tuple[str, str]:
-    """What DVC printed of an experiment in the workspace, and of another from the queue."""
-    here = clone("dvc", "exp", "run", "--name", "here", "-S", f"reward.weights={IN_WORKSPACE}")
-    clone("dvc", "exp", "run", "--queue", "--name", "queued", "-S", f"reward.weights={IN_QUEUE}")
-    return here, clone("dvc", "exp", "run", "--run-all")
+def experiment(clone: Clone) -> str:
+    """What DVC printed of an experiment in the workspace; those of the queue have a clone of their own."""
+    return clone("dvc", "exp", "run", "--name", "keener", "-S", f"reward.weights={WEIGHTS}")
 
 
 # --- repro
@@ -68,7 +66,7 @@ def test_a_second_repro_starts_no_stage(clone: Clone) -> None:
     [
         ("template", "in_inst", AFTER_SFT),
         ("sft.lora.rank", 8, AFTER_SFT),
-        ("reward.weights", IN_WORKSPACE, AFTER_PREFS),
+        ("reward.weights", WEIGHTS, AFTER_PREFS),
         ("reward.length.high", 30, AFTER_PREFS),
         ("prefs.candidates", 5, AFTER_PREFS),
         ("dpo.beta", 0.2, {"dpo", "evaluate"}),
@@ -133,33 +131,32 @@ def test_a_float_in_scientific_notation_arrives_as_a_float(clone: Clone) -> None
         clone("git", "checkout", "--quiet", ".")
 
 
-def test_other_weights_run_what_they_affect_and_nothing_else(experiments: tuple[str, str], clone: Clone) -> None:
-    assert clone.ran(experiments[0]) == ["generate_prefs", "dpo", "evaluate"]
+def test_other_weights_run_what_they_affect_and_nothing_else(experiment: str, clone: Clone) -> None:
+    assert clone.ran(experiment) == ["generate_prefs", "dpo", "evaluate"]
 
 
-def test_what_an_experiment_has_run_already_comes_from_the_cache(experiments: tuple[str, str], clone: Clone) -> None:
-    output = clone("dvc", "exp", "run", "--temp", "--name", "again", "-S", f"reward.weights={IN_QUEUE}")
+def test_what_an_experiment_has_run_already_comes_from_the_cache(experiment: str, clone: Clone) -> None:
+    output = clone("dvc", "exp", "run", "--temp", "--name", "again", "-S", f"reward.weights={WEIGHTS}")
     assert clone.ran(output) == []
     assert re.findall(r"Stage '(\w+)' is cached - skipping run", output) == ["generate_prefs", "dpo", "evaluate"]
 
 
-def test_exp_show_lists_the_experiments_with_their_weights(experiments: tuple[str, str], clone: Clone) -> None:
+def test_exp_show_lists_the_experiments_with_their_weights(experiment: str, clone: Clone) -> None:
     rows = list(csv.DictReader(io.StringIO(clone("dvc", "exp", "show", "--csv"))))
-    weights = {row["Experiment"]: json.loads(row["reward.weights"]) for row in rows if row["Experiment"]}
-    assert weights["here"] == IN_WORKSPACE
-    assert weights["queued"] == IN_QUEUE
-    assert {row["State"] for row in rows if row["Experiment"] in weights} <= {"", "Success"}
+    [keener] = [row for row in rows if row["Experiment"] == "keener"]
+    assert json.loads(keener["reward.weights"]) == WEIGHTS
+    assert keener["State"] in ("", "Success")
 
 
-def test_metrics_diff_shows_what_an_experiment_changed(experiments: tuple[str, str], clone: Clone) -> None:
-    found = json.loads(clone("dvc", "metrics", "diff", "main", "queued", "--json"))
+def test_metrics_diff_shows_what_an_experiment_changed(experiment: str, clone: Clone) -> None:
+    found = json.loads(clone("dvc", "metrics", "diff", "main", "keener", "--json"))
     assert set(found) == {"metrics/prefs.json", "metrics/dpo.json", "metrics/evaluate.json"}
     # No number of the baseline or of sft depends on the weights.
     assert {name.split(".")[0] for name in found["metrics/evaluate.json"]} <= {"dpo", "paired"}
 
 
-def test_plots_show_and_diff_have_every_plot_of_dvc_yaml(experiments: tuple[str, str], clone: Clone) -> None:
-    for command in (["show"], ["diff", "main", "queued"]):
+def test_plots_show_and_diff_have_every_plot_of_dvc_yaml(experiment: str, clone: Clone) -> None:
+    for command in (["show"], ["diff", "main", "keener"]):
         plots = json.loads(clone("dvc", "plots", *command, "--json"))
         shown = plots.get("data", plots)
         assert plots.get("errors", []) == []
@@ -196,14 +193,11 @@ def test_repro_is_one_mlflow_run_with_a_child_for_each_stage(clone: Clone) -> No
     assert by_stage["sft"].data.params["sft.lora.rank"] == "4"
 
 
-def test_experiments_are_tracked_in_the_same_store_under_their_names(
-    experiments: tuple[str, str], clone: Clone
-) -> None:
+def test_experiments_are_tracked_in_the_same_store_under_their_names(experiment: str, clone: Clone) -> None:
     found = families(clone)
-    assert {"", "here", "queued"} <= set(found)
-    for name in ("here", "queued"):
-        _, children = found[name]
-        assert sorted(run.data.tags["dvc.stage"] for run in children) == sorted(AFTER_PREFS)
+    assert {"", "keener"} <= set(found)
+    _, children = found["keener"]
+    assert sorted(run.data.tags["dvc.stage"] for run in children) == sorted(AFTER_PREFS)
 
 
 def test_a_tracked_run_writes_mlflow_into_the_repository_and_nowhere_in_its_outs(clone: Clone) -> None:

@@ -122,7 +122,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     with subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *store, "--workers", "1"],
         cwd=tmp_path_factory.mktemp("server"),
-        env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pipeline
 NEW = {"sft.seed": 8}
 WEIGHTS = {"even": [0.3, 0.3, 0.4], "keen": [0.9, 0.0, 0.1]}
 # Not to evaluate, whose processes would double the time: it shares nothing but the tracker.
-LAST, RUN = "dpo", ["sft", "generate_prefs", "dpo"]
+LAST, RUN = "dpo", ["generate_prefs", "dpo"]
 METRICS = ("metrics/sft.json", "metrics/prefs.json", "metrics/dpo.json", "metrics/dpo_history.csv")
 PATIENCE = 600
 
@@ -52,14 +52,14 @@ def ended(clone: Clone) -> int:
     while {"Queued", "Running"} & set(status(clone).values()):
         assert time.monotonic() < until, clone("dvc", "queue", "status")
         seen |= {process.pid for process in workers(clone) if "queue-worker" in process.cmdline()}
-        time.sleep(4)
+        time.sleep(2)
     return len(seen)
 
 
 def status(clone: Clone) -> dict[str, str]:
-    """How each experiment of the queue stands: `b2a8d4e  keen  05:11 PM  Running`."""
-    words = [line.split() for line in clone("dvc", "queue", "status").splitlines()]
-    return {row[1]: row[-1] for row in words if len(row) > 2 and row[1] in WEIGHTS}
+    """How each experiment of the queue stands, as `dvc queue status` says it."""
+    with clone.repo() as repo:
+        return {entry["name"]: entry["status"] for entry in repo.experiments.celery_queue.status()}
 
 
 def workers(clone: Clone) -> list[psutil.Process]:
@@ -75,11 +75,14 @@ def workers(clone: Clone) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def alone(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder for each experiment in which its stages ran by themselves, with a journal of their own."""
+    trained = tmp_path_factory.mktemp("trained")
+    for kind in ("data", "models", "metrics"):
+        shutil.copytree(pipeline.folder / kind, trained / kind)
+    write_params(trained, TINY | NEW)
+    run_stage("sft", trained)
     folders = {}
     for name, weights in WEIGHTS.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        for kind in ("data", "models", "metrics"):
-            shutil.copytree(pipeline.folder / kind, folders[name] / kind)
+        folders[name] = shutil.copytree(trained, tmp_path_factory.mktemp(name), dirs_exist_ok=True)
         write_params(folders[name], TINY | NEW | {"reward.weights": weights})
         for stage in RUN:
             run_stage(stage, folders[name])
