@@ -32,8 +32,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture(scope="module")
 def experiment(clone: Clone) -> str:
-    """What DVC printed of an experiment in the workspace; those of the queue have a clone of their own."""
-    return clone("dvc", "exp", "run", "--name", "keener", "-S", f"reward.weights={WEIGHTS}")
+    """What DVC printed of an experiment, after which the workspace is what is committed again."""
+    printed = clone("dvc", "exp", "run", "--name", "keener", "-S", f"reward.weights={WEIGHTS}")
+    clone("git", "checkout", "--quiet", ".")
+    clone("dvc", "checkout", "--quiet")
+    return printed
 
 
 # --- repro
@@ -145,7 +148,6 @@ def test_exp_show_lists_the_experiments_with_their_weights(experiment: str, clon
     rows = list(csv.DictReader(io.StringIO(clone("dvc", "exp", "show", "--csv"))))
     [keener] = [row for row in rows if row["Experiment"] == "keener"]
     assert json.loads(keener["reward.weights"]) == WEIGHTS
-    assert keener["State"] in ("", "Success")
 
 
 def test_metrics_diff_shows_what_an_experiment_changed(experiment: str, clone: Clone) -> None:
