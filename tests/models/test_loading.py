@@ -3,6 +3,9 @@
 import hashlib
 import importlib.util
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from conftest import contents
 from emotune.core import records
 from emotune.core.dialogue import Dialogue
 from emotune.core.errors import InputError
@@ -109,13 +113,80 @@ def test_a_pinned_folder_is_loaded_from_where_it_lies(shared: Path, tmp_path: Pa
     assert len(loading.load_tokenizer(tmp_path, "out_inst")) == 512
 
 
-def test_a_pinned_folder_that_lost_a_file_is_refused(tmp_path: Path) -> None:
-    pinned = {"name": str(tmp_path), "revision": "0" * 64, "files": {"config.json": "00", "model.safetensors": "00"}}
-    records.write_json(tmp_path / pins.BASE_FILE, pinned)
-    with pytest.raises(
-        InputError, match=r"has lost config\.json, model\.safetensors since the base_model stage read it"
-    ):
-        loading.load_base(tmp_path, CHOICE)
+@pytest.fixture
+def pinned(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base model's folder that the base_model stage pinned in `tmp_path`, as it lay there then."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder = shutil.copytree(base, tmp_path / "model")
+    records.write_json(tmp_path / pins.BASE_FILE, pins.resolve(str(folder), pins.folder_revision(folder)))
+    return folder
+
+
+def other(file: Path) -> None:
+    """Other content of the same size at the same time, as a copy leaves it that keeps times."""
+    before, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_pinned_folder_is_read_once_while_it_lies_untouched(
+    pinned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memos = contents(tmp_path / ".work")
+    assert pins.where(tmp_path) == {"pretrained_model_name_or_path": str(pinned)}
+    assert contents(tmp_path / ".work") == memos
+    # What a memo says is taken for the content, and one that was cut short is not.
+    [*paths] = (tmp_path / ".work").rglob("pins/*")
+    paths[0].write_text("")
+    pins.where(tmp_path)
+    paths[0].write_text("0" * 64)
+    with pytest.raises(InputError, match="no longer what the base_model stage read"):
+        pins.where(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda folder: other(folder / "model.safetensors"), "model.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_config.json"),
+        (shutil.rmtree, ".*config.json, .*model.safetensors, .*"),
+    ],
+    ids=["other", "lost", "new", "gone"],
+)
+def test_a_pinned_folder_that_changed_is_refused_at_every_use(
+    change: Callable[[Path], Any], named: str, pinned: Path, tmp_path: Path
+) -> None:
+    loading.load_tokenizer(tmp_path, None)
+    change(pinned)
+    for use in (lambda: loading.load_base(tmp_path, CHOICE), lambda: loading.load_tokenizer(tmp_path, None)):
+        with pytest.raises(InputError, match=rf"model is no longer what .* pins, sha256 \w+; other, .*: {named}$"):
+            use()
+
+
+# --- code of a model's own
+
+
+@pytest.fixture
+def coded(base: Path, tmp_path: Path) -> Path:
+    """A model of a kind that transformers lacks, whose code lies beside it and leaves a trace where it is run."""
+    folder = shutil.copytree(base, tmp_path / "coded")
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Words", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        told = records.read_json(folder / name) | {"auto_map": classes, "tokenizer_class": "Words"}
+        records.write_json(folder / name, told | {"model_type": "own", "architectures": None})
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    return folder
+
+
+def test_code_of_a_model_is_never_run_and_nobody_is_asked(coded: Path, tmp_path: Path) -> None:
+    refused = rf"{coded}: it needs code of its own, which is never run; accepted: .* transformers knows$"
+    for use in (lambda: loading.load_base(coded, CHOICE), lambda: loading.load_tokenizer(coded, None)):
+        with pytest.raises(InputError, match=rf"^model\.base: {refused}"):
+            use()
+    with pytest.raises(InputError, match=rf"^judge: {refused}"):
+        hub.load_hub(str(coded), pins.folder_revision(coded), None)
+    assert not (tmp_path / "ran").exists()
 
 
 # --- tokenizer

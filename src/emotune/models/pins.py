@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from emotune.core import records
+from emotune.core import processes, records, seeds
 from emotune.core.errors import InputError
 
 EMBEDDED = "embedded"
@@ -51,11 +51,31 @@ def folder_revision(folder: Path) -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     """The sha256 of each file in a model's folder by name, in order; what lies in folders below it does not count."""
-    return {path.name: records.sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    """A file's sha256, read from its content where size or times are not those of a file that was read before.
+
+    A stage looks at the pin of its model at each use, and the weights of a large one take a minute to read.
+    """
+    now = path.stat()
+    # The second time changes when the first is set back, as a copy does that keeps it.
+    stamp = seeds.key(path.resolve(), now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    memo = processes.work("pins", str(stamp))
+    known = memo.read_text("utf-8") if memo.exists() else ""
+    if len(known) != 64:
+        known = records.sha256(path)
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        memo.write_text(known, "utf-8")
+    return known
 
 
 def where(folder: Path) -> dict[str, Any]:
-    """from_pretrained's arguments for a stage's out: what lies there, or what the base_model stage pinned instead."""
+    """from_pretrained's arguments for a stage's out: what lies there, or what the base_model stage pinned instead.
+
+    InputError where a pinned folder no longer holds what that stage read: no stage would be run again for it.
+    """
     pin = folder / BASE_FILE
     pinned = records.read_json(pin) if pin.exists() else {"name": EMBEDDED}
     if pinned["name"] == EMBEDDED:
@@ -63,7 +83,10 @@ def where(folder: Path) -> dict[str, Any]:
     if not pinned["files"]:
         return {"pretrained_model_name_or_path": pinned["name"], "revision": pinned["revision"]}
     local = located(pinned["name"])
-    missing = [name for name in pinned["files"] if not (local / name).is_file()]
-    if missing:
-        raise InputError(f"model.base: {local} has lost {', '.join(missing)} since the base_model stage read it")
+    here = _files(local) if local.is_dir() else {}
+    if changed := sorted({name for name, _ in here.items() ^ pinned["files"].items()}):
+        raise InputError(
+            f"model.base: {local} is no longer what the base_model stage read and model.revision pins, sha256 "
+            f"{pinned['revision']}; other, lost or new: {', '.join(changed)}"
+        )
     return {"pretrained_model_name_or_path": str(local)}
