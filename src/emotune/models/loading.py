@@ -28,15 +28,21 @@ def device() -> torch.device:
 
 
 def opened(kind: Any, setting: str, where: Mapping[str, Any], **how: Any) -> Any:
-    """`kind.from_pretrained`; InputError, which names the setting, where neither Hub nor folder gives the model."""
+    """`kind.from_pretrained`; InputError, which names the setting, where neither Hub nor folder gives the model.
+
+    Code that lies beside a model is never run: one that needs it is an InputError too.
+    """
     try:
-        return kind.from_pretrained(**where, **how)
-    except OSError as error:
+        # Said outright: where it is not, transformers asks whoever sits at the terminal.
+        return kind.from_pretrained(**where, **how, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        needs_code = isinstance(error, ValueError) and "trust_remote_code" in str(error)
         # The system's own have a number: a full disk is no fault of the model.
-        if error.errno is not None:
+        if not needs_code and getattr(error, "errno", 0) is not None:
             raise
+        reason = "it needs code of its own, which is never run; accepted: models of a kind that transformers knows"
         named = " at ".join(filter(None, (where["pretrained_model_name_or_path"], where.get("revision"))))
-        raise InputError(f"{setting}: {named}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{setting}: {named}: {reason if needs_code else ' '.join(str(error).split())}") from None
 
 
 def load_tokenizer(folder: Path, template: str | None) -> Any:
