@@ -18,6 +18,7 @@ from emotune.core import processes
 
 PACKAGE = ROOT / "src" / "emotune"
 COPY_ONE = '''
+import os
 from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Dep, Log, Metrics, Out
 from emotune.core.errors import InputError
 from emotune.core.sections import Section
@@ -38,6 +39,8 @@ def main(p: Params, log: Log, dialogues: Dep, base_model: Out) -> Metrics:
     if base_model.name == "numpy":
         import numpy
         numpy.ones(1 << 60, "int8")
+    if base_model.name == "gpus":
+        base_model.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     if base_model.name == "torch":
         import torch
         torch.empty(1 << 60, dtype=torch.int8)
@@ -141,6 +144,16 @@ def test_a_missing_flag_is_named_with_the_usage(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert "python -m emotune.runs.stage copy_one" in run.stderr
     assert "--base-model" in run.stderr
+
+
+@pytest.mark.parametrize(("visible", "taken"), [(None, "0"), ("2,3", "2"), ("GPU-5a, GPU-7b", "GPU-5a"), ("", "")])
+def test_a_stage_of_one_process_takes_one_gpu(
+    visible: str | None, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    start(tmp_path, "--dialogues", "in.txt", "--base-model", "gpus", **environment)
+    assert (tmp_path / "gpus").read_text() == taken
 
 
 # --- what a stage costs

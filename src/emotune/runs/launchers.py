@@ -98,6 +98,12 @@ def join() -> None:
     PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
+def take_one_gpu() -> None:
+    """One process takes one GPU, the first that it may see: a trainer that sees several splits batches among them."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[0].strip()
+
+
 def tell(message: str) -> None:
     """Say it once: to the process that started the launcher where there is one and nobody told it before."""
     try:

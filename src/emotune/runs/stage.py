@@ -145,6 +145,8 @@ def _prepare(name: str, parallel: bool) -> None:
     launchers.assert_launched(name, parallel)
     if processes.processes() > 1:
         launchers.join()
+    else:
+        launchers.take_one_gpu()
 
 
 def _explained(error: Exception) -> str | None:
