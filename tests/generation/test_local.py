@@ -338,3 +338,13 @@ def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.Mon
     for free, rows in ((20 * row, 10), (0, 1), (10**12, local.CPU_ROWS)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
         assert local.fitting_rows(model, 50) == rows
+
+
+def test_what_torch_keeps_of_a_gpu_is_free(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * model.config.vocab_size
+    on_gpu = SimpleNamespace(config=model.config, dtype=torch.float32, device=torch.device("cuda", 0))
+    for free, reserved, allocated in ((20 * row, 0, 0), (2 * row, 48 * row, 30 * row), (0, 20 * row, 0)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, reserved=reserved: reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, allocated=allocated: allocated)
+        assert local.fitting_rows(on_gpu, 50) == 10

@@ -86,7 +86,10 @@ def replies(
 
 
 def fitting_rows(model: Any, positions: int) -> int:
-    """How many rows of `positions` tokens half of the free memory holds, by their cache and their logits."""
+    """How many rows of `positions` tokens half of the free memory holds, by their cache and their logits.
+
+    On a GPU that is free which torch keeps for what comes next, after the tensors that were there are gone.
+    """
     import psutil
 
     config = model.config.get_text_config()
@@ -95,8 +98,13 @@ def fitting_rows(model: Any, positions: int) -> int:
     # Keys and values; the logits in float32, with their noise, and what is sorted of them.
     row = 2 * config.num_hidden_layers * heads * size * positions * model.dtype.itemsize + 4 * 4 * config.vocab_size
     on_gpu = model.device.type == "cuda"
-    free: int = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free: int = _free_on_gpu(model.device) if on_gpu else psutil.virtual_memory().available
     return max(1, min(GPU_ROWS if on_gpu else CPU_ROWS, free // 2 // row))
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    kept: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
