@@ -12,7 +12,14 @@ import psutil
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GraniteMoeHybridConfig,
+    Lfm2Config,
+    LlamaConfig,
     LogitsProcessorList,
+    MistralConfig,
+    Qwen3NextConfig,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -23,7 +30,7 @@ from emotune.core.seeds import key
 from emotune.generation import local
 from emotune.generation.engine import Reply, Request
 from emotune.generation.local import end_tokens, replies
-from emotune.generation.noise import gumbel
+from emotune.generation.noise import draw, gumbel
 from emotune.generation.params import Sampling
 from emotune.models import loading
 from emotune.models.params import Model
@@ -149,6 +156,99 @@ def test_a_second_look_at_every_token_changes_nothing(
     monkeypatch.setattr("emotune.generation.noise.TOLERANCE", 1e6)
     assert replies(model, tokenizer, requests[:6], few) == found
     assert passes["alone"] == sum(reply.tokens + reply.ended for texts in found for reply in texts)
+
+
+# --- layers that look at less than all, or keep a state
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+STATES = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "shared_intermediate_size": 32,
+}
+KINDS: dict[str, Any] = {
+    "plain": lambda words: LlamaConfig(vocab_size=words, num_hidden_layers=2, **SHAPE),
+    "convolution": lambda words: Lfm2Config(
+        vocab_size=words, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], **SHAPE
+    ),
+    "linear attention": lambda words: Qwen3NextConfig(
+        vocab_size=words, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"], **STATES, **SHAPE
+    ),
+    "mamba": lambda words: GraniteMoeHybridConfig(
+        vocab_size=words, num_hidden_layers=2, layer_types=["mamba", "attention"], **MAMBA, **SHAPE
+    ),
+    "small window": lambda words: Gemma3TextConfig(
+        vocab_size=words,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=32,
+        **SHAPE,
+    ),
+    "large window": lambda words: MistralConfig(vocab_size=words, num_hidden_layers=2, sliding_window=512, **SHAPE),
+}
+
+
+@torch.inference_mode()
+def alone(model: Any, tokenizer: Any, prompt: tuple[int, ...], one: int, sampling: Sampling) -> Reply:
+    """A reply written token by token, each from all that stands before it, read anew: no batch, no cache."""
+    end, written = torch.tensor(sorted(end_tokens(model, tokenizer))), list[int]()
+    for step in range(sampling.max_new_tokens):
+        ids = torch.tensor([[*prompt, *written]])
+        logits = model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        seen = torch.zeros(logits.shape, dtype=torch.bool).index_fill_(1, ids[0], True)
+        token = int(draw(logits, seen, torch.tensor([one]), step, sampling, end)[0])
+        if token in end:
+            break
+        written.append(token)
+    ended = len(written) < sampling.max_new_tokens
+    return Reply(" ".join(tokenizer.decode(written, skip_special_tokens=True).split()), len(written), ended)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replies_are_those_of_each_candidate_alone_whatever_the_layers(kind: str, tokenizer: Any) -> None:
+    torch.manual_seed(7)
+    config = KINDS[kind](len(tokenizer))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = [2, *range(60, 80)]
+    rng = random.Random(7)
+    requests = [
+        Request(
+            tuple(rng.randrange(3, len(tokenizer)) for _ in range(length)),
+            tuple(key(kind, length, n) for n in range(3)),
+        )
+        for length in (24, 40, 7)
+    ]
+    expected = [[alone(model, tokenizer, r.prompt, one, NUCLEUS) for one in r.keys] for r in requests]
+    assert replies(model, tokenizer, requests, NUCLEUS) == expected
+    # They all speak: long enough to leave a window, and each in its own words.
+    assert len({reply for own in expected for reply in own}) > 5
+    assert max(reply.tokens for own in expected for reply in own) > 8
+    assert local.shares_cache(config, requests, NUCLEUS) == (kind in ("plain", "large window"))
 
 
 # --- the model's own distribution

@@ -1,8 +1,9 @@
 """Many prompts x many candidates -> replies, batched, where each reply depends on its own seed and prompt alone.
 
-The prompt of several candidates is read once, and they share its cache. Each draws by a noise of its own (noise.py), so
-what is left is arithmetic: a matrix product rounds differently in another batch. Where rounding could decide, that is
-where two tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are computed again for it alone.
+The prompt of several candidates is read once, and they share its cache where the model's layers allow it. Each draws
+by a noise of its own (noise.py), so what is left is arithmetic: a matrix product rounds differently in another batch.
+Where rounding could decide, that is where two tokens are closer than noise.TOLERANCE of the largest logit, a row's
+logits are computed again for it alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from emotune.generation import noise
 from emotune.generation.engine import Reply, Request, leading
@@ -107,6 +109,19 @@ def _free_on_gpu(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
+def shares_cache(config: Any, requests: Sequence[Request], sampling: Sampling) -> bool:
+    """Whether all candidates of a prompt may write to one cache: where every layer looks at all that is in it.
+
+    A layer with a state (Mamba, linear attention, convolution) would mix them, and one with a window drop the prompt
+    for what others wrote.
+    """
+    widest = max(len(r.prompt) for r in requests) + max(len(r.keys) for r in requests) * sampling.max_new_tokens
+    layers = DynamicCache(config=config).layers
+    windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
+    no_state = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    return no_state and all(widest < window for window in windows)
+
+
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token id that ends a reply: the tokenizer's end token, and what the model's generation config adds."""
     configured = model.generation_config.eos_token_id
@@ -130,7 +145,8 @@ class _Batch:
     """Requests whose replies are written together, token by token.
 
     A row is a candidate, a line is what the model is given of a prompt: all of a prompt's rows are queries on its one
-    line, so that its cache is held and read once, and what each of them writes only itself can see.
+    line, so that its cache is held and read once, and what each of them writes only itself can see. Where a model has
+    layers that cannot tell them apart, each row has a line of its own.
     """
 
     def __init__(self, model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling) -> None:
@@ -146,18 +162,21 @@ class _Batch:
         self.alive = torch.arange(len(self.owner), device=self.device)
         # Of each line that the model still holds: the row that wrote a position behind the prompt, -1 where none did.
         self.writers = self.owner.new_empty((len(requests), 0))
+        self.prompts = [request.prompt for request in requests]
+        self.shared = shares_cache(model.config, requests, sampling)
         self._read_prompts()
+        if not self.shared:
+            self._part_lines()
 
     def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
     def _read_prompts(self) -> None:
         """Each prompt once, padded on the left; then the logits of its last token are those of each of its rows."""
-        prompts = [request.prompt for request in self.requests]
-        longest = max(map(len, prompts))
+        longest = max(map(len, self.prompts))
         pad = self.tokenizer.pad_token_id
-        ids = self._tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        self.held = self._tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = self._tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in self.prompts])
+        self.held = self._tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
         output = self.model(
             input_ids=ids,
             attention_mask=self.held,
@@ -168,6 +187,13 @@ class _Batch:
         self.logits, self.cache = output.logits[self.owner, -1].float(), output.past_key_values
         counts = torch.zeros(self.logits.shape, dtype=torch.int64, device=self.device)
         self.seen = counts.scatter_add_(1, ids[self.owner], self.held[self.owner]) > 0
+
+    def _part_lines(self) -> None:
+        """Each row becomes a line, with a copy of its prompt's cache: what it writes is then all that it can see."""
+        self.cache.reorder_cache(self.owner)
+        self.held, self.prompts = self.held[self.owner], [self.prompts[line] for line in self.owner.tolist()]
+        self.lines = self.owner = torch.arange(len(self.owner), device=self.device)
+        self.writers = self.owner.new_empty((len(self.owner), 0))
 
     def draw(self, step: int) -> torch.Tensor:
         """The next token of each row that goes on [rows alive]."""
@@ -183,7 +209,7 @@ class _Batch:
     def _draw_alone(self, row: torch.Tensor, step: int) -> torch.Tensor:
         """The next token of one row [1], by logits that no other row had a part in."""
         number = int(row)
-        prompt = self.requests[int(self.owner[number])].prompt
+        prompt = self.prompts[int(self.owner[number])]
         logits = self.model(input_ids=self._tensor([[*prompt, *self.written[number]]]), logits_to_keep=1).logits
         return self._draw(logits[:, -1].float(), row, step)[0][0]
 
@@ -222,7 +248,7 @@ class _Batch:
         needed = self.owner[self.alive].unique()
         if len(needed) < len(self.lines):
             left = torch.searchsorted(self.lines, needed)
-            self.cache.batch_select_indices(left)
+            self.cache.reorder_cache(left)
             self.lines, self.writers = needed, self.writers[left]
 
     def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,6 +258,9 @@ class _Batch:
 
     def _mask(self, rows: torch.Tensor) -> torch.Tensor:
         """What a row [lines, places] sees of its line: the prompt, and what it has written itself."""
+        if not self.shared:
+            # The whole line; the model looks to its windows and states itself.
+            return torch.cat([self.held[self.lines], torch.ones_like(self.writers)], dim=1)
         prompt = self.held[self.lines].bool()[:, None].expand(-1, rows.shape[1], -1)
         sees = torch.cat([prompt, self.writers[:, None] == rows[:, :, None]], dim=2)
         mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=self.device)
