@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from emotune.core import processes
 from emotune.evaluation import scores
 from emotune.evaluation.answers import Question, requests_of
 from emotune.generation import local
@@ -27,12 +28,14 @@ def control_by(
     """For each judge, and each context of `control`, the share of the replies that it finds in the emotion asked for.
 
     Every process answers every question, in the same batches: a model that is spread over them answers only where all
-    of them ask.
+    of them ask. So these are of what the least of them has memory for, and none of several may halve its own.
     """
     _, requests = requests_of(prompter, questions, sampling, seed)
-    texts = [
-        reply.text for [reply] in local.replies(model, prompter.tokenizer, requests, sampling, rows=local.CPU_ROWS)
-    ]
+    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+    rows = min(local.CPU_ROWS, *processes.gather([local.fitting_rows(model, longest)]))
+    alone = processes.processes() == 1
+    replies = local.replies(model, prompter.tokenizer, requests, sampling, rows, halve=alone)
+    texts = [reply.text for [reply] in replies]
     shares: dict[str, list[float]] = {}
     for name, judge in judges.items():
         hits: dict[str, list[bool]] = {}

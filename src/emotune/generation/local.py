@@ -53,11 +53,12 @@ def replies(
     sampling: Sampling,
     rows: int | None = None,
     done: Callable[[int], None] = lambda count: None,
+    halve: bool = True,
 ) -> list[list[Reply]]:
     """One reply for each key of each request, in the order of the requests.
 
     At most `rows` replies (what memory holds where None) are sampled at once, half as many each time that memory runs
-    out; `done` hears how many each batch ended.
+    out, unless `halve` forbids it; `done` hears how many each batch ended.
     """
     if model.config.get_text_config()._attn_implementation == "flash_attention_2":
         # Candidates that share a cache need a mask of who sees what, and flash-attention takes none.
@@ -74,7 +75,7 @@ def replies(
         except (torch.OutOfMemoryError, RuntimeError) as error:
             # On a CPU torch says so in words alone.
             out_of_memory = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-            if not out_of_memory or count == 1:
+            if not out_of_memory or not halve or count == 1:
                 raise
             rows = max(1, sum(len(request.keys) for request in batch) // 2)
             torch.cuda.empty_cache()
