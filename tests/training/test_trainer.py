@@ -107,6 +107,16 @@ def test_a_run_is_one_pass_over_rows_that_stand_in_order(tmp_path: Path) -> None
     assert (found["bf16"], found["fp16"], found["use_cpu"]) == (False, False, not torch.cuda.is_available())
 
 
+def test_mixed_precision_is_what_was_asked_for_or_refused(tmp_path: Path) -> None:
+    found = arguments(SFT, "bfloat16", tmp_path, 100)
+    assert (found["bf16"], found["fp16"]) == (True, False)
+    if torch.cuda.is_available():
+        assert arguments(SFT, "float16", tmp_path, 100)["fp16"]
+    else:
+        with pytest.raises(InputError, match=r"^model\.dtype: float16 .* GPU alone; accepted here: float32, bfloat16$"):
+            arguments(SFT, "float16", tmp_path, 100)
+
+
 def test_no_checkpoints_are_written_where_none_are_wanted(tmp_path: Path) -> None:
     assert arguments(changed(SFT, checkpoints=0), "float32", tmp_path, 100)["save_strategy"] == "no"
 

@@ -43,6 +43,8 @@ def arguments(p: Training, dtype: str, folder: Path, rows: int) -> dict[str, Any
         )
     steps = max(1, math.ceil(rows / (p.batch_size * p.accumulation)))
     on_gpu = torch.cuda.is_available()
+    if dtype == "float16" and not on_gpu:
+        raise InputError("model.dtype: float16 is trained on a CUDA GPU alone; accepted here: float32, bfloat16")
     every = max(1, steps // POINTS)
     return {
         "output_dir": str(folder),
@@ -58,8 +60,8 @@ def arguments(p: Training, dtype: str, folder: Path, rows: int) -> dict[str, Any
         "optim": p.optimizer,
         "seed": p.seed,
         "use_cpu": not on_gpu,
-        "bf16": on_gpu and dtype == "bfloat16",
-        "fp16": on_gpu and dtype == "float16",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
         "logging_strategy": "steps",
         "logging_steps": every,
         "logging_first_step": True,
