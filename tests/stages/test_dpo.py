@@ -1,7 +1,8 @@
 """Laws of dpo: what is preferred is learned, against the reference that sft left; control is asked for on the way."""
 
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from emotune.core.contract import Log
 from emotune.core.dialogue import Dialogue
 from emotune.evaluation.answers import control as questions_of
 from emotune.evaluation.control import control_by
@@ -106,6 +108,39 @@ def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     assert measured["validation_margin"] > 0.1
     assert measured["validation_accuracy"] == 1.0
     assert measured["pairs"] == 6
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_4_bit_weights_the_adapter_is_float32_and_a_killed_run_goes_on_to_the_same_weights(
+    dtype: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    choice = changed(CHOICE, quantization="nf4", dtype=dtype)
+    p = params(epochs=4.0, checkpoints=2).model_copy(update={"model": choice})
+
+    def run(folder: Path, log: Log) -> tuple[dict[str, torch.Tensor], list[float]]:
+        tokenizer = loading.load_tokenizer(adapter, None)
+        model = loading.load_adapter(loading.load_base(base, choice), adapter, trainable=True)
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        aligned, curve, _ = align(model, tokenizer, [pair(number) for number in range(6)], [], p, folder, log)
+        weights = {name: weight for name, weight in aligned.named_parameters() if "lora_" in name}
+        return weights, [row["loss"] for row in curve]
+
+    def die_at_step_9(logs: Mapping[str, float], step: int) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    weights, losses = run(tmp_path / "a", ignore)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", die_at_step_9)
+    assert (tmp_path / "b" / "checkpoint-8").is_dir()
+    again, same_losses = run(tmp_path / "b", ignore)
+    assert losses == same_losses
+    assert weights.keys() == again.keys()
+    assert all(
+        weight.dtype == again[name].dtype and torch.equal(weight, again[name]) for name, weight in weights.items()
+    )
 
 
 def dpo_of_12_steps(base: Path, adapter: Path, folder: Path, control: Any) -> Any:

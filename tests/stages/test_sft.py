@@ -1,14 +1,18 @@
 """Laws of sft: what is trained on, and that an adapter is trained and nothing else."""
 
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from emotune.core.contract import Log
 from emotune.core.dialogue import Dialogue, Turn
 from emotune.core.errors import InputError
 from emotune.models import loading
+from emotune.models.params import Model
 from emotune.stages.sft import Params, tune
 from tiny import CHOICE, SFT, changed, ignore, rows_of
 
@@ -47,9 +51,17 @@ def test_a_context_that_holds_no_exchange_is_refused(tokenizer: Any, dialogues: 
         rows_of(tokenizer, dialogues, SFT, context=8)
 
 
-def sft(base: Path, tokenizer: Any, dialogues: list[Dialogue], folder: Path, **changes: Any) -> Any:
-    p = Params(model=CHOICE, sft=changed(SFT, **changes), system_prompt=None, template="out_inst_uni")
-    return tune(loading.load_base(base, CHOICE), tokenizer, dialogues, dialogues, "neutral", p, folder, ignore)
+def sft(
+    base: Path,
+    tokenizer: Any,
+    dialogues: list[Dialogue],
+    folder: Path,
+    choice: Model = CHOICE,
+    log: Log = ignore,
+    **changes: Any,
+) -> Any:
+    p = Params(model=choice, sft=changed(SFT, **changes), system_prompt=None, template="out_inst_uni")
+    return tune(loading.load_base(base, choice), tokenizer, dialogues, dialogues, "neutral", p, folder, log)
 
 
 def test_sft_trains_lora_and_nothing_else(
@@ -76,3 +88,42 @@ def test_equal_runs_of_sft_are_equal(base: Path, tokenizer: Any, dialogues: list
     assert [row["loss"] for row in curve] == [row["loss"] for row in again]
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_on_4_bit_weights_the_adapter_is_float32_and_a_killed_run_goes_on_to_the_same_weights(
+    base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    def run(name: str, log: Log) -> tuple[list[torch.Tensor], list[float]]:
+        choice = changed(CHOICE, quantization="nf4")
+        model, curve, _ = sft(base, tokenizer, dialogues, tmp_path / name, choice, log, epochs=4.0)
+        return [weight for weight in model.parameters() if weight.requires_grad], [row["loss"] for row in curve]
+
+    def die_at_step_5(logs: Mapping[str, float], step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    weights, losses = run("a", ignore)
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    with pytest.raises(KeyboardInterrupt):
+        run("b", die_at_step_5)
+    assert (tmp_path / "b" / "checkpoint-3").is_dir()
+    again, same_losses = run("b", ignore)
+    assert losses == same_losses
+    assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(weights, again, strict=True))
+
+
+def test_in_bfloat16_training_is_in_mixed_precision_on_a_cpu_too(
+    base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed: set[bool] = set()
+    of_torch = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(queries: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
+        mixed.add(torch.is_autocast_enabled(queries.device.type))
+        return of_torch(queries, *others, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    model, _, _ = sft(base, tokenizer, dialogues, tmp_path, changed(CHOICE, dtype="bfloat16"))
+    assert mixed == {True}
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}

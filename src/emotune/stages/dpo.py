@@ -148,7 +148,7 @@ def _trainer(model: Any, tokenizer: Any, train: Pairs, held_out: Pairs, p: Param
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from emotune.training.trainer import arguments
+    from emotune.training.trainer import adapter_in_float32, arguments
 
     lengths = [len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in train]
     in_order = order(lengths, p.dpo.epochs, p.dpo.batch_size, p.dpo.seed)
@@ -157,13 +157,14 @@ def _trainer(model: Any, tokenizer: Any, train: Pairs, held_out: Pairs, p: Param
         settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, p.dpo.sft_weight]}
     if not held_out:
         settings["eval_strategy"] = "no"
-    return DPOTrainer(
-        model=model,
-        args=DPOConfig(**settings, max_length=p.model.context, beta=p.dpo.beta),
-        train_dataset=Dataset.from_list([dpo_row(train[i], p.system_prompt) for i in in_order]),
-        eval_dataset=Dataset.from_list([dpo_row(pair, p.system_prompt) for pair in held_out]) if held_out else None,
-        processing_class=tokenizer,
-    )
+    with adapter_in_float32(model):
+        return DPOTrainer(
+            model=model,
+            args=DPOConfig(**settings, max_length=p.model.context, beta=p.dpo.beta),
+            train_dataset=Dataset.from_list([dpo_row(train[i], p.system_prompt) for i in in_order]),
+            eval_dataset=Dataset.from_list([dpo_row(pair, p.system_prompt) for pair in held_out]) if held_out else None,
+            processing_class=tokenizer,
+        )
 
 
 def dpo_row(pair: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any]:

@@ -119,25 +119,28 @@ def _trainer(model: Any, tokenizer: Any, rows: Rows, held_out: Rows, p: Params, 
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from emotune.training.trainer import arguments
+    from emotune.training.trainer import adapter_in_float32, arguments
 
     in_order = order([len(row["input_ids"]) for row in rows], p.sft.epochs, p.sft.batch_size, p.sft.seed)
     shared, lora = arguments(p.sft, p.model.dtype, folder, len(in_order)), p.sft.lora
-    return SFTTrainer(
-        model=model,
-        args=SFTConfig(**shared, max_length=p.model.context, packing=False),
-        train_dataset=Dataset.from_list([rows[i] for i in in_order]),
-        eval_dataset=Dataset.from_list(held_out),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            use_rslora=lora.rslora,
-            target_modules=lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    with adapter_in_float32(model):
+        return SFTTrainer(
+            model=model,
+            args=SFTConfig(**shared, max_length=p.model.context, packing=False),
+            train_dataset=Dataset.from_list([rows[i] for i in in_order]),
+            eval_dataset=Dataset.from_list(held_out),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                use_rslora=lora.rslora,
+                target_modules=lora.target_modules
+                if lora.target_modules == "all-linear"
+                else list(lora.target_modules),
+                task_type="CAUSAL_LM",
+            ),
+        )
 
 
 def neutral_share(dialogues: Dialogues, neutral: str, neutral_replies: float | None) -> float:

@@ -4,7 +4,8 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def arguments(p: Training, dtype: str, folder: Path, rows: int) -> dict[str, Any
         # Each step uses the whole adapter, and DPO's frozen copy is no parameter to look for.
         "ddp_find_unused_parameters": False,
     }
+
+
+@contextmanager
+def adapter_in_float32(model: Any) -> Iterator[None]:
+    """What is trained of the model stays float32, bit for bit, whatever a trainer does that is made meanwhile.
+
+    TRL rounds the adapter of 4-bit weights to bfloat16, but not the reference, nor what a checkpoint brings back.
+    """
+    exact = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
+    yield
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = exact.get(weight, weight.data).float()
 
 
 def values(curve: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
