@@ -77,7 +77,7 @@ def where(folder: Path) -> dict[str, Any]:
     InputError where a pinned folder no longer holds what that stage read: no stage would be run again for it.
     """
     pin = folder / BASE_FILE
-    pinned = records.read_json(pin) if pin.exists() else {"name": EMBEDDED}
+    pinned: dict[str, Any] = records.read_json(pin) if pin.exists() else {"name": EMBEDDED}
     if pinned["name"] == EMBEDDED:
         return {"pretrained_model_name_or_path": str(folder)}
     if not pinned["files"]:
