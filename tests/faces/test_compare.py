@@ -1,8 +1,10 @@
 """Laws of `emotune compare`: three models asked the same, only by this machine, on a page that trusts no text."""
 
+import asyncio
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +149,28 @@ def test_no_page_from_elsewhere_can_ask(url: str) -> None:
     assert refusal(url, question(), host="evil.example")[0] == 400
     assert httpx2.get(url, headers={"host": "evil.example"}, trust_env=False).status_code == 400
     assert "frame-ancestors 'none'" in httpx2.get(url, trust_env=False).headers["content-security-policy"]
+
+
+def statuses(hosts: list[str], judge: Judge, p: Params, *named: str) -> list[int]:
+    """What the page answers to a request that names each host."""
+    page = compare.app(lambda name: pytest.fail("nobody was asked"), judge, p, hosts)
+
+    async def ask_all() -> list[int]:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(page)) as client:
+            return [(await client.get("http://any/about", headers={"host": host})).status_code for host in named]
+
+    return asyncio.run(ask_all())
+
+
+def test_beyond_this_machine_too_a_request_must_name_where_it_is_listened_to(judge: Judge, p: Params) -> None:
+    other = "192.168.7.7"
+    named = ("box.lan:8765", f"{other}:8765", "evil.example", "localhost")
+    assert statuses(compare.hosts("box.lan", other), judge, p, *named) == [200, 200, 400, 400]
+    assert statuses(compare.hosts("fe80::7", "fe80::7"), judge, p, "[fe80::7]:8765", "[fe80::8]") == [200, 400]
+    own = next(a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET)
+    everywhere = ("localhost:8765", f"{own}:8765", socket.gethostname(), "[::1]:8765", "evil.example")
+    for host in ("0.0.0.0", "::"):
+        assert statuses(compare.hosts(host, host), judge, p, *everywhere) == [200, 200, 200, 200, 400]
 
 
 def test_where_it_cannot_listen_it_says_so() -> None:

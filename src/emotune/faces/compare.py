@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Literal
 
+import psutil
 import uvicorn
 from peft import PeftModel
 from pydantic import Field, StringConstraints, ValidationError
@@ -137,7 +138,7 @@ def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
 def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str]) -> Starlette:
     """The page, what it shows at first, and the answers to its questions, one at a time.
 
-    A request must name one of `hosts` as its host ("*": any), or a page elsewhere could give its own name our address.
+    A request must name one of `hosts` as its host, or a page elsewhere could give its own name our address.
     """
     html = (files("emotune.faces") / "compare.html").read_text("utf-8")
     settings = p.evaluate.sampling.model_dump()
@@ -182,6 +183,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def hosts(host: str, address: str) -> list[str]:
+    """What a request may call us that listens on `address`, which `--host` named; on all of them, any of this machine's."""
+    names = [host, address]
+    if ip_address(address).is_unspecified:
+        families = (socket.AF_INET, socket.AF_INET6)
+        own = (one for every in psutil.net_if_addrs().values() for one in every if one.family in families)
+        names += [socket.gethostname(), *(one.address.partition("%")[0] for one in own)]
+    if ip_address(address).is_loopback or ip_address(address).is_unspecified:
+        names += LOOPBACK
+    return [*names, *(f"[{name}]" for name in names if ":" in name)]
+
+
 def run(folder: Path, p: Params, host: str, port: int) -> None:
     """Serve the page for the models of `folder` until Ctrl-C."""
     # What the libraries will change some day is no news to whoever compares.
@@ -189,8 +202,7 @@ def run(folder: Path, p: Params, host: str, port: int) -> None:
     with listen(host, port) as listening:
         address, number = listening.getsockname()[:2]
         alone = ip_address(address).is_loopback
-        hosts = [*LOOPBACK, host] if alone else ["*"]
-        page = app(open_voices(folder, p.model), open_listener(folder, p), p, hosts)
+        page = app(open_voices(folder, p.model), open_listener(folder, p), p, hosts(host, address))
         where = f"[{address}]" if ":" in address else address
         print(f"{', '.join(NAMES)} side by side: http://{where}:{number}/ (Ctrl-C ends it)", flush=True)
         if not alone:
