@@ -48,3 +48,17 @@ def test_every_address_of_a_text_is_masked_and_its_other_words_stay() -> None:
     assert without_password(text) == (
         "MLflow at http://a.org failed, and\npostgresql://b.org/?password=***&x=1 too: write me@a.org"
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "quoted", "shown"),
+    [
+        ("http://user:secret@host", "nonnumeric port: 'secret@host'", "nonnumeric port: '***@host'"),
+        ("http://user:pa/ss@host", "Port could not be cast to integer value as 'pa'", "'***'"),
+        ("http://user:p%40ss@host", "no login with p@ss", "no login with ***"),
+        ("postgresql://b.org/?password=secret", 'for "secret", not for secretary', 'for "***", not for secretary'),
+    ],
+)
+def test_an_error_that_quotes_a_part_of_an_address_quotes_no_password(address: str, quoted: str, shown: str) -> None:
+    assert without_password(quoted, address).endswith(shown)
+    assert without_password(quoted) == quoted

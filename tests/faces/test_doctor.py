@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,7 +210,8 @@ def server() -> Iterator[str]:
 
     class Health(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 404)
+            own = self.headers.get("Authorization") == f"Basic {b64encode(f'me:{SECRET}/'.encode()).decode()}"
+            self.send_response(401 if not own else 200 if self.path == "/health" else 404)
             self.end_headers()
 
         def log_message(self, format: str, *arguments: object) -> None:
@@ -230,6 +232,8 @@ def test_the_tracker_is_asked(repository: Path, server: str, monkeypatch: pytest
     (repository / "mlflow.db").write_text("no database")
     assert tracker(repository).state == "warn"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert tracker(repository) == Finding("ok", "tracker", f"{server}: answers 401")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("//", f"//me:{SECRET}%2F@"))
     assert tracker(repository) == Finding("ok", "tracker", f"{server}: answers")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{FREE_PORT}")
     assert tracker(repository).state == "warn"
@@ -245,6 +249,17 @@ def test_a_database_is_asked_for_its_port_and_its_password_is_not_shown(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://me:{SECRET}@127.0.0.1:{port}/runs")
         found = tracker(repository)
     assert found == Finding("ok", "tracker", f"postgresql+psycopg2://127.0.0.1:{port}/runs: port {port} answers")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:{}@localhost", "http://me:{}/x@localhost", "mysql://me:{}/@db.org/runs"]
+)
+def test_a_password_is_not_shown_in_the_reason_either(
+    address: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(SECRET))
+    found = tracker(repository)
+    assert (found.state, SECRET in str(found)) == ("warn", False)
 
 
 def test_the_token_is_found_and_never_printed(

@@ -14,6 +14,7 @@ import threading
 import tomllib
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import psutil
 
@@ -284,8 +285,13 @@ def _reached(uri: str) -> str:
             return f"{store.execute('select count(*) from runs').fetchone()[0]} runs"
     url = urlsplit(uri)
     if url.scheme in ("http", "https"):
+        # Of a user and a password before the host, Python's opener makes a part of the host's name.
+        request = urllib.request.Request(f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/health")
+        if url.username:
+            login = f"{unquote(url.username)}:{unquote(url.password or '')}"
+            request.add_unredirected_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
         try:
-            urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PATIENCE).close()
+            urllib.request.urlopen(request, timeout=PATIENCE).close()
         except urllib.error.HTTPError as refusal:
             return f"answers {refusal.code}"
         return "answers"
@@ -303,7 +309,7 @@ def _answering(subject: str, address: str, ask: Callable[[], str], to_do: str) -
         return Finding("ok", subject, f"{shown}: {ask()}")
     # Each kind of store has exceptions of its own; the line says which it was.
     except Exception as error:
-        return Finding("warn", subject, without_password(f"{shown}: {_reason(error)}"), to_do)
+        return Finding("warn", subject, f"{shown}: {without_password(_reason(error), address)}", to_do)
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emotune.core import records
+from emotune.core.addresses import without_password
 from emotune.core.errors import InputError
 
 MAIN = "main"
@@ -239,7 +240,8 @@ def _one_message(subject: str) -> Iterator[None]:
     except InputError:
         raise
     except (HTTPError, OSError, ValueError) as error:
-        raise InputError(f"{constants.ENDPOINT}: {subject}: {_reason(error)}") from None
+        told = f"{constants.ENDPOINT}: {subject}: {_reason(error)}"
+        raise InputError(without_password(told, constants.ENDPOINT)) from None
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emotune.core.addresses import without_password
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 
@@ -140,4 +141,5 @@ def _not_in_remote(repo: Any, hash: Any) -> str:
         return "" if _has(repo.cloud.get_remote_odb(command="pull"), hash) else f"not in the remote {name}"
     # Each kind of store has exceptions of its own, and all mean that it did not answer: the line says which.
     except Exception as error:
-        return f"the remote {name} did not answer: {type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"the remote {name} did not answer: {type(error).__name__}: {' '.join(str(error).split())}"
+        return without_password(reason, repo.config["remote"].get(name, {}).get("url", ""))

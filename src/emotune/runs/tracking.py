@@ -195,7 +195,8 @@ def _give_up(reason: str) -> None:
 def warning(reason: str) -> str:
     """The one line that a tracker costs which fails."""
     reason = " ".join(reason.split())[:500]
-    return without_password(f"emotune: MLflow at {uri()} failed, the rest of this process is not tracked: {reason}")
+    told = f"emotune: MLflow at {uri()} failed, the rest of this process is not tracked: {reason}"
+    return without_password(told, uri())
 
 
 def _pipeline() -> tuple[str, str]:
@@ -248,7 +249,7 @@ def store() -> Iterator[tuple[MlflowClient, str]]:
         yield opened
     except MlflowException as cause:
         reason = " ".join(str(cause).split())[:500]
-        raise InputError(without_password(f"MLflow at {uri()}: {reason}")) from None
+        raise InputError(without_password(f"MLflow at {uri()}: {reason}", uri())) from None
 
 
 def write(client: MlflowClient, run: str, params: Mapping[str, Any], nested: Mapping[str, Any]) -> None:
