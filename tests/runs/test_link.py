@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from conftest import ROOT
 from emotune.faces import cli
-from emotune.runs import mirror, tracking
+from emotune.runs import link, mirror, tracking
 
 STAGE = """
 import sys
@@ -317,6 +317,15 @@ def test_any_of_the_four_names_finds_the_other_three(here: Repository, capsys: p
     git("branch", "-D", "kept")
 
 
+def test_of_two_experiments_of_one_name_the_newest_is_meant(here: Repository) -> None:
+    namesakes = [replace(experiment, name="same") for experiment in mirror.experiments()]
+    dates = [int(git("show", "--no-patch", "--format=%ct", one.revision)) for one in namesakes]
+    state = link._state("same", namesakes, [], [])
+    assert state
+    assert state.commit == namesakes[-1].revision
+    assert dates[-1] == max(dates) > dates[0]
+
+
 def test_what_there_is_none_of_reads_none(here: Repository, capsys: pytest.CaptureFixture[str]) -> None:
     found = linked("one-stage", capsys)
     assert found == {
@@ -339,7 +348,8 @@ def test_an_unknown_name_is_an_error_that_lists_what_was_looked_in(here: Reposit
     assert cli.main(["link", "nobody"]) == 2
     assert capsys.readouterr().err == (
         "emotune: link: nothing is called 'nobody'; looked among 3 experiments of DVC, 4 pipelines and their stages in "
-        f"MLflow, git's commits, and 0 revisions in {here.folder.resolve()}/.work/published.jsonl\n"
+        f"MLflow, git's commits, and 0 revisions in {here.folder.resolve()}/.work/published.jsonl; owner/name@revision "
+        "is looked for on the Hub, too\n"
     )
 
 

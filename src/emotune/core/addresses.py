@@ -41,7 +41,7 @@ def _shown(rest: str) -> str:
 
 
 def _secrets(rest: str) -> set[str]:
-    """A password and the masked values, as they stand there, unescaped, and in the pieces that a parser makes of them."""
+    """A password and the masked values: as they stand there, unescaped, and in pieces that a parser makes of them."""
     login, (_, *values) = _parted(rest)
     wholes = [login.partition(":")[2] or login, *(v.partition("=")[2] for v in values if SECRET.search(unquote(v)))]
     return {secret for whole in wholes for secret in (whole, unquote(whole), *re.split("[/?#@:]", whole)) if secret}

@@ -257,8 +257,10 @@ def _mirror(_: argparse.Namespace) -> None:
     _argument("name", help="of a DVC experiment; id of an MLflow run; a commit; revision on the Hub"),
 )
 def _link(chosen: argparse.Namespace) -> None:
+    from emotune.publish import hub
+
     with tracking.store() as (client, experiment):
-        rows = link.link(chosen.name, client, experiment, processes.work("published.jsonl"))
+        rows = link.link(chosen.name, client, experiment, processes.work("published.jsonl"), hub.origin)
     for kind, id, remark in rows:
         print(f"{kind:10}  {id:40}  {remark}".rstrip())
 

@@ -184,7 +184,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def hosts(host: str, address: str) -> list[str]:
-    """What a request may call us that listens on `address`, which `--host` named; on all of them, any of this machine's."""
+    """What a request may call `address`, which is listened to as `host`; where that is any address, each of ours."""
     names = [host, address]
     if ip_address(address).is_unspecified:
         families = (socket.AF_INET, socket.AF_INET6)

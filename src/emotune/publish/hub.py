@@ -6,6 +6,7 @@ sees it, and no message carries it.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from emotune.core.errors import InputError
 MAIN = "main"
 # The Hub's own, in every repository: which files it keeps outside git.
 ATTRIBUTES = ".gitattributes"
+CARD = "README.md"
+# The line of a card that names the commit.
+CHECKOUT = re.compile("^git checkout ([0-9a-f]{40})$", re.MULTILINE)
 LOGIN = "set HF_TOKEN, or log in by `hf auth login`"
 AGAIN = "start it again: it goes on where it stopped"
 STATUS = {
@@ -170,6 +174,24 @@ def _make_branch(repository: Repository, public: bool) -> None:
         _api().create_repo(repository.id, repo_type=repository.kind, private=not public)
     if repository.branch != MAIN:
         _api().create_branch(repository.id, repo_type=repository.kind, branch=repository.branch)
+
+
+def origin(name: str) -> dict[str, str] | None:
+    """Of what commit a revision on the Hub was made, by its card: `repo`, `revision` and `commit`.
+
+    None where the name is not `owner/name@revision`, with a branch, a tag or a commit, or of no repository there.
+    """
+    named = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", name)
+    for kind in ("model", "dataset") if named else ():
+        assert named
+        with _one_message(name):
+            if _info(Repository(named[1], MAIN, kind)):
+                revision = str(_api().repo_info(named[1], repo_type=kind, revision=named[2]).sha)
+                card = _api().hf_hub_download(named[1], CARD, repo_type=kind, revision=revision)
+                if commit := CHECKOUT.search(Path(card).read_text(encoding="utf-8")):
+                    return {"repo": named[1], "revision": revision, "commit": commit[1]}
+                raise InputError(f"{name}: its card names no commit that it was made of")
+    return None
 
 
 def download(repository: Repository, tag: str | None, cache: Path) -> Path:

@@ -6,7 +6,7 @@ of a commit, and an MLflow run names the hash of its stage's entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,19 +35,29 @@ class State:
         return self.family.fits(locks) if self.family else bool(locks) and locks == self.locks
 
 
-def link(name: str, client: MlflowClient, experiment_id: str, published: Path) -> list[tuple[str, str, str]]:
+def link(
+    name: str,
+    client: MlflowClient,
+    experiment_id: str,
+    published: Path,
+    elsewhere: Callable[[str], Mapping[str, str] | None],
+) -> list[tuple[str, str, str]]:
     """What a name belongs to: rows of a kind, an id and a remark; InputError says where it was looked for in vain.
 
-    `published` holds a line of JSON for each push to the Hub: `repo`, `revision`, and the `commit` it was made of.
+    `published` holds a line of JSON for each push to the Hub: `repo`, `revision`, and the `commit` it was made of;
+    `elsewhere` has such a line of a push by somebody else.
     """
     experiments, families = mirror.experiments(), mirror.families(client, experiment_id)
-    pushes = list(records.read_jsonl(published)) if published.exists() else []
+    pushes: list[Mapping[str, str]] = [*records.read_jsonl(published)] if published.exists() else []
     state = _state(name, experiments, families, pushes)
+    if state is None and (push := elsewhere(name)):
+        pushes += [push] if push not in pushes else []
+        state = State(_locks(push["commit"]), push["commit"])
     if state is None:
         raise InputError(
             f"link: nothing is called {name!r}; looked among {len(experiments)} experiments of DVC, "
             f"{len(families)} pipelines and their stages in MLflow, git's commits, "
-            f"and {len(pushes)} revisions in {published}"
+            f"and {len(pushes)} revisions in {published}; owner/name@revision is looked for on the Hub, too"
         )
     own = [state.family] if state.family else _most_complete([one for one in families if one.fits(state.locks)])
     # Not by name: DVC lets two experiments have one where they start from two commits.
@@ -58,7 +68,10 @@ def link(name: str, client: MlflowClient, experiment_id: str, published: Path) -
         "experiment": [(one.name, f"commit {one.revision}") for one in alike]
         + [(name, "DVC has it no more") for name in gone],
         "MLflow run": [(family.parent.info.run_id, _remark(family, len(state.locks))) for family in own],
-        "git commit": [(commit, "its dvc.lock says this") for commit in commits],
+        "git commit": [
+            (commit, "its dvc.lock says this" if _locks(commit) else "no dvc.lock of it here: git fetch")
+            for commit in commits
+        ],
         "published": [
             (f"{push['repo']}@{push['revision']}", f"of commit {push['commit']}")
             for push in pushes
@@ -72,7 +85,8 @@ def _state(
     name: str, experiments: Sequence[Experiment], families: Sequence[Family], pushes: Sequence[Mapping[str, Any]]
 ) -> State | None:
     """The state that a name of any kind means; None where nothing is called so."""
-    commit = next((one.revision for one in experiments if one.name == name), None)
+    # The newest: DVC lets one on another commit have the name of an older one.
+    commit = next((one.revision for one in reversed(experiments) if one.name == name), None)
     if not commit:
         for family in families:
             if name in (family.name, *(run.info.run_id for run in (family.parent, *family.children))):
