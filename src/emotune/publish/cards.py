@@ -6,6 +6,7 @@ What a card says stands in its template; here is what has to be computed for it.
 import csv
 import json
 import re
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,8 @@ from emotune.runs import tables
 from emotune.runs.params import Params
 
 CURVE_ROWS = 12
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
+SIZE_LIMITS = (1_000, 10_000, 100_000, 1_000_000)
 BARS = "▁▂▃▄▅▆▇█"
 DATA = {"embedded": "the embedded corpus of emotune", "folder": "DailyDialog", "jsonl": "the publisher's own dialogues"}
 
@@ -52,7 +55,7 @@ def of_prefs(facts: Facts, columns: Sequence[str], rows: Mapping[str, int]) -> s
         "prefs",
         "prefs",
         facts,
-        metadata=_head_of_prefs(facts),
+        metadata=_head_of_prefs(facts, rows),
         columns=columns,
         rows=rows,
         measured=records.read_json(facts.metrics / "prefs.json"),
@@ -180,13 +183,19 @@ def _head(part: str, facts: Facts, evaluated: Mapping[str, Any]) -> str:
         library_name="peft" if part in ADAPTERS else "transformers",
         pipeline_tag="text-generation",
         base_model=base.id if base and trained else None,
+        base_model_relation=("adapter" if part in ADAPTERS else "finetune") if base and trained else None,
         datasets=[facts.repositories["prefs"].id] if part in ("dpo", "merged") else datasets,
         tags=tags,
         eval_results=_results(p, evaluated[MEASURED[part]]),
     ).to_yaml()
 
 
-def _head_of_prefs(facts: Facts) -> str:
+def size(rows: int) -> str:
+    """What the Hub calls a dataset of so many rows."""
+    return SIZES[bisect(SIZE_LIMITS, rows)]
+
+
+def _head_of_prefs(facts: Facts, rows: Mapping[str, int]) -> str:
     from huggingface_hub import DatasetCardData
 
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in ("train", "validation")]
@@ -196,6 +205,7 @@ def _head_of_prefs(facts: Facts) -> str:
         language=_language(facts.p),
         tags=["emotune", "emotion", "preference", "dpo", "trl"],
         task_categories=["text-generation"],
+        size_categories=[size(sum(rows.values()))],
         configs=[{"config_name": "default", "data_files": files}],
     ).to_yaml()
 
