@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.faces import cli
-from emotune.publish import cards, example, gate, hub, parts
+from emotune.publish import cards, example, gate, hub, parts, release
 from emotune.publish.facts import Facts, as_run
 from emotune.publish.gate import Licenses, forbidden, licenses
 from emotune.runs.params import parse
@@ -201,6 +202,7 @@ def environment(server: Hub, home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "OMP_NUM_THREADS": "1",
+        "EMOTUNE_TRACKING": "off",
     }
 
 
@@ -254,7 +256,7 @@ def changed(path: Path, old: str, new: str) -> None:
 
 
 def test_a_dry_run_writes_what_each_repository_would_hold_and_no_more(dry: Path) -> None:
-    assert {path.name: files(path) for path in dry.iterdir()} == {
+    assert {path.name: files(path) for path in dry.iterdir() if path.name != ".emotune.json"} == {
         "base": BASE,
         "sft": ADAPTER,
         "dpo": ADAPTER,
@@ -268,6 +270,29 @@ def test_a_second_dry_run_writes_the_same_bytes(repository: Path, dry: Path, tmp
         assert (tmp_path / "again" / name).read_bytes() == (dry / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("name", ["sft/adapter_model.safetensors", "notes.txt", "base/kept/notes.txt"])
+def test_a_dry_run_takes_the_place_of_nothing_but_a_dry_run(
+    name: str, repository: Path, dry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(dry, tmp_path / "again")
+    assert cli.main(["publish", "--dry-run", str(tmp_path / "again")]) == 0
+    path = tmp_path / "again" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("somebody's")
+    assert cli.main(["publish", "--dry-run", str(tmp_path / "again")]) == 2
+    assert f"{name} there was written by no dry run" in capsys.readouterr().err
+    assert path.read_text() == "somebody's"
+
+
+def test_a_dry_run_leaves_the_outs_of_the_stages_alone(repository: Path, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/base").symlink_to(repository / "models/base")
+    for folder in ("models", "data", str(tmp_path / "links")):
+        assert cli.main(["publish", "--dry-run", folder]) == 2
+    for folder in ("models", "data"):
+        assert files(repository / folder) == files(made / folder)
+
+
 def test_pairs_are_parquet_with_the_published_columns_first(dry: Path, made: Path) -> None:
     from pyarrow import parquet
 
@@ -277,7 +302,20 @@ def test_pairs_are_parquet_with_the_published_columns_first(dry: Path, made: Pat
 
 
 def test_an_adapter_names_the_base_model_that_is_published_with_it(dry: Path) -> None:
-    assert records.read_json(dry / "dpo/adapter_config.json")["base_model_name_or_path"] == "OWNER/emotune-base"
+    config = records.read_json(dry / "dpo/adapter_config.json")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("OWNER/emotune-base", "main")
+
+
+@pytest.mark.parametrize(("tag", "revision"), [((), "small"), (("--tag", "v1"), "small-v1")])
+def test_an_adapter_names_the_branch_that_its_base_model_lies_in(
+    tag: tuple[str, ...], revision: str, repository: Path, tmp_path: Path
+) -> None:
+    write_params(repository, CHANGES | {"publish.base": "emotune-base@small"})
+    commit(repository)
+    assert cli.main(["publish", "--dry-run", str(tmp_path / "out"), *tag]) == 0
+    config = records.read_json(tmp_path / "out/dpo/adapter_config.json")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("OWNER/emotune-base", revision)
+    assert f'"OWNER/emotune-base", revision="{revision}"' in (tmp_path / "out/dpo/README.md").read_text()
 
 
 def test_a_card_s_head_has_what_the_hub_and_trl_look_for(dry: Path) -> None:
@@ -287,6 +325,8 @@ def test_a_card_s_head_has_what_the_hub_and_trl_look_for(dry: Path) -> None:
     assert found["license"] == "apache-2.0"
     assert found["library_name"] == "peft"
     assert {"trl", "dpo", "lora", "generated_from_trainer"} <= set(found["tags"])
+    assert found["base_model_relation"] == "adapter"
+    assert head((dry / "prefs/README.md").read_text())["size_categories"] == ["n<1K"]
     (result,) = found["model-index"][0]["results"]
     assert {
         "type": "f1",
@@ -299,6 +339,13 @@ def test_a_card_s_head_has_what_the_hub_and_trl_look_for(dry: Path) -> None:
         {"split": "train", "path": "data/train-*.parquet"},
         {"split": "validation", "path": "data/validation-*.parquet"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"), [(999, "n<1K"), (1000, "1K<n<10K"), (123_456, "100K<n<1M"), (2_000_000, "1M<n<10M")]
+)
+def test_a_dataset_s_size_is_called_as_the_hub_calls_it(rows: int, name: str) -> None:
+    assert cards.size(rows) == name
 
 
 def test_a_card_says_where_the_model_comes_from(dry: Path, made: Path) -> None:
@@ -328,7 +375,7 @@ def test_data_and_base_model_from_elsewhere_are_named_with_their_licences_and_no
     run(repository, "dvc", "commit", "--quiet", "--force")
     commit(repository)
     assert cli.main(["publish", "--dry-run", str(tmp_path / "out")]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sft", "dpo", "prefs"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".emotune.json", "sft", "dpo", "prefs"}
     for name in ("sft", "dpo", "prefs"):
         card = (tmp_path / "out" / name / "README.md").read_text()
         assert head(card)["license"] == "cc-by-nc-sa-4.0"
@@ -516,22 +563,118 @@ def test_a_release_is_sent_once_and_is_there(repository: Path, fresh: Hub, emotu
     code, told = emotune(repository, code=code_of(fresh.files("datasets", "me/emotune-prefs")["README.md"]))
     assert code == 0, told
 
+    # It names the very base model that it was trained on, which no later release moves.
+    base = fresh.repositories["models", "me/emotune-base"].tags["v1"]
+    for name in ("sft", "dpo"):
+        found = fresh.files("models", f"me/emotune-{name}", "v1")
+        config = json.loads(found["adapter_config.json"])
+        assert (config["base_model_name_or_path"], config["revision"]) == ("me/emotune-base", base)
+        assert f'from_pretrained("me/emotune-base", revision="{base}"' in found["README.md"].decode()
+        assert f'from_pretrained(model, "me/emotune-{name}", revision="v1")' in found["README.md"].decode()
+
     # Another card: only the cards are sent, and not under the name of that release.
     commit(repository)
+    code, told = emotune(repository, "publish", "--check", "--tag", "v1")
+    assert (code, told.count("no differences")) == (0, 4), told
     code, told = emotune(repository, "publish", "--tag", "v1")
     assert (code, "a release does not move" in told) == (2, True)
     fresh.log.clear()
     code, told = emotune(repository, "publish", "--tag", "v2")
     assert code == 0, told
-    assert told.count(": 1 files, ") == 4
+    # An adapter names the commit that the base model's card made, too.
+    assert (told.count(": 1 files, "), told.count(": 2 files, ")) == (2, 2)
+    base = fresh.repositories["models", "me/emotune-base"].tags["v2"]
+    found = fresh.files("models", "me/emotune-dpo", "v2")["adapter_config.json"]
+    assert json.loads(found) == config | {"revision": base}
+    code, told = emotune(repository, "publish", "--check")
+    assert (code, told.count("no differences")) == (0, 4), told
     assert not [path for method, path in fresh.log if method == "PUT"]
 
     # A byte that changed there.
     tree = fresh.repositories["models", "me/emotune-sft"]
-    tree.commit("main", tree.commits[tree.branches["main"]] | {"history.csv": (fresh.keep(b"step\n"), False)})
+    own = tree.commits[tree.branches["main"]]
+    card = fresh.contents[own["README.md"][0]].replace(b"rank: 4", b"rank: 8")
+    others = {"history.csv": b"step\n", "README.md": card, "more.bin": b"more"}
+    tree.commit("main", own | {name: (fresh.keep(content), False) for name, content in others.items()})
     code, told = emotune(repository, "publish", "--check")
     assert code == 1
+    assert "sft: more.bin is there, and not of this run" in told
     assert "sft: history.csv is another there" in told
+    assert "sft: README.md is another there" in told
+    assert told.count("no differences") == 3
+
+
+def test_what_was_sent_is_a_version_in_mlflow_s_registry_and_link_finds_it_by_the_hub_s_tag(
+    repository: Path, fresh: Hub, emotune: Teller
+) -> None:
+    from mlflow import MlflowClient
+
+    from emotune.runs import mirror, tracking
+
+    tracked = {"EMOTUNE_TRACKING": "on", "MLFLOW_TRACKING_URI": f"sqlite:///{repository}/.work/mlflow.db"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracked["MLFLOW_TRACKING_URI"])
+        with tracking.store() as (client, experiment):
+            tags = {tracking.LOCK: mirror.locks(mirror.entries(None))["dpo"]}
+            dpo = client.create_run(experiment, tags=tags).info.run_id
+    known = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    try:
+        for tag in ("v1", "v1", "v2"):
+            if tag == "v2":
+                commit(repository)
+            code, told = emotune(repository, "publish", "--tag", tag, environment=tracked)
+            assert code == 0, told
+            assert f"version {tag[1]} of emotune-dpo in MLflow, published\n" in told
+        (repository / ".work/published.jsonl").unlink()
+        code, told = emotune(repository, "link", "me/emotune-dpo@v1")
+    finally:
+        emotune(repository, code="", environment={"EMOTUNE_TRACKING": "off"})
+    revision = fresh.repositories["models", "me/emotune-dpo"].tags["v1"]
+    assert (code, f"published   me/emotune-dpo@{revision}  of commit {known}" in told) == (0, True), told
+    assert f"git commit  {known}  its dvc.lock says this" in told
+
+    client = MlflowClient(tracked["MLFLOW_TRACKING_URI"])
+    first = client.get_model_version("emotune-dpo", "1")
+    assert first.source == f"https://huggingface.co/me/emotune-dpo/tree/{revision}"
+    assert (first.run_id, first.tags["release"], first.tags["git.commit"]) == (dpo, "v1", known)
+    assert client.get_model_version_by_alias("emotune-dpo", "published").version == 2
+
+
+def test_a_store_without_a_registry_is_no_error(repository: Path, fresh: Hub, emotune: Teller) -> None:
+    code, told = emotune(
+        repository, "publish", environment={"EMOTUNE_TRACKING": "on", "MLFLOW_TRACKING_URI": "./mlruns"}
+    )
+    emotune(repository, code="", environment={"EMOTUNE_TRACKING": "off"})
+    assert code == 0, told
+    assert "not registered in MLflow: MLflow at ./mlruns: " in told
+    assert set(fresh.files("datasets", "me/emotune-prefs")) == PREFS
+
+
+def test_two_that_send_at_once_lose_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    notes = tmp_path / "published.jsonl"
+    lines = [{"repo": f"me/{number}", "revision": "a", "commit": "b"} for number in range(48)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda line: release.note(notes, line), [*lines, *lines]))
+    assert sorted(records.read_jsonl(notes), key=str) == sorted(lines, key=str)
+
+
+@pytest.mark.parametrize(("name", "file"), [("sft", "adapter_model.safetensors"), ("prefs", "train.jsonl")])
+def test_dvc_brings_an_artifact_that_a_git_tag_releases(name: str, file: str, repository: Path, tmp_path: Path) -> None:
+    project = read_yaml(ROOT / "dvc.yaml")
+    assert {out["path"] for out in project["artifacts"].values()} < {
+        path for stage in project["stages"].values() for path in stage["outs"]
+    }
+    own = read_yaml(Path("dvc.yaml"))
+    own["artifacts"] = {key: project["artifacts"][key] for key in ("sft", "dpo", "prefs")}
+    YAML().dump(own, Path("dvc.yaml"))
+    commit(repository)
+    name_of_tester = ("-c", "user.name=A tester", "-c", "user.email=tester@localhost")
+    run(repository, "git", *name_of_tester, "tag", "--annotate", "--message", "A release", f"{name}@v1.0.0")
+    path = repository / project["artifacts"][name]["path"]
+    run(tmp_path, "dvc", "artifacts", "get", str(repository), name, "--out", str(tmp_path / "brought"))
+    assert files(tmp_path / "brought") == files(path)
+    assert (tmp_path / "brought" / file).read_bytes() == (path / file).read_bytes()
 
 
 def code_of(card: bytes) -> str:
@@ -549,7 +692,7 @@ def test_a_repository_of_several_branches_holds_a_part_in_each(repository: Path,
     assert set(own.tags) == {"v1", "sft-v1"}
     for revision in ("main", "sft"):
         card = fresh.files("models", "a-team/emotune-dpo", revision)["README.md"].decode()
-        assert ('revision="sft"' in card) is (revision == "sft")
+        assert ('"a-team/emotune-dpo", revision="sft-v1"' in card) is (revision == "sft")
     assert set(fresh.files("models", "a-team/emotune-dpo", "sft")) == ADAPTER
 
 

@@ -1,7 +1,7 @@
 """What is known of a run that is published: settings, licences, places on the Hub, and what speaks against it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class Facts:
     # What spoke against publishing, and why it was done all the same.
     objections: Sequence[str]
     reason: str | None
+    # The release that the parts are sent as.
+    tag: str | None = None
+    # The commit that the base model trained here has on the Hub; None where that is not known before it is sent.
+    base_commit: str | None = None
 
     @property
     def base(self) -> Repository | None:
@@ -51,6 +55,19 @@ class Facts:
         if name == "embedded":
             return self.repositories["base"]
         return None if is_folder(name) else Repository(name, MAIN, "model")
+
+    @property
+    def pinned_base(self) -> Repository | None:
+        """The base model's place, at the revision that an adapter was trained on: another base moves none of them."""
+        if self.base is None:
+            return None
+        own = self.base_commit or self.base.revision(self.tag)
+        return replace(self.base, branch=own if self.p.model.base == "embedded" else self.p.model.revision or MAIN)
+
+    def released(self, part: str) -> Repository:
+        """The place of a part, at the release that it is sent as: its card loads what it was sent with."""
+        place = self.repositories[part]
+        return replace(place, branch=place.revision(self.tag))
 
 
 def facts_of(root: Path, metrics: Path, reason: str | None) -> Facts:

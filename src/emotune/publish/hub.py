@@ -86,8 +86,13 @@ class Plan:
     tag: str | None
 
     @property
+    def changes(self) -> bool:
+        """Whether the branch will be at another commit."""
+        return bool(self.send or self.delete)
+
+    @property
     def done(self) -> bool:
-        return not (self.send or self.delete or self.tag)
+        return not (self.changes or self.tag)
 
     @property
     def summary(self) -> str:

@@ -10,8 +10,8 @@ from emotune.core.errors import InputError
 from emotune.publish import cards, example
 from emotune.publish.facts import ADAPTERS, STAGES, Facts
 from emotune.publish.gate import forbidden
+from emotune.publish.hub import CARD
 
-CARD = "README.md"
 # Published columns first.
 FIRST = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score")
 SPLITS = ("train", "validation")
@@ -82,10 +82,10 @@ def _write_model(part: str, facts: Facts, place: Path) -> str:
         shutil.copytree(out(facts, part), place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_SENT))
     if part in ADAPTERS:
         # Where the base model is on the Hub, and at which commit.
-        model, there = facts.p.model, facts.base
+        there = facts.pinned_base
         config = records.read_json(place / "adapter_config.json")
-        config["base_model_name_or_path"] = there.id if there else Path(model.base).name
-        config["revision"] = model.revision if there else None
+        config["base_model_name_or_path"] = there.id if there else Path(facts.p.model.base).name
+        config["revision"] = there.branch if there else None
         records.write_json(place / "adapter_config.json", config)
     if part != "base":
         (place / "history.csv").write_text(cards.history(part, facts), encoding="utf-8")

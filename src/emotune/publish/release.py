@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from emotune.core import records
-from emotune.publish import example, hub, parts
-from emotune.publish.facts import ADAPTERS, Facts, facts_of, repositories
+from emotune.core.errors import InputError
+from emotune.publish import example, hub, parts, registry
+from emotune.publish.facts import ADAPTERS, STAGES, Facts, facts_of, repositories
+from emotune.runs import tracking
+
+# In a dry run's folder: the sha256 of every file that it wrote there.
+WRITTEN = ".emotune.json"
+# Of a card: the commit, what spoke against sending it, and under which name it is loaded.
+AT_WRITING = re.compile(r'^(>.*\n)+\n|^(Made by the stage|git checkout) .*\n|, revision="[^"]*"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,6 @@ class Release:
 
     facts: Facts
     parts: Sequence[str]
-    tag: str | None
     public: bool
 
     @property
@@ -30,14 +37,21 @@ class Release:
 
 def prepare(root: Path, metrics: Path, reason: str | None, merged: bool, tag: str | None, public: bool) -> Release:
     """What there is to publish; InputError where the run is not complete, or a licence forbids it."""
-    facts = facts_of(root, metrics, reason)
-    return Release(facts, parts.names(facts, merged), tag, public)
+    facts = replace(facts_of(root, metrics, reason), tag=tag)
+    return Release(facts, parts.names(facts, merged), public)
 
 
 def write(release: Release, folder: Path) -> bool:
-    """Write all parts to a folder, and print what is in it; False where the gate refuses to send that."""
+    """Write all parts to a folder, and print what is in it; False where the gate refuses to send that.
+
+    InputError where the folder holds what no dry run wrote: the parts take the place of what is there.
+    """
+    _refuse_others(folder)
     _print_objections(release)
-    parts.build(release.facts, release.parts, folder)
+    try:
+        parts.build(release.facts, release.parts, folder)
+    finally:
+        records.write_json(folder / WRITTEN, {name: records.sha256(path) for name, path in _written(folder).items()})
     for part in release.parts:
         repository = release.facts.repositories[part]
         about = f"{'public' if release.public else 'private'} {repository.kind}{_comma_tag(release, repository)}"
@@ -50,22 +64,23 @@ def write(release: Release, folder: Path) -> bool:
 def compare(release: Release) -> bool:
     """Print where the Hub has something else than would be sent now; False where it has.
 
-    What can be loaded there is loaded. The card is not compared: it tells of the commit at which it was written.
+    What can be loaded there is loaded. Of a card, what it tells of the moment it was written at is not compared.
     """
     facts, same = _with_owner(release.facts), True
     with tempfile.TemporaryDirectory() as name:
         here, cache = Path(name, "here"), Path(name, "there")
+        there = {part: hub.download(facts.repositories[part], facts.tag, cache) for part in release.parts}
+        if "base" in there:
+            # The Hub's cache calls a folder by its commit.
+            facts = replace(facts, base_commit=there["base"].name)
         parts.build(facts, release.parts, here)
-        there = {part: hub.download(facts.repositories[part], release.tag, cache) for part in release.parts}
         for part in release.parts:
-            lines = [
-                f"{path} is another there"
-                for path, file in hub.files(here / part).items()
-                if path != parts.CARD and not _same(file, there[part] / path)
-            ]
+            lines = _differences(hub.files(here / part), hub.files(there[part]))
             if part == "prefs":
-                rows = hub.rows(facts.repositories[part], release.tag, Path(name, "rows"))
-                others = [split for split, own in parts.pairs(facts).items() if _texts(own) != _texts(rows[split])]
+                rows = hub.rows(facts.repositories[part], facts.tag, Path(name, "rows"))
+                others = [
+                    split for split, own in parts.pairs(facts).items() if _texts(own) != _texts(rows.get(split, []))
+                ]
                 lines += [f"load_dataset reads other rows in {split}" for split in others]
             elif part in ADAPTERS and not lines:
                 base = parts.out(facts, "base")
@@ -78,8 +93,18 @@ def compare(release: Release) -> bool:
     return same
 
 
-def _same(file: Path, other: Path) -> bool:
-    return other.is_file() and filecmp.cmp(file, other, shallow=False)
+def _differences(here: Mapping[str, Path], there: Mapping[str, Path]) -> list[str]:
+    """A line for each file that is not the same in two folders, or not in both; the Hub's own is no difference."""
+    lines = [f"{path} is not there" for path in here if path not in there]
+    lines += [f"{path} is there, and not of this run" for path in there if path not in (*here, hub.ATTRIBUTES)]
+    both = [path for path in here if path in there]
+    return lines + [f"{path} is another there" for path in both if not _same(path, here[path], there[path])]
+
+
+def _same(path: str, file: Path, other: Path) -> bool:
+    if path == hub.CARD:
+        return AT_WRITING.sub("", file.read_text("utf-8")) == AT_WRITING.sub("", other.read_text("utf-8"))
+    return filecmp.cmp(file, other, shallow=False)
 
 
 def _texts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -96,24 +121,72 @@ def send(release: Release, notes: Path) -> bool:
     if release.refused:
         print('Nothing was sent. `--force "reason"` publishes all the same, and the cards carry the reason.')
         return False
-    facts = _with_owner(release.facts)
+    release = replace(release, facts=_with_owner(release.facts))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        parts.build(facts, release.parts, folder)
-        places = {part: facts.repositories[part] for part in release.parts}
+        folder, plans = Path(name), dict[str, hub.Plan]()
         # All plans before the first push: what forbids one of them forbids all.
-        plans = [hub.plan(place, folder / part, release.tag, release.public) for part, place in places.items()]
-        for plan in plans:
-            print(f"{plan.repository.url}: {plan.summary}", flush=True)
-            revision = hub.push(plan, f"emotune {facts.commit[:12]}")
-            if not plan.done:
-                print(f"{plan.repository.url}: at {revision[:12]}{_comma_tag(release, plan.repository)}")
-            line = {"repo": plan.repository.id, "revision": revision, "commit": facts.commit}
-            known = list(records.read_jsonl(notes)) if notes.exists() else []
-            # It is there where a call was killed after it had sent something: the next finds nothing to send.
-            if line not in known:
-                records.write_jsonl(notes, [*known, line])
+        for part in release.parts:
+            plans[part] = _plan(release, part, folder)
+            if part == "base" and not plans[part].changes:
+                release = _on_base(release, plans[part].head)
+        planned = release
+        for part in release.parts:
+            if part in ADAPTERS and release != planned:
+                plans[part] = _plan(release, part, folder)
+            revision = _push(release, plans[part])
+            note(notes, {"repo": plans[part].repository.id, "revision": revision, "commit": release.facts.commit})
+            if part == "base":
+                release = _on_base(release, revision)
+            elif part == "dpo":
+                print(registry.register(plans[part].repository, revision, release.facts, STAGES[part]))
     return True
+
+
+def _plan(release: Release, part: str, folder: Path) -> hub.Plan:
+    parts.build(release.facts, [part], folder)
+    return hub.plan(release.facts.repositories[part], folder / part, release.facts.tag, release.public)
+
+
+def _on_base(release: Release, commit: str | None) -> Release:
+    """With adapters that name this commit of the base model trained here."""
+    return replace(release, facts=replace(release.facts, base_commit=commit))
+
+
+def _push(release: Release, plan: hub.Plan) -> str:
+    print(f"{plan.repository.url}: {plan.summary}", flush=True)
+    revision = hub.push(plan, f"emotune {release.facts.commit[:12]}")
+    if not plan.done:
+        print(f"{plan.repository.url}: at {revision[:12]}{_comma_tag(release, plan.repository)}")
+    return revision
+
+
+def note(notes: Path, line: Mapping[str, str]) -> None:
+    """Add a line that is not there yet, whatever another call adds at the same time.
+
+    It is there where a call was killed after it had sent something: the next finds nothing to send.
+    """
+    with tracking.locked():
+        known = list(records.read_jsonl(notes)) if notes.exists() else []
+        if line not in known:
+            records.write_jsonl(notes, [*known, line])
+
+
+def _refuse_others(folder: Path) -> None:
+    """InputError where a folder holds anything but what dry runs wrote, by the list of hashes that they leave there."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--dry-run {folder}: not a folder")
+    known = records.read_json(folder / WRITTEN) if (folder / WRITTEN).is_file() else {}
+    for name, path in _written(folder).items():
+        if path.is_symlink() or known.get(name) != records.sha256(path):
+            raise InputError(
+                f"--dry-run {folder}: {name} there was written by no dry run; name an empty folder, or none"
+            )
+
+
+def _written(folder: Path) -> dict[str, Path]:
+    """All that a folder holds, but the list of it; a link is none of the folders that it may lead to."""
+    below = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in below if path != folder / WRITTEN}
 
 
 def _print_objections(release: Release) -> None:
@@ -129,4 +202,4 @@ def _with_owner(facts: Facts) -> Facts:
 
 
 def _comma_tag(release: Release, repository: hub.Repository) -> str:
-    return f", tag {repository.tag(release.tag)}" if release.tag else ""
+    return f", tag {repository.tag(release.facts.tag)}" if release.facts.tag else ""
