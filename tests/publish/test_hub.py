@@ -640,13 +640,13 @@ def test_what_was_sent_is_a_version_in_mlflow_s_registry_and_link_finds_it_by_th
     assert client.get_model_version_by_alias("emotune-dpo", "published").version == 2
 
 
-def test_a_store_without_a_registry_is_no_error(repository: Path, fresh: Hub, emotune: Teller) -> None:
-    code, told = emotune(
-        repository, "publish", environment={"EMOTUNE_TRACKING": "on", "MLFLOW_TRACKING_URI": "./mlruns"}
-    )
+@pytest.mark.parametrize("store", ["./mlruns", "postgresql+nodriver://me:s3cret@127.0.0.1:9/runs"])
+def test_a_store_without_a_registry_is_no_error(store: str, repository: Path, fresh: Hub, emotune: Teller) -> None:
+    code, told = emotune(repository, "publish", environment={"EMOTUNE_TRACKING": "on", "MLFLOW_TRACKING_URI": store})
     emotune(repository, code="", environment={"EMOTUNE_TRACKING": "off"})
     assert code == 0, told
-    assert "not registered in MLflow: MLflow at ./mlruns: " in told
+    assert "not registered in MLflow: " in told
+    assert "s3cret" not in told
     assert set(fresh.files("datasets", "me/emotune-prefs")) == PREFS
 
 
@@ -760,6 +760,15 @@ def test_the_hub_s_own_login_is_a_token_too(made: Path, fresh: Hub, emotune: Tel
     )
     (emotune.home / "token").unlink()
     assert (code, told) == (0, "me\n")
+
+
+def test_a_mirror_of_the_hub_that_asks_for_a_password_is_shown_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:s3cret@host")
+    with pytest.raises(InputError) as error, hub._one_message("who"):
+        raise ValueError("Invalid port: 's3cret@host'")
+    assert str(error.value) == "http://host: who: Invalid port: '***@host'"
 
 
 def test_a_connection_that_drops_once_is_made_again(dry: Path, fresh: Hub, emotune: Teller) -> None:

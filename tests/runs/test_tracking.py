@@ -220,6 +220,13 @@ def test_a_dead_server_costs_one_warning_and_seconds(monkeypatch, tmp_path, capf
     assert "Connection refused" in err
 
 
+def test_a_warning_that_quotes_a_part_of_the_address_quotes_no_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:se/cret@host")
+    told = tracking.warning("Failed to parse: user:se")
+    assert told.startswith("emotune: MLflow at http://host failed, ")
+    assert told.endswith(": Failed to parse: user:***")
+
+
 @pytest.fixture
 def silent_server(monkeypatch, tmp_path):
     """A tracking server that takes every request and answers none, to a client of endless patience."""

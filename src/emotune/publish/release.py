@@ -12,7 +12,7 @@ from typing import Any
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.publish import example, hub, parts, registry
-from emotune.publish.facts import ADAPTERS, STAGES, Facts, facts_of, repositories
+from emotune.publish.facts import ADAPTERS, Facts, facts_of, repositories
 from emotune.runs import tracking
 
 # In a dry run's folder: the sha256 of every file that it wrote there.
@@ -129,16 +129,16 @@ def send(release: Release, notes: Path) -> bool:
             plans[part] = _plan(release, part, folder)
             if part == "base" and not plans[part].changes:
                 release = _on_base(release, plans[part].head)
-        planned = release
+        planned, revisions = release, dict[str, str]()
         for part in release.parts:
             if part in ADAPTERS and release != planned:
                 plans[part] = _plan(release, part, folder)
-            revision = _push(release, plans[part])
-            note(notes, {"repo": plans[part].repository.id, "revision": revision, "commit": release.facts.commit})
+            revisions[part] = _push(release, plans[part])
+            repo, commit = plans[part].repository.id, release.facts.commit
+            note(notes, {"repo": repo, "revision": revisions[part], "commit": commit})
             if part == "base":
-                release = _on_base(release, revision)
-            elif part == "dpo":
-                print(registry.register(plans[part].repository, revision, release.facts, STAGES[part]))
+                release = _on_base(release, revisions[part])
+    print(registry.register("dpo", revisions["dpo"], release.facts))
     return True
 
 
