@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from emotune.generation import noise
 from emotune.generation.engine import Reply, Request, leading
@@ -116,6 +115,8 @@ def shares_cache(config: Any, requests: Sequence[Request], sampling: Sampling) -
     A layer with a state (Mamba, linear attention, convolution) would mix them, and one with a window drop the prompt
     for what others wrote.
     """
+    from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
     widest = max(len(r.prompt) for r in requests) + max(len(r.keys) for r in requests) * sampling.max_new_tokens
     layers = DynamicCache(config=config).layers
     windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
