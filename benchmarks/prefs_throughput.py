@@ -74,7 +74,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         model = adapted = random_llama(model.config)
     judges = (
         open_judge(ROOT / "models/judges/reward.skops", whole.reward.emotion_judge),
-        open_judge(ROOT / "models/judges/gibberish.skops", whole.gibberish_judge),
+        open_judge(ROOT / "models/judges/reward_gibberish.skops", whole.reward.gibberish_judge),
     )
     asked = attempts.choose_prompts(
         records.read_dialogues(ROOT / "data/dialogues/train.jsonl"),

@@ -26,6 +26,7 @@ EVALUATE = Evaluate(
     resamples=200,
     seed=7,
     emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     sampling=Sampling(temperature=0.7, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8),
 )
 TURNS = alternate(

@@ -66,13 +66,12 @@ def test_a_profile_applied_twice_changes_nothing_the_second_time(capsys):
 
 
 def test_lists_and_label_maps_stay_on_one_line_and_comments_below_them_stay():
-    profile(
-        "mine", "gibberish_judge:\n  labels:\n    LABEL_0: clean\nsft:\n  lora:\n    target_modules:\n    - q_proj\n"
-    )
+    labels = "reward:\n  gibberish_judge:\n    labels:\n      LABEL_0: clean\n"
+    profile("mine", labels + "sft:\n  lora:\n    target_modules:\n    - q_proj\n")
     cli.main(["profile", "mine"])
     text = Path("params.yaml").read_text()
-    assert "  labels: {LABEL_0: clean}\n\n# The questions that baseline, sft and dpo are asked\nevaluate:\n" in text
-    assert "    target_modules: [q_proj]\n" in text
+    assert "    labels: {LABEL_0: clean}\n  bias: 0.001\n" in text
+    assert "    target_modules: [q_proj]\n\n# Who samples the candidates\ngeneration:\n" in text
 
 
 @pytest.mark.parametrize(

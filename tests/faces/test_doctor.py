@@ -38,13 +38,14 @@ EMBEDDED = {
     "model.revision": None,
     "model.attention": "sdpa",
     "model.quantization": "none",
-    "gibberish_judge": JUDGE,
     "evaluate.emotion_judge": JUDGE,
+    "evaluate.gibberish_judge": JUDGE,
     "sft.optimizer": "adamw_torch",
     "generation.engine": "local",
     "generation.model": None,
     "dpo.optimizer": "adamw_torch",
     "reward.emotion_judge": JUDGE,
+    "reward.gibberish_judge": JUDGE,
 }
 FREE_PORT = 9  # "discard", which nobody serves
 

@@ -34,8 +34,9 @@ WRITTEN = {
     "base_model": {f"models/base/{name}" for name in MODEL} | {"metrics/base_model.json"},
     "judges": {
         "models/judges/evaluate.skops",
-        "models/judges/gibberish.skops",
+        "models/judges/evaluate_gibberish.skops",
         "models/judges/reward.skops",
+        "models/judges/reward_gibberish.skops",
         "metrics/judges.json",
     },
     "baseline": {

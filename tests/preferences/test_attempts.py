@@ -56,6 +56,7 @@ PREFS = Prefs(
 )
 REWARD = Reward(
     emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     bias=0.001,
     length=Length(shape="published", unit="characters", low=5, high=20),
     weights=(0.4, 0.25, 0.35),

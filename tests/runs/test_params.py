@@ -143,13 +143,14 @@ def test_every_error_of_the_file_is_told_at_once() -> None:
     ]
 
 
-def test_the_judge_that_rewards_cannot_evaluate() -> None:
-    judge = {"name": "someone/emotions", "revision": "0" * 40, "labels": None}
-    found = error(("reward.emotion_judge", judge), ("evaluate.emotion_judge", judge))
-    assert found.startswith("params.yaml: reward.emotion_judge and evaluate.emotion_judge must differ: ")
-    assert found.endswith("got 'someone/emotions' for both")
+@pytest.mark.parametrize("kind", ["emotion_judge", "gibberish_judge"])
+def test_the_judge_that_rewards_cannot_evaluate(kind: str) -> None:
+    judge = {"name": "someone/texts", "revision": "0" * 40, "labels": None}
+    found = error((f"reward.{kind}", judge), (f"evaluate.{kind}", judge))
+    assert found.startswith(f"params.yaml: reward.{kind} and evaluate.{kind} must differ: ")
+    assert found.endswith("got 'someone/texts' for both")
     # Two embedded judges have the same name and are not the same judge.
-    assert parsed().reward.emotion_judge == parsed().evaluate.emotion_judge
+    assert getattr(parsed().reward, kind) == getattr(parsed().evaluate, kind)
 
 
 def test_a_whole_number_is_accepted_for_a_float() -> None:

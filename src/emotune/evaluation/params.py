@@ -17,6 +17,7 @@ class Evaluate(Section):
     resamples: Annotated[int, Field(ge=100)]
     seed: int
     emotion_judge: JudgeChoice
+    gibberish_judge: JudgeChoice
     sampling: Sampling
 
 
@@ -24,7 +25,6 @@ class Examination(Section):
     """The questions, the judges of the answers, and the model that is asked: what a stage that evaluates reads."""
 
     evaluate: Evaluate
-    gibberish_judge: JudgeChoice
     history_turns: Count
     model: Model
     system_prompt: str | None

@@ -357,7 +357,7 @@ def _profile(root: Path, name: str, content: Mapping[str, Any], gpu: Gpu | None)
     """`fail` where a stage would stop, `warn` where something has to be brought first."""
     model, needs = content["model"], dict(_needs(name, content, gpu))
     lacks = [lack for lacking in needs.values() for lack in lacking] + _lacking_data(root, content["data"])
-    judges = [content["reward"]["emotion_judge"], content["evaluate"]["emotion_judge"], content["gibberish_judge"]]
+    judges = [content[part][kind] for part in ("reward", "evaluate") for kind in ("emotion_judge", "gibberish_judge")]
     for base, revision in [(model["base"], model["revision"]), *((j["name"], j["revision"]) for j in judges)]:
         lacks += _lacking_model(root, base, revision)
     found = ", ".join([model["base"] if model["base"] != "embedded" else "a model trained here", *needs])

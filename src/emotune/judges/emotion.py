@@ -1,6 +1,6 @@
 """The two emotion judges that are trained here, the one that rewards and the one that evaluates.
 
-They share neither features nor learner nor rows.
+They share neither features nor learner; the judges stage gives each rows of its own.
 """
 
 import random

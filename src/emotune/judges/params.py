@@ -16,6 +16,16 @@ class JudgeChoice(Section):
 
 
 class EmotionJudge(Section):
-    """Of all that `evaluate` or `reward` says, which judge."""
+    """Of all that `evaluate` or `reward` says, which judge of emotions."""
 
     emotion_judge: JudgeChoice
+
+
+class JudgesOf(EmotionJudge):
+    """Of all that `evaluate` or `reward` says, which two judges."""
+
+    gibberish_judge: JudgeChoice
+
+
+class Judges(Section):
+    share_dialogues: bool

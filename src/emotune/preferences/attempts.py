@@ -174,7 +174,7 @@ def made_of(inputs: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, A
         "model": {key: values["model"][key] for key in ("dtype", "attention", "quantization")},
         "generation": values["generation"],
         "emotion_judge": values["reward"]["emotion_judge"],
-        "gibberish_judge": values["gibberish_judge"],
+        "gibberish_judge": values["reward"]["gibberish_judge"],
         **{key: values["prefs"][key] for key in ("sampling", "candidates", "seed")},
         "code": {name: records.digest(PACKAGE / name)[:16] for name in CODE},
         "versions": {name: version(name) for name in LIBRARIES},

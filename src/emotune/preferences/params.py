@@ -24,6 +24,7 @@ class Length(Section):
 
 class Reward(Section):
     emotion_judge: JudgeChoice
+    gibberish_judge: JudgeChoice
     bias: float
     length: Length
     weights: tuple[float, ...]

@@ -12,7 +12,7 @@ from emotune.core.sections import Count, Section, check, read_yaml
 from emotune.data.params import Data
 from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Generation
-from emotune.judges.params import JudgeChoice
+from emotune.judges.params import Judges
 from emotune.models.params import Model, Pretrain
 from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.params import Template
@@ -51,7 +51,7 @@ class Params(Section):
     system_prompt: str | None
     model: Model
     pretrain: Pretrain
-    gibberish_judge: JudgeChoice
+    judges: Judges
     evaluate: Evaluate
     template: Template
     sft: Sft
@@ -69,12 +69,13 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _two_judges(self) -> Self:
-        rewarding, evaluating = self.reward.emotion_judge, self.evaluate.emotion_judge
-        if rewarding.name != "embedded" and rewarding.name == evaluating.name:
-            raise ValueError(
-                "reward.emotion_judge and evaluate.emotion_judge must differ: the judge that rewards cannot be the "
-                f"judge that evaluates; got {rewarding.name!r} for both"
-            )
+        for kind in ("emotion_judge", "gibberish_judge"):
+            rewarding, evaluating = getattr(self.reward, kind).name, getattr(self.evaluate, kind).name
+            if rewarding != "embedded" and rewarding == evaluating:
+                raise ValueError(
+                    f"reward.{kind} and evaluate.{kind} must differ: the judge that rewards cannot be the judge that "
+                    f"evaluates; got {rewarding!r} for both"
+                )
         return self
 
 

@@ -30,7 +30,7 @@ def main(
         names["labels"],
         p.evaluate,
         files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge),
-        files.open_judge(judges / "gibberish.skops", p.gibberish_judge),
+        files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge),
         log,
     )
     if processes.first():

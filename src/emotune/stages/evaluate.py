@@ -41,7 +41,7 @@ def main(
     labels, neutral = names["labels"], names["neutral"]
     held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
-    gibberish = files.open_judge(judges / "gibberish.skops", p.gibberish_judge)
+    gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
 
     answers = {
         "baseline": Answers(list(records.read_jsonl(baseline_replies)), list(records.read_jsonl(baseline_control)))

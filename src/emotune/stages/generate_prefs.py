@@ -5,7 +5,6 @@ from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
 from emotune.core.errors import Refusal
 from emotune.core.sections import Count, Section
 from emotune.generation.params import Generation
-from emotune.judges.params import JudgeChoice
 from emotune.judges.verdicts import Judge
 from emotune.models.params import Model
 from emotune.preferences.params import Prefs, Reward
@@ -18,7 +17,6 @@ class Params(Section):
     """Who answers, how the answers are rewarded, and what makes a pair."""
 
     generation: Generation
-    gibberish_judge: JudgeChoice
     history_turns: Count
     model: Model
     prefs: Prefs
@@ -37,7 +35,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
         from emotune.judges import files
 
         rewarding = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
-        return rewarding, files.open_judge(judges / "gibberish.skops", p.gibberish_judge)
+        return rewarding, files.open_judge(judges / "reward_gibberish.skops", p.reward.gibberish_judge)
 
     labels = records.read_json(dialogues / "labels.json")["labels"]
     tokenizer = loading.load_tokenizer(sft, None)

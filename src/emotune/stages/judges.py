@@ -1,6 +1,7 @@
-"""judges: three text classifiers, trained here or pinned on the Hub, and how good each is on the test split."""
+"""judges: four text classifiers, trained here or pinned on the Hub, and how good each is on the test split."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from emotune.core.dialogue import Dialogue
 from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.judges.corruption import with_corruptions
-from emotune.judges.params import EmotionJudge, JudgeChoice
+from emotune.judges.params import Judges, JudgesOf
 from emotune.judges.verdicts import GIBBERISH_LABELS, Judge
 
 
@@ -23,37 +24,59 @@ class Data(Section):
 
 
 class Params(Section):
-    """Which three judges."""
+    """Which judges reward, which evaluate, and what they learn from."""
 
     data: Data
-    evaluate: EmotionJudge
-    gibberish_judge: JudgeChoice
-    reward: EmotionJudge
+    evaluate: JudgesOf
+    judges: Judges
+    reward: JudgesOf
 
 
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
-    """Write the judge that rewards, the judge that evaluates and the judge of gibberish, and measure them."""
+    """Write the judges that reward and those that evaluate, one of emotions and one of gibberish each; measure them."""
     from emotune.judges import files
     from emotune.judges.emotion import train_emotion
     from emotune.judges.gibberish import train_gibberish
 
-    texts, emotions = columns(records.read_dialogues(dialogues / "train.jsonl"))
+    train = records.read_dialogues(dialogues / "train.jsonl")
     held_out, gold = columns(records.read_dialogues(dialogues / "test.jsonl"))
     corrupted = with_corruptions(held_out, random.Random(p.data.seed))
     out.mkdir(parents=True, exist_ok=True)
     of_emotions, of_gibberish = (held_out, gold, p.data.labels), (*corrupted, GIBBERISH_LABELS)
-    train = partial(train_emotion, texts, emotions, seed=p.data.seed)
+    seed = p.data.seed
+    both = (train, train) if p.judges.share_dialogues else halves(train, seed)
+    rewarding, evaluating = map(columns, both)
     measured = {}
     for name, choice, trained, examples in (
-        ("reward", p.reward.emotion_judge, partial(train, recipe="words"), of_emotions),
-        ("evaluate", p.evaluate.emotion_judge, partial(train, recipe="characters"), of_emotions),
-        ("gibberish", p.gibberish_judge, partial(train_gibberish, texts, p.data.seed), of_gibberish),
+        ("reward", p.reward.emotion_judge, partial(train_emotion, *rewarding, "words", seed), of_emotions),
+        ("reward_gibberish", p.reward.gibberish_judge, partial(train_gibberish, rewarding[0], seed), of_gibberish),
+        ("evaluate", p.evaluate.emotion_judge, partial(train_emotion, *evaluating, "characters", seed), of_emotions),
+        # With another seed it spoils other texts even of the same dialogues.
+        (
+            "evaluate_gibberish",
+            p.evaluate.gibberish_judge,
+            partial(train_gibberish, evaluating[0], seed + 1),
+            of_gibberish,
+        ),
     ):
         # A judge that is named instead leaves no file.
         if choice.is_embedded:
             files.save(trained(), out / f"{name}.skops")
         measured[name] = measure(files.open_judge(out / f"{name}.skops", choice), *examples)
     return measured
+
+
+def halves(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
+    """All dialogues dealt to two judges, none to both, by the rarest emotion of each: both see half of every emotion's.
+
+    A rare emotion is in few dialogues, and chance alone might give most of them to one judge.
+    """
+    counts = Counter(turn.emotion for dialogue in dialogues for turn in dialogue.turns)
+    rng = random.Random(f"halves {seed}")
+    rarest = [min((counts[turn.emotion], turn.emotion) for turn in dialogue.turns) for dialogue in dialogues]
+    order = sorted(range(len(dialogues)), key=lambda at: (rarest[at], rng.random()))
+    first, second = ([dialogues[at] for at in sorted(order[side::2])] for side in (0, 1))
+    return first, second
 
 
 def columns(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[str]]:
