@@ -153,17 +153,6 @@ def test_the_paired_difference_is_b_minus_a_and_sharper_than_two_intervals():
     assert alone["high"] - alone["low"] > 0.1
 
 
-def test_mcnemar_is_the_exact_binomial_test_on_the_rows_where_one_is_right():
-    a = [True] * 4 + [True] + [False] * 5
-    b = [True] * 4 + [False] + [True] * 5
-    assert scores.mcnemar(a, b) == {"b": 1, "c": 5, "p": 2 * (1 + 6) / 64}
-    assert scores.mcnemar([True, False], [False, True])["p"] == 1.0
-    assert scores.mcnemar([True], [True]) == {"b": 0, "c": 0, "p": 1.0}
-    # Thousands of rows: exact still, where the normal approximation gives z = 100 / sqrt(4000), p = 0.1138.
-    many = scores.mcnemar([True] * 1950 + [False] * 2050, [False] * 1950 + [True] * 2050)
-    assert many["p"] == pytest.approx(0.1175, abs=5e-4)
-
-
 def test_wilson_intervals():
     assert scores.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert scores.wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)

@@ -28,14 +28,12 @@ def measure(answers: Answers, labels: Sequence[str], neutral: str, p: Evaluate) 
 
 
 def compare(before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
-    """Paired tests of two models over the same questions: differences after - before, and McNemar's test."""
+    """Paired tests of two models over the same questions: differences after - before, dialogues resampled."""
     result: dict[str, Any] = {}
     for kind in ("replies", "control"):
         dialogues, emotions, first = _columns(getattr(before, kind))
         second = _columns(getattr(after, kind))[2]
         result[kind] = scores.paired(dialogues, emotions, first, second, labels, neutral, p.resamples, p.seed)
-        hits = [[one == emotion for one, emotion in zip(judged, emotions, strict=True)] for judged in (first, second)]
-        result[kind]["mcnemar"] = scores.mcnemar(*hits)
     return result
 
 

@@ -134,28 +134,12 @@ def _interval(values: Array) -> tuple[float, float]:
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a rate: at 100 % it is not [1, 1] as the bootstrap. (0, 1) for no trials."""
-    if not trials:
-        return 0.0, 1.0
-    interval = _binomial(successes, trials).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mcnemar(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> dict[str, float]:
-    """McNemar's exact two-sided test on paired rows: `b` only a is right, `c` only b is right, `p` under b = c.
-
-    p is the binomial test's of b among b + c at 1/2, and 1 where the two never differ.
-    """
-    pairs = list(zip(correct_a, correct_b, strict=True))
-    b = sum(bool(a) and not other for a, other in pairs)
-    c = sum(bool(other) and not a for a, other in pairs)
-    return {"b": b, "c": c, "p": float(_binomial(b, b + c).pvalue) if b + c else 1.0}
-
-
-def _binomial(successes: int, trials: int) -> Any:
-    """The exact test of a rate of 1/2, which knows the intervals of the rate too."""
     from scipy.stats import binomtest  # a second, which whoever only counts need not wait for
 
-    return binomtest(successes, trials)
+    if not trials:
+        return 0.0, 1.0
+    interval = binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def paired(
