@@ -9,7 +9,7 @@ import pytest
 
 from emotune.core.dialogue import Dialogue, alternate
 from emotune.evaluation import measures
-from emotune.evaluation.answers import Answers, Question, answer, control, natural
+from emotune.evaluation.answers import Answers, Question, answer, control, human, natural
 from emotune.evaluation.control import control_by, judge_gap
 from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Sampling
@@ -295,6 +295,25 @@ def test_neighbours_are_compared_on_the_same_questions() -> None:
     assert found["control"]["macro_accuracy"]["difference"] == pytest.approx(2 / 3)
 
 
+def test_the_human_row_is_the_references_of_the_natural_questions_through_the_same_judges() -> None:
+    def happy(texts: Sequence[str]) -> list[tuple[str, float]]:
+        return [("happiness" if text.endswith("!") else "neutral", 0.9) for text in texts]
+
+    def gibberish(texts: Sequence[str]) -> list[tuple[str, float]]:
+        return [("noise" if text == "Yes." else "clean", 0.9) for text in texts]
+
+    p = EVALUATE.model_copy(update={"prompts": 5})
+    rows = human(TALK, 5, p, happy, gibberish)
+    asked = natural(TALK, 5, 5, 7)
+    assert [row["id"] for row in rows] == [q.id for q in asked]
+    assert [row["reply"] for row in rows] == [q.reference for q in asked]
+    measured = measures.said(rows[:3], LABELS, "neutral", p)
+    # "That is a pity." is judged neutral, "Great!" happiness, "Yes." neutral and noise.
+    assert measured["replies"]["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert measured["text"]["gibberish"]["value"] == pytest.approx(1 / 3)
+    assert measured["text"]["words_mean"] == 2
+
+
 def test_rows_of_one_dialogue_are_no_more_evidence_for_being_many() -> None:
     def repeated(answers: Answers) -> Answers:
         return Answers(answers.replies * 3, answers.control * 3)
@@ -314,12 +333,13 @@ def test_the_table_has_a_row_for_each_model_and_metric() -> None:
         for name, found in (("baseline", BEFORE), ("sft", AFTER), ("dpo", AFTER))
     }
     measured["majority"] = measures.majority(AFTER, LABELS, "neutral")
+    measured["human"] = measures.said(AFTER.replies, LABELS, "neutral", EVALUATE)
     table = measures.table(measured | {"paired": {}})
     assert [(line["model"], line["metric"]) for line in table] == [
-        *((model, "accuracy") for model in ("majority", "baseline", "sft", "dpo")),
-        *((model, "weighted F1") for model in ("majority", "baseline", "sft", "dpo")),
-        *((model, "macro F1") for model in ("majority", "baseline", "sft", "dpo")),
-        *((model, "micro F1 without neutral") for model in ("majority", "baseline", "sft", "dpo")),
+        *((model, "accuracy") for model in ("majority", "baseline", "sft", "dpo", "human")),
+        *((model, "weighted F1") for model in ("majority", "baseline", "sft", "dpo", "human")),
+        *((model, "macro F1") for model in ("majority", "baseline", "sft", "dpo", "human")),
+        *((model, "micro F1 without neutral") for model in ("majority", "baseline", "sft", "dpo", "human")),
         *((model, "control") for model in ("baseline", "sft", "dpo")),
         *((model, "perplexity") for model in ("baseline", "sft", "dpo")),
         *((model, "bits per character") for model in ("baseline", "sft", "dpo")),

@@ -128,6 +128,13 @@ def test_the_models_stand_side_by_side_with_their_intervals_and_tests(here):
     ]
 
 
+def test_the_human_replies_stand_beside_the_models_where_the_questions_are_the_humans_own(here):
+    page = written()
+    assert '<b class="human">human</b>' in section(page, "confusion")
+    assert '<th scope="col" class="human">human</th>' in section(page, "models")
+    assert '<b class="human">' not in section(page, "control")
+
+
 def test_a_confusion_row_is_shares_of_what_was_asked_for(here):
     found = records.read_json(Path("metrics/evaluate.json"))
     found["baseline"]["replies"]["confusion"][1] = [3, 1, 0, 0, 0, 0, 0]

@@ -64,6 +64,7 @@ def write_metrics(folder: Path) -> None:
     rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
     measured = {name: measures.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
     measured["majority"] = measures.majority(rows["sft"], LABELS, "neutral")
+    measured["human"] = measures.said(answers(0.7).replies, LABELS, "neutral", p)
     measured["paired"] = {
         f"{a}_to_{b}": measures.compare(rows[a], rows[b], LABELS, "neutral", p)
         for a, b in (("baseline", "sft"), ("sft", "dpo"))
@@ -97,7 +98,7 @@ def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, c
     assert cli.main(["report"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[-1] == "words"
-    assert [lines[n].split()[0] for n in (1, 2, 4, 6)] == ["majority", "baseline", "sft", "dpo"]
+    assert [lines[n].split()[0] for n in (1, 2, 4, 6, 8)] == ["majority", "baseline", "sft", "dpo", "human"]
     sft = records.read_json(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
     assert f"{sft['value']:.3f}" in lines[4]
     assert f"{sft['low']:.3f}–{sft['high']:.3f}" in lines[5]
@@ -110,7 +111,14 @@ def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metri
     del evaluated["sft"]["reference"]["bits_per_character"]
     head, *rows = tables.comparison(evaluated, " [{}, {}]")
     # 6 nats over the 10 characters of "I am fine.", the same in every row.
-    assert [row[head.index("bits/char")] for row in rows] == ["–", "0.87 [0.87, 0.87]", "–", "0.87 [0.87, 0.87]"]
+    bits = [row[head.index("bits/char")] for row in rows]
+    assert bits == ["–", "0.87 [0.87, 0.87]", "–", "0.87 [0.87, 0.87]", "–"]
+
+
+def test_a_run_from_before_human_replies_were_judged_has_no_row_of_them(metrics):
+    evaluated = records.read_json(metrics / "evaluate.json")
+    _, *rows = tables.comparison({name: of for name, of in evaluated.items() if name != "human"}, "")
+    assert [row[0] for row in rows] == ["majority", "baseline", "sft", "dpo"]
 
 
 def test_the_report_fits_in_120_columns(metrics, capsys):

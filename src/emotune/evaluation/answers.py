@@ -98,6 +98,18 @@ def answer(
     return Answers(rows[: len(by_humans)], rows[len(by_humans) :])
 
 
+def human(
+    dialogues: Iterable[Dialogue], history_turns: int, p: Evaluate, emotion_judge: Judge, gibberish_judge: Judge
+) -> Rows:
+    """The natural questions' reference replies, as rows of a model that says what the human said: no model, no tokens.
+
+    What a judge makes of them is what it can make of replies that have the emotion asked for.
+    """
+    questions = natural(dialogues, history_turns, p.prompts, p.seed)
+    replies = [Reply(q.reference or "", tokens=0, ended=True) for q in questions]
+    return _rows(questions, [q.history for q in questions], replies, emotion_judge, gibberish_judge)
+
+
 def requests_of(
     prompter: Prompter, questions: Sequence[Question], sampling: Sampling, seed: int
 ) -> tuple[list[tuple[Turn, ...]], list[Request]]:

@@ -16,15 +16,19 @@ DISTINCT_WORDS = 5000
 
 def measure(answers: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
     """All that the metrics say of one model, from its rows alone."""
-    replies = scores.score(*_columns(answers.replies), labels, neutral, p.resamples, p.seed)
     control = scores.score(*_columns(answers.control), labels, neutral, p.resamples, p.seed)
     recalls = scores.per_label(*_columns(answers.control)[1:], labels)
     return {
-        "replies": replies,
+        **said(answers.replies, labels, neutral, p),
         "control": control | {"per_emotion": {label: recalls[label]["recall"] for label in labels}},
         "reference": _reference(answers.replies, p.resamples, p.seed),
-        "text": _text(answers.replies),
     }
+
+
+def said(rows: Rows, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
+    """What replies to natural questions are worth, whoever gave them: a model or the human."""
+    replies = scores.score(*_columns(rows), labels, neutral, p.resamples, p.seed)
+    return {"replies": replies, "text": _text(rows)}
 
 
 def compare(before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
@@ -114,6 +118,6 @@ def table(measured: Mapping[str, Any]) -> Rows:
     return [
         {"model": model, "metric": metric, **measured[model][part][name]}
         for metric, (part, name) in shown.items()
-        for model in ("majority", "baseline", "sft", "dpo")
+        for model in ("majority", "baseline", "sft", "dpo", "human")
         if part in measured[model]
     ]

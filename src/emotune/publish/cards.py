@@ -141,7 +141,7 @@ def bars(values: Sequence[float]) -> str:
 
 def _per_emotion(evaluated: Mapping[str, Any]) -> tables.Table:
     """How often each model obeys, a row an emotion."""
-    control = {model: evaluated[model]["control"] for model in tables.MODELS if "control" in evaluated[model]}
+    control = {model: evaluated[model]["control"] for model in tables.MODELS if "control" in evaluated.get(model, {})}
     labels = next(iter(control.values()))["labels"]
     shares = ([label, *(f"{of_model['per_emotion'][label]:.3f}" for of_model in control.values())] for label in labels)
     return [["", *control], *shares]

@@ -38,7 +38,8 @@ COLUMNS = {
     "distinct-2": Column("text", "distinct_2", 3),
     "words": Column("text", "words_mean", 1),
 }
-MODELS = ("majority", "baseline", "sft", "dpo")
+# `human` is what people replied, through the same judge: no model can be seen to do much better.
+MODELS = ("majority", "baseline", "sft", "dpo", "human")
 STEPS = {"baseline → sft": "baseline_to_sft", "sft → dpo": "sft_to_dpo"}
 TESTED = {"macro F1": ("replies", "macro_f1"), "control": ("control", "macro_accuracy")}
 JUDGED = {"accuracy": "accuracy", "weighted F1": "weighted_f1", "macro F1": "macro_f1"}
@@ -82,7 +83,8 @@ def number(figure: Sequence[float | None], form: str, interval: str) -> str:
 def comparison(evaluated: Mapping[str, Any], interval: str) -> Table:
     """A row a model; `interval` formats the bounds of a value's 95 % interval, to stand after it."""
     table = [["", *COLUMNS]]
-    for model in MODELS:
+    # Runs from before the human replies were judged have no row of them.
+    for model in (model for model in MODELS if model in evaluated):
         figures = ((figure(evaluated[model], column), f".{column.digits}f") for column in COLUMNS.values())
         table.append([model, *(number(value, form, interval) for value, form in figures)])
     return table

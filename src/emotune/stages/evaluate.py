@@ -1,4 +1,4 @@
-"""evaluate: sft and dpo answer what the baseline answered; all three side by side, with intervals and paired tests."""
+"""evaluate: sft and dpo answer what the baseline answered; all three and the human, with intervals and paired tests."""
 
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Log, Metrics, Out
@@ -30,11 +30,11 @@ def main(
     dpo_confusion: Out,
     comparison: Out,
 ) -> Metrics:
-    """Ask sft and dpo the test questions; write their replies, and the table of all three."""
+    """Ask sft and dpo the test questions; write their replies, and the table of all three and of the human replies."""
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
     from emotune.evaluation import measures
-    from emotune.evaluation.answers import Answers, answer
+    from emotune.evaluation.answers import Answers, answer, human
     from emotune.models import loading
 
     names = records.read_json(dialogues / "labels.json")
@@ -59,6 +59,8 @@ def main(
         )
 
     measured = {name: measures.measure(rows, labels, neutral, p.evaluate) for name, rows in answers.items()}
+    by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
+    measured["human"] = measures.said(by_human, labels, neutral, p.evaluate)
     measured["majority"] = measures.majority(answers["sft"], labels, neutral)
     measured["paired"] = {
         f"{before}_to_{after}": measures.compare(answers[before], answers[after], labels, neutral, p.evaluate)
