@@ -1,5 +1,7 @@
 """Laws of the judges that are transformers' sequence classifiers: each text alone, pinned, every label mapped."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,22 @@ def test_labels_that_become_one_are_added_up(classifier: Path) -> None:
     verdicts = judge_of(classifier, {"GLAD": "any", "SAD": "any", "UPSET": "any"})(TEXTS[:3])
     assert [label for label, _ in verdicts] == ["any"] * 3
     assert [confidence for _, confidence in verdicts] == pytest.approx([1.0] * 3)
+
+
+def test_a_multi_label_classifier_is_read_by_sigmoid_as_one_distribution(classifier: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = Path(shutil.copytree(classifier, tmp_path / "multi"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = model(**AutoTokenizer.from_pretrained(folder)(TEXTS[0], return_tensors="pt")).logits[0].double()
+    shares = logits.sigmoid() / logits.sigmoid().sum()
+    assert not shares.allclose(logits.softmax(-1), atol=0.01)
+    [(label, confidence)] = judge_of(folder, None)(TEXTS[:1])
+    assert (label, confidence) == (model.config.id2label[int(shares.argmax())], pytest.approx(float(shares.max())))
 
 
 def test_a_label_map_must_name_all_labels_of_the_model_and_no_other(classifier: Path) -> None:

@@ -46,11 +46,21 @@ def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | Non
                 [texts[row] for row in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
             )
             batch.pop("token_type_ids", None)
-            probabilities = model(**batch.to(model.device)).logits.double().softmax(-1).cpu().numpy()
-            verdicts |= zip(rows, most_probable(probabilities @ share, ours), strict=True)
+            probabilities = _probabilities(model(**batch.to(model.device)).logits.double(), model.config.problem_type)
+            verdicts |= zip(rows, most_probable(probabilities.cpu().numpy() @ share, ours), strict=True)
         return [verdicts[row] for row in range(len(texts))]
 
     return judge
+
+
+def _probabilities(logits: Any, problem_type: str | None) -> Any:
+    """[texts, labels] -> one distribution over the labels of each text.
+
+    A multi-label classifier (most of GoEmotions' are) says of each label by itself how likely it is: those, as shares.
+    """
+    if problem_type != "multi_label_classification":
+        return logits.softmax(-1)
+    return logits.sigmoid() / logits.sigmoid().sum(-1, keepdim=True)
 
 
 def _where(name: str, revision: str | None) -> dict[str, Any]:
