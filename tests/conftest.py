@@ -168,6 +168,7 @@ TINY: dict[str, Any] = {
     # What so small a model says is not what the audit is for.
     "prefs.audit.min_yield": 0.0,
     "prefs.audit.min_pairs_per_emotion": 0,
+    "prefs.audit.min_chosen_longer": 0.0,
     "prefs.audit.max_chosen_longer": 1.0,
     "prefs.audit.max_duplicate_prompts": 1.0,
     "prefs.audit.max_duplicate_chosen": 1.0,

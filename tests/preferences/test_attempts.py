@@ -48,6 +48,7 @@ PREFS = Prefs(
     audit=Audit(
         min_yield=0.0,
         min_pairs_per_emotion=0,
+        min_chosen_longer=0.0,
         max_chosen_longer=1.0,
         max_duplicate_prompts=1.0,
         max_duplicate_chosen=1.0,
@@ -425,15 +426,21 @@ MEASURED = {
     [
         ("min_yield", 0.4, 0.41, "0.4 pairs per prompt, wanted at least 0.41; train sft for longer"),
         ("min_pairs_per_emotion", 3, 4, "3 pairs for fear, wanted at least 4; raise prefs.prompts, train sft"),
-        ("max_chosen_longer", 0.6, 0.59, "0.600 is the share of pairs whose chosen reply is the longer one, wanted at"),
+        (
+            "min_chosen_longer",
+            0.6,
+            0.61,
+            "0.6 is the share of pairs whose chosen reply is the longer one, wanted",
+        ),
+        ("max_chosen_longer", 0.6, 0.59, "0.6 is the share of pairs whose chosen reply is the longer one, wanted at"),
         (
             "max_duplicate_prompts",
             0.1,
             0.09,
-            "0.100 is the share of pairs whose prompt another pair has too, wanted at",
+            "0.1 is the share of pairs whose prompt another pair has too, wanted at",
         ),
         ("max_duplicate_chosen", 0.2, 0.19, "at most 0.19; raise prefs.sampling.temperature or prefs.sampling.top_k"),
-        ("max_prompts_in_test", 0.05, 0.04, "0.050 is the share of pairs whose history is one of the test split"),
+        ("max_prompts_in_test", 0.05, 0.04, "0.05 is the share of pairs whose history is one of the test split"),
     ],
 )
 def test_the_audit_names_the_number_and_the_bound_that_is_broken(

@@ -94,38 +94,43 @@ def audit(measured: Mapping[str, Any], bounds: Audit) -> list[str]:
     if not measured["pairs"]:
         return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {SOONER}"]
     least, fewest = min(measured["pairs_per_emotion"].items(), key=lambda pairs: pairs[1])
+    longer = "is the share of pairs whose chosen reply is the longer one"
     bounded = {
         "min_yield": (measured["yield_total"], "pairs per prompt", SOONER),
         "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {SOONER}"),
+        "min_chosen_longer": (
+            measured["chosen_is_longer"],
+            longer,
+            "set reward.length.shape: plateau with a higher reward.length.low, and raise the second of reward.weights",
+        ),
         "max_chosen_longer": (
             measured["chosen_is_longer"],
-            "whose chosen reply is the longer one",
+            longer,
             "lower the second of reward.weights, or set reward.length.shape: plateau",
         ),
         "max_duplicate_prompts": (
             measured["duplicate_prompts"],
-            "whose prompt another pair has too",
+            "is the share of pairs whose prompt another pair has too",
             "lower prefs.prompts",
         ),
         "max_duplicate_chosen": (
             measured["duplicate_chosen"],
-            "whose chosen reply another pair has too",
+            "is the share of pairs whose chosen reply another pair has too",
             "raise prefs.sampling.temperature or prefs.sampling.top_k",
         ),
         "max_prompts_in_test": (
             measured["prompts_in_test"],
-            "whose history is one of the test split",
+            "is the share of pairs whose history is one of the test split",
             "raise history_turns, or clean the data",
         ),
     }
     broken = []
     for name, (value, what, turn) in bounded.items():
         bound = getattr(bounds, name)
-        if name.startswith("min_") and value < bound:
-            broken.append(f"prefs.audit.{name}: {round(value, 3)} {what}, wanted at least {bound}; {turn}")
-        elif name.startswith("max_") and value > bound:
-            share = f"{value:.3f} is the share of pairs {what}"
-            broken.append(f"prefs.audit.{name}: {share}, wanted at most {bound}; {turn}")
+        is_least = name.startswith("min_")
+        if value < bound if is_least else value > bound:
+            wanted = f"wanted at {'least' if is_least else 'most'} {bound}"
+            broken.append(f"prefs.audit.{name}: {round(value, 3)} {what}, {wanted}; {turn}")
     return broken
 
 

@@ -40,6 +40,7 @@ class Reward(Section):
 class Audit(Section):
     min_yield: Share
     min_pairs_per_emotion: Annotated[int, Field(ge=0)]
+    min_chosen_longer: Share
     max_chosen_longer: Share
     max_duplicate_prompts: Share
     max_duplicate_chosen: Share
