@@ -1,6 +1,6 @@
 """The two emotion judges that are trained here, the one that rewards and the one that evaluates.
 
-They share neither features nor learner; the judges stage gives each rows of its own.
+They share neither features nor learner, and by default no dialogue: the judges stage deals those out.
 """
 
 import random
