@@ -25,7 +25,7 @@ from emotune.preferences import attempts, journal
 from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt, Wanted, judging, sampling
 from emotune.preferences.journal import Journal
-from emotune.preferences.pairs import audit, measure, rows
+from emotune.preferences.pairs import audit, measure, rows, split
 from emotune.preferences.params import Audit, Length, Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
 from emotune.preferences.selection import Candidate, Pair
@@ -405,6 +405,29 @@ def test_equal_prompts_and_equal_chosen_replies_are_counted() -> None:
     twice = [pairs[0], pairs[0] | {"chosen": "that is a PITY"}, pairs[1]]
     measured = measure(ASKED, OUTCOMES, twice, ("sadness",), [], 5)
     assert measured["duplicate_prompts"] == measured["duplicate_chosen"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dialogues", "share", "held_out"),
+    [
+        ("abcdefghij", 0.2, "ab"),
+        # What a has later is with its first; b is too much, and c fits.
+        ("abcadebbfg", 0.3, "aca"),
+        ("aabb", 0.25, ""),
+        ("aaaa", 0.9, ""),
+        ("ab", 0.9, "a"),
+        ("abcd", 0.0, ""),
+        ("", 0.5, ""),
+    ],
+)
+def test_pairs_to_train_on_and_to_validate_with_share_no_dialogue(dialogues: str, share: float, held_out: str) -> None:
+    pairs = [{"id": number, "dialogue": dialogue} for number, dialogue in enumerate(dialogues)]
+    training, validation = split(pairs, share)
+    assert "".join(pair["dialogue"] for pair in validation) == held_out
+    assert not {pair["dialogue"] for pair in training} & set(held_out)
+    # Each is there once, in the order of the prompts.
+    assert sorted([*training, *validation], key=lambda pair: pair["id"]) == pairs
+    assert [pair["id"] for pair in training] == sorted(pair["id"] for pair in training)
 
 
 # --- the audit

@@ -11,11 +11,12 @@ from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt
 from emotune.preferences.params import Audit
 
+Rows = list[dict[str, Any]]
 # What to turn where there are too few pairs.
 SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
 
 
-def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> Rows:
     """The preference dataset: the five published columns, then all that led to them."""
     table = []
     for prompt, outcome in zip(prompts, outcomes, strict=True):
@@ -43,6 +44,23 @@ def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[dict[st
             }
         table.append(row)
     return table
+
+
+def split(pairs: Rows, share: float) -> tuple[Rows, Rows]:
+    """The pairs to train on, and a `share` of them to validate with: a dialogue's pairs are all in one of the two.
+
+    The first dialogues that fit are held out; where there is a pair at all, one is left to train on.
+    """
+    held_out: set[str] = set()
+    room = min(round(share * len(pairs)), len(pairs) - 1)
+    for dialogue, count in Counter(pair["dialogue"] for pair in pairs).items():
+        if count <= room:
+            held_out.add(dialogue)
+            room -= count
+    parts: tuple[Rows, Rows] = ([], [])
+    for pair in pairs:
+        parts[pair["dialogue"] in held_out].append(pair)
+    return parts
 
 
 def measure(

@@ -29,7 +29,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     from emotune.models import loading
     from emotune.preferences import attempts, journal
     from emotune.preferences.candidates import engine_of, judging, sampling
-    from emotune.preferences.pairs import audit, measure, rows
+    from emotune.preferences.pairs import audit, measure, rows, split
 
     def open_judges() -> tuple[Judge, Judge]:
         from emotune.judges import files
@@ -56,8 +56,8 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     measured = measure(prompts, outcomes, pairs, labels, test, p.history_turns)
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
-    held_out = min(round(p.prefs.validation * len(pairs)), len(pairs) - 1)
+    training, validation = split(pairs, p.prefs.validation)
     if processes.first():
-        records.write_jsonl(out / "validation.jsonl", pairs[:held_out])
-        records.write_jsonl(out / "train.jsonl", pairs[held_out:])
+        records.write_jsonl(out / "validation.jsonl", validation)
+        records.write_jsonl(out / "train.jsonl", training)
     return measured
