@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from emotune.core.dialogue import Dialogue, Turn
+from emotune.core.errors import InputError
 from emotune.models.loading import load_tokenizer
 from emotune.prompts.prompter import Prompter, Row, messages, template_text
 
@@ -287,3 +288,43 @@ def test_a_template_that_does_not_continue_its_own_prompt_is_refused(tokenizer: 
     tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}"
     with pytest.raises(ValueError, match="does not continue its own generation prompt"):
         speaks(tokenizer).reply_row(TURNS[:1], TURNS[1])
+
+
+# As Qwen3 has it: what a model may think stands before its last reply, empty where it may not.
+CHATML = """{%- for m in messages -%}
+  {{- '<|im_start|>' ~ m.role ~ '\n' -}}
+  {%- if loop.last and m.role == 'assistant' -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}
+  {{- m.content ~ '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' -}}
+  {%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}
+{%- endif -%}"""
+
+
+@pytest.fixture
+def chatml(tokenizer: Any) -> Any:
+    """A tokenizer with marks of its own, which begin and end a message, and a template that makes models think."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.mark.parametrize("reply", [TURNS[1], Turn("assistant", "", "neutral")])
+def test_a_reply_is_what_stands_between_an_empty_thought_and_its_end(chatml: Any, reply: Turn) -> None:
+    row = speaks(chatml).reply_row(TURNS[:1], reply)
+    assert marked(chatml, row) == [f"{reply.content}<|im_end|>"]
+    assert row[0][-1] == chatml.convert_tokens_to_ids("<|im_end|>")
+    assert speaks(chatml).text(TURNS[:1], "neutral").endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_the_end_of_the_text_is_not_the_end_of_the_reply(chatml: Any) -> None:
+    chatml.chat_template = CHATML + "{%- if not add_generation_prompt -%}{{- eos_token -}}{%- endif -%}"
+    row = speaks(chatml).reply_row(TURNS[:1], TURNS[1])
+    assert marked(chatml, row) == ["Where did you see them last?<|im_end|>"]
+
+
+def test_a_template_whose_model_cannot_but_think_is_refused(chatml: Any) -> None:
+    chatml.chat_template = CHATML + "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{%- endif -%}"
+    with pytest.raises(InputError, match=r"model\.base: its chat template ends a prompt in <think>, with enable_thin"):
+        speaks(chatml).ids(TURNS[:1], "neutral")

@@ -7,9 +7,12 @@ from importlib.resources import files
 from typing import Any
 
 from emotune.core.dialogue import ASSISTANT, Turn, history, trim
+from emotune.core.errors import InputError
 
 # A row for a language model: token ids, and for each whether it belongs to a reply (its end token included).
 Row = tuple[list[int], list[bool]]
+# What opens a thought, in the templates of models that think before they reply.
+THOUGHT = "<think>"
 
 
 def template_text(name: str, special: Sequence[str] = ()) -> str:
@@ -42,10 +45,17 @@ class Prompter:
         return history(turns, index, self.history_turns)
 
     def text(self, history: Sequence[Turn], emotion: str) -> str:
-        """What the model is given when it is asked to answer `history` in `emotion`."""
-        return self.tokenizer.apply_chat_template(
-            messages(history, self.system_prompt), tokenize=False, add_generation_prompt=True, emotion=emotion
-        )
+        """What the model is given when it is asked to answer `history` in `emotion`, without a thought before.
+
+        InputError where the template begins a thought all the same: what is sampled would be that, and no reply.
+        """
+        text = self._rendered(history, add_generation_prompt=True, emotion=emotion)
+        if text.rstrip().endswith(THOUGHT):
+            raise InputError(
+                f"model.base: its chat template ends a prompt in {THOUGHT}, with enable_thinking=False too; "
+                "accepted: a model whose replies begin where its prompt ends"
+            )
+        return text
 
     def ids(self, history: Sequence[Turn], emotion: str) -> list[int]:
         """The token ids of `text`: a prefix of every training row that goes on from there."""
@@ -68,13 +78,32 @@ class Prompter:
         return encoded["input_ids"], [any(start < end <= stop for start, stop in replies) for end in ends]
 
     def reply_row(self, history: Sequence[Turn], reply: Turn) -> Row:
-        """Prompt and reply as ids, with True for the reply's tokens and its end: works for any chat template."""
+        """Prompt and reply as ids, with True for the reply's tokens and its end token: works for any chat template."""
         prompt = self.ids(history, reply.emotion)
-        text = self.tokenizer.apply_chat_template(messages([*history, reply], self.system_prompt), tokenize=False)
+        text = self._rendered([*history, reply])
         ids = self.encoded(text)
         if ids[: len(prompt)] != prompt:
             raise ValueError(f"the chat template does not continue its own generation prompt: {text!r}")
-        return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+        of_reply = self._ended(ids[len(prompt) :])
+        return [*prompt, *of_reply], [False] * len(prompt) + [True] * len(of_reply)
+
+    def _rendered(self, turns: Sequence[Turn], **how: Any) -> str:
+        """The text of turns, by a template that lets its model think without a thought."""
+        return self.tokenizer.apply_chat_template(
+            messages(turns, self.system_prompt), tokenize=False, enable_thinking=False, **how
+        )
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """A reply's ids up to its end token; ChatML has a new line behind it, Phi-3 the end of the whole text too."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {*self.tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+        end = len(ids)
+        for place, token in reversed(list(enumerate(ids, start=1))):
+            if token in special:
+                end = place
+            elif self.tokenizer.decode([token]).strip():
+                break
+        return ids[:end]
 
     def fitting_history(self, history: Sequence[Turn], emotion: str, reply_tokens: int) -> tuple[Turn, ...]:
         """The latest turns of `history`, whole, that leave room for the reply (never less than the last)."""
