@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from emotune.core.dialogue import Dialogue, alternate
+from emotune.core.dialogue import Dialogue, Turn, alternate
 from emotune.evaluation import measures
-from emotune.evaluation.answers import Answers, Question, answer, control, human, natural
+from emotune.evaluation.answers import (
+    Answers,
+    Question,
+    answer,
+    control,
+    human,
+    natural,
+    with_the_same_references,
+)
 from emotune.evaluation.control import control_by, judge_gap
 from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Sampling
@@ -103,10 +111,12 @@ def ignore(metrics: Mapping[str, float], step: int) -> None:
     pass
 
 
-def answers_of(base: Path, template: str | None, context: int = 256) -> Answers:
+def answers_of(
+    base: Path, template: str | None, context: int = 256, dialogues: Sequence[Dialogue] = tuple(TALK)
+) -> Answers:
     choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
     model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, template)
-    return answer(model, Prompter(tokenizer, None, context, 5), TALK, LABELS, EVALUATE, judge, clean, ignore)
+    return answer(model, Prompter(tokenizer, None, context, 5), dialogues, LABELS, EVALUATE, judge, clean, ignore)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +163,31 @@ def test_what_leaves_no_room_for_a_reply_is_trimmed_by_whole_turns_and_counted(b
         assert short["trimmed"] == (short["context"] != whole["context"])
     share = measures.measure(trimmed, LABELS, "neutral", EVALUATE)["text"]["history_trimmed"]["value"]
     assert share == pytest.approx(sum(row["trimmed"] for row in trimmed.replies) / 15)
+
+
+def test_a_history_leaves_room_for_the_reference_too(base: Path) -> None:
+    long = "Great, then let us go home, and cook a dinner for all of your friends and mine!"
+    turns = (*TURNS[:3], Turn("assistant", long, "happiness"))
+    prompter = Prompter(loading.load_tokenizer(base, "out_inst_uni"), None, 256)
+    alone = len(prompter.reply_row(turns[2:3], turns[3])[0])
+    # The whole history leaves room for the 8 tokens of a reply, and none for the human's.
+    [_, row] = answers_of(base, "out_inst_uni", alone, [Dialogue("long", turns)]).replies
+    assert (row["trimmed"], row["reference"]) == (False, long)
+    assert row["reference_tokens"] == sum(prompter.reply_row(turns[2:3], turns[3])[1])
+    [first, row] = answers_of(base, "out_inst_uni", alone - 1, [Dialogue("long", turns)]).replies
+    assert "reference" in first
+    assert "reference" not in row
+
+
+def test_models_are_compared_over_the_references_that_all_of_them_can_hold() -> None:
+    held = [row("a", label, "neutral", **with_reference(1.0, 1)) for label in LABELS]
+    bare = [row("a", label, "neutral") for label in LABELS]
+    first, second = Answers([held[0], bare[1], held[2]], held), Answers([bare[0], held[1], held[2]], bare)
+    same = with_the_same_references({"first": first, "second": second})
+    assert same == {"first": Answers([*bare[:2], held[2]], held), "second": Answers([*bare[:2], held[2]], bare)}
+    assert {
+        measures.measure(own, LABELS, "neutral", EVALUATE)["reference"]["left_out_too_long"] for own in same.values()
+    } == {2}
 
 
 def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion_asked_for(base: Path) -> None:

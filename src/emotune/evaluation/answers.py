@@ -5,7 +5,7 @@ They are asked in the emotion that the data has, and in every emotion.
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,16 +172,35 @@ def _rows(
 def _add_references(
     rows: Rows, questions: Sequence[Question], histories: Sequence[Sequence[Turn]], model: Any, prompter: Prompter
 ) -> None:
-    """What a human answered, and its likelihood, to the row of each question that has a reference which fits."""
+    """What a human answered, and its likelihood, to the row of each question that has a reference which fits.
+
+    A history that leaves no room for it loses its oldest turns, whole.
+    """
     fitting: dict[int, Row] = {}
     for number, (q, turns) in enumerate(zip(questions, histories, strict=True)):
-        if q.reference is not None:
-            row = prompter.reply_row(turns, Turn(ASSISTANT, q.reference, q.emotion))
-            if len(row[0]) <= prompter.context:
-                fitting[number] = row
+        if q.reference is not None and (row := prompter.fitting_row(turns, Turn(ASSISTANT, q.reference, q.emotion))):
+            fitting[number] = row
     costs = _likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
     for number, (nats, tokens) in zip(fitting, costs, strict=True):
         rows[number] |= {"reference": questions[number].reference, "reference_nats": nats, "reference_tokens": tokens}
+
+
+def with_the_same_references(answers: Mapping[str, Answers]) -> dict[str, Answers]:
+    """Several models' answers to the same questions, less each reference that one of them could not hold.
+
+    Perplexities compare over the same replies alone, and one template writes more around a reply than another.
+    """
+    same = [
+        all("reference" in row for row in rows) for rows in zip(*(a.replies for a in answers.values()), strict=True)
+    ]
+    return {
+        name: Answers([row if fits else _bare(row) for row, fits in zip(own.replies, same, strict=True)], own.control)
+        for name, own in answers.items()
+    }
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith("reference")}
 
 
 def _likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[tuple[float, int]]:

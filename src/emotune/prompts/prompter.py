@@ -87,6 +87,14 @@ class Prompter:
         of_reply = self._ended(ids[len(prompt) :])
         return [*prompt, *of_reply], [False] * len(prompt) + [True] * len(of_reply)
 
+    def fitting_row(self, history: Sequence[Turn], reply: Turn) -> Row | None:
+        """`reply_row` behind the latest turns of `history`, whole, that leave room for it; None where none do."""
+        row = self.reply_row(trim(history, lambda turns: self._holds(self.reply_row(turns, reply))), reply)
+        return row if self._holds(row) else None
+
+    def _holds(self, row: Row) -> bool:
+        return len(row[0]) <= self.context
+
     def _rendered(self, turns: Sequence[Turn], **how: Any) -> str:
         """The text of turns, by a template that lets its model think without a thought."""
         return self.tokenizer.apply_chat_template(
@@ -122,22 +130,19 @@ class Prompter:
 
         Each piece starts with a user turn and ends with a reply. An exchange that alone is longer is left out.
         """
-        if self._fits(turns):
+        if self._holds(self.training_row(turns)):
             return [tuple(turns)]
         pieces: list[tuple[Turn, ...]] = []
         piece: tuple[Turn, ...] = ()
         for exchange in (tuple(turns[i : i + 2]) for i in range(0, len(turns) - 1, 2)):
             assert exchange[1].role == ASSISTANT
-            if self._fits((*piece, *exchange)):
+            if self._holds(self.training_row((*piece, *exchange))):
                 piece = (*piece, *exchange)
                 continue
             if piece:
                 pieces.append(piece)
-            piece = exchange if self._fits(exchange) else ()
+            piece = exchange if self._holds(self.training_row(exchange)) else ()
         return [*pieces, piece] if piece else pieces
-
-    def _fits(self, turns: Sequence[Turn]) -> bool:
-        return len(self.training_row(turns)[0]) <= self.context
 
     def encoded(self, text: str) -> list[int]:
         """The token ids of a text that a template made, whose beginning is in it."""

@@ -34,7 +34,7 @@ def main(
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
     from emotune.evaluation import measures
-    from emotune.evaluation.answers import Answers, answer, human
+    from emotune.evaluation.answers import Answers, answer, human, with_the_same_references
     from emotune.models import loading
 
     names = records.read_json(dialogues / "labels.json")
@@ -57,6 +57,7 @@ def main(
             gibberish,
             log,
         )
+    answers = with_the_same_references(answers)
 
     measured = {name: measures.measure(rows, labels, neutral, p.evaluate) for name, rows in answers.items()}
     by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)

@@ -1,0 +1,45 @@
+"""Laws of evaluate: the models are compared over the same human replies, whatever each of their templates adds."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from conftest import LABELS, run_stage, write_params
+from emotune.core import records
+from emotune.core.dialogue import Dialogue
+from emotune.models import loading
+from emotune.prompts.prompter import Prompter
+
+SYSTEM = "Answer in one sentence."
+
+
+def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
+    tuned: Path, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    shutil.copytree(tuned, tmp_path / "models")
+    # What it says of the replies is no matter here.
+    shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/gibberish.skops")
+    records.write_jsonl(tmp_path / "data/dialogues/test.jsonl", map(asdict, dialogues))
+    records.write_json(tmp_path / "data/dialogues/labels.json", {"labels": LABELS, "neutral": "neutral"})
+    # The base model's template holds the longest question and its answer, and the others', with tags, do not.
+    native = Prompter(loading.load_tokenizer(tuned / "base", None), SYSTEM, 256)
+    longest = max(len(native.reply_row(d.turns[at - 1 : at], d.turns[at])[0]) for d in dialogues for at in (1, 3))
+    write_params(
+        tmp_path,
+        {
+            "model.context": longest,
+            "system_prompt": SYSTEM,
+            "evaluate.control_contexts": 1,
+            "evaluate.resamples": 100,
+            "evaluate.sampling.max_new_tokens": 4,
+        },
+    )
+    for stage in ("baseline", "evaluate"):
+        run_stage(stage, tmp_path)
+    assert records.read_json(tmp_path / "metrics/baseline.json")["reference"]["left_out_too_long"] == 0
+    evaluated = records.read_json(tmp_path / "metrics/evaluate.json")
+    [left_out] = {evaluated[model]["reference"]["left_out_too_long"] for model in ("baseline", "sft", "dpo")}
+    assert 0 < left_out < 10
+    for model in ("sft", "dpo"):
+        rows = list(records.read_jsonl(tmp_path / f"data/replies/{model}.jsonl"))
+        assert sum("reference" not in row for row in rows) == left_out
