@@ -15,12 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from conftest import contents
 from emotune.core import records
-from emotune.core.dialogue import Dialogue
 from emotune.core.errors import InputError
 from emotune.judges import hub
-from emotune.models import likelihood, loading, pins
+from emotune.models import loading, pins
 from emotune.models.params import Model
-from emotune.prompts.prompter import Prompter
 
 CHOICE = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
 
@@ -345,27 +343,3 @@ def test_an_adapter_of_another_model_is_refused_in_one_line(
     other = loading.load_base(shared / "models" / "tiny1m", CHOICE)
     with pytest.raises(InputError, match=r"adapter does not fit the base model: .*size mismatch .*\[4, 128\]\)\.$"):
         loading.load_adapter(other, tmp_path / "adapter")
-
-
-# --- likelihoods
-
-
-@pytest.mark.parametrize("tokens", [1, 100, 250, 4096])
-def test_likelihoods_are_those_of_each_row_alone(
-    base: Path, tokenizer: Any, dialogues: list[Dialogue], tokens: int
-) -> None:
-    model = loading.load_base(base, CHOICE)
-    prompter = Prompter(tokenizer, None, 256)
-    rows = [prompter.training_row(d.turns[: 2 + 2 * (i % 2)]) for i, d in enumerate(dialogues)]
-    assert len({len(ids) for ids, _ in rows}) > 3
-    found = likelihood.negative_log_likelihoods(model, tokenizer.pad_token_id, rows, tokens=tokens)
-    for (ids, of_reply), (total, count) in zip(rows, found, strict=True):
-        with torch.inference_mode():
-            shares = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=1)
-        alone = [-shares[place - 1, ids[place]].item() for place, inside in enumerate(of_reply) if inside]
-        assert count == len(alone)
-        assert total == pytest.approx(sum(alone), rel=1e-5)
-
-
-def test_no_rows_have_no_likelihoods(base: Path) -> None:
-    assert likelihood.negative_log_likelihoods(loading.load_base(base, CHOICE), 0, []) == []

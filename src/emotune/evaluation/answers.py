@@ -23,8 +23,6 @@ from emotune.models import likelihood
 from emotune.prompts.prompter import Prompter, Row
 
 Rows = list[dict[str, Any]]
-# The likelihoods of so many token positions are computed at once.
-POSITIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +201,10 @@ def _bare(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not name.startswith("reference")}
 
 
-def _likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """likelihood.negative_log_likelihoods of rows that several processes share by whole batches.
-
-    A sum rounds differently in another batch, so the batches must not depend on how many processes there are.
-    """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    batches = []
-    while order:
-        count = max(1, POSITIONS // len(rows[order[-1]][0]))
-        batches.append(order[-count:])
-        del order[-count:]
-    own = processes.share(batches)
-    sums = processes.gather(
-        [likelihood.negative_log_likelihoods(model, pad, [rows[i] for i in b], POSITIONS) for b in own]
-    )
-    by_row = dict(pair for numbers in zip(batches, sums, strict=True) for pair in zip(*numbers, strict=True))
+def _likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[likelihood.Cost]:
+    """likelihood.negative_log_likelihoods of rows that several processes share by whole batches."""
+    batches = likelihood.batches(model, rows)
+    own = processes.share([[rows[i] for i in batch] for batch in batches])
+    costs = processes.gather(likelihood.negative_log_likelihoods(model, pad, own))
+    by_row = dict(pair for numbers in zip(batches, costs, strict=True) for pair in zip(*numbers, strict=True))
     return [by_row[i] for i in range(len(rows))]

@@ -16,6 +16,7 @@ import torch
 from emotune.generation import noise
 from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
+from emotune.models.loading import out_of_memory
 
 # At most so many rows are sampled at once, fewer where memory is short. It changes speed, never a reply: a CPU's caches
 # hold no more, a GPU goes on gaining for longer.
@@ -71,10 +72,8 @@ def replies(
         batch = [requests[i] for i in waiting[-count:]]
         try:
             sampled = _sample(model, tokenizer, batch, sampling)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            # On a CPU torch says so in words alone.
-            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-            if not out_of_memory or not halve or count == 1:
+        except RuntimeError as error:
+            if not out_of_memory(error) or not halve or count == 1:
                 raise
             rows = max(1, sum(len(request.keys) for request in batch) // 2)
             torch.cuda.empty_cache()
