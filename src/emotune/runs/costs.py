@@ -6,12 +6,16 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from emotune.core import processes
+from emotune.core import git, processes, records
 from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS
+
+# What DVC applies in an experiment's workspace: it names one entry of the queue, so one attempt at the experiment.
+ATTEMPT = "refs/exps/exec/EXEC_MERGE"
 
 
 class Cost:
@@ -39,6 +43,7 @@ class Cost:
         memory, device = peak_memory() if measured else (None, None)
         line = {
             "experiment": os.environ.get("DVC_EXP_NAME"),
+            "attempt": git.ask("rev-parse", "--verify", "--quiet", ATTEMPT) if "DVC_EXP_NAME" in os.environ else None,
             "stage": self._stage,
             "seconds": round(self.seconds, 1),
             "peak_memory_bytes": memory,
@@ -49,8 +54,21 @@ class Cost:
         # A disk that is full was told of already.
         with suppress(OSError):
             processes.work().mkdir(parents=True, exist_ok=True)
-            with processes.work("costs.jsonl").open("ab", buffering=0) as file:
-                file.write(f"{json.dumps(line)}\n".encode())
+            with processes.work("costs.jsonl").open("a+b", buffering=0) as file:
+                # Whoever found the disk full may have left a line without its end.
+                file.seek(-min(1, file.tell()), os.SEEK_END)
+                torn = file.read(1) not in (b"", b"\n")
+                file.write(f"{chr(10) if torn else ''}{json.dumps(line)}\n".encode())
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of costs.jsonl, the oldest first; what a full disk tore is skipped, and said on stderr."""
+    for number, text in enumerate(records.read_text(path).split("\n") if path.is_file() else (), start=1):
+        if text.strip():
+            try:
+                yield json.loads(text)
+            except json.JSONDecodeError:
+                print(f"{path}:{number}: skipped, for it was not written to its end", file=sys.stderr)
 
 
 def peak_memory() -> tuple[int, str]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from emotune.core import records
 from emotune.core.sections import read_yaml
+from emotune.runs import costs
 
 Table = list[list[str]]
 
@@ -50,8 +51,7 @@ INTERVAL = " [{}, {}]"
 
 def last_costs(path: Path, stages: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What the last run of each stage cost that ended well here, in the order of the pipeline."""
-    lines = records.read_jsonl(path) if path.is_file() else ()
-    ended = {line["stage"]: line for line in lines if not line["failed"]}
+    ended = {line["stage"]: line for line in costs.lines(path) if not line["failed"]}
     return {name: ended[name] for name in stages if name in ended}
 
 
