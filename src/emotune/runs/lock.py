@@ -1,5 +1,6 @@
 """Whether dvc.lock is current, also where the data are absent: there `dvc status` calls every stage changed."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -143,3 +144,12 @@ def _not_in_remote(repo: Any, hash: Any) -> str:
     except Exception as error:
         reason = f"the remote {name} did not answer: {type(error).__name__}: {' '.join(str(error).split())}"
         return without_password(reason, repo.config["remote"].get(name, {}).get("url", ""))
+
+
+def md5(files: Mapping[str, bytes]) -> str:
+    """DVC's hash of a folder, by the contents of its files under their names in it; of one file where that is ""."""
+    hashes = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
+    if "" in hashes:
+        return hashes[""]
+    rows = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes, key=lambda name: name.split("/"))]
+    return hashlib.md5(json.dumps(rows).encode(), usedforsecurity=False).hexdigest() + ".dir"
