@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.evaluation import scores
-from emotune.studies import differences, plan, queue
+from emotune.studies import differences, evidence, plan, queue
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "experiments"
@@ -205,6 +206,28 @@ def test_holm_s_correction() -> None:
     )
 
 
+def test_holm_is_over_every_metric_and_model_of_every_row() -> None:
+    """Three tests that no sample contradicts, and one of two runs that do not differ: four in all, in two rows."""
+    plain, equal = np.ones(1000), np.zeros(1000)
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
+    tests = [
+        evidence.Test(first, "sft control", plain),
+        evidence.Test(first, "dpo control", plain),
+        evidence.Test(second, "sft control", plain),
+        evidence.Test(second, "sft macro F1", equal),
+    ]
+    evidence.correct(tests)
+    # 1000 less the value itself: the smallest p is 2 / 1000.
+    assert [first["sft control p"], first["dpo control p"], second["sft control p"]] == pytest.approx([0.008] * 3)
+    assert (second["sft macro F1 p"], second["sft macro F1 verdict"]) == (1.0, "noise")
+
+
+@pytest.mark.parametrize(("name", "tests"), [("bases", 4), ("templates", 12), ("loss-on", 8), ("sweep", 72)])
+def test_the_tests_of_a_study_are_counted_over_runs_changes_models_and_metrics(name: str, tests: int) -> None:
+    assert evidence.comparisons(plan.read(FOLDER, name)) == tests
+
+
 # What DVC's queue does with it.
 
 # A stage whose model is as good as its hidden size, less with two heads, and that finds no memory for the largest.
@@ -302,6 +325,9 @@ class Repository:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, str]]:
     """A study that was interrupted while its first run ran, then continued to its end; and what it printed then."""
     repository = Repository(tmp_path_factory.mktemp("repository"))
+    # Of another day's attempt at one of its experiments.
+    older = {"experiment": "size-small", "attempt": "0" * 40, "stage": "baseline", "seconds": 9000.0, "failed": None}
+    records.write_jsonl(repository.folder / ".work/costs.jsonl", [older | {"peak_memory_bytes": 5}])
     said = repository.emotune("study", "size", "--queue-only")
     assert said.splitlines() == ["size-small: queued", "size-large: queued", "size-huge: queued"]
     # As in a terminal: Ctrl-C reaches the foreground's process group.
@@ -335,6 +361,7 @@ def test_an_interrupted_study_goes_on_and_ends_with_a_row_a_run(ran: tuple[Repos
         ("huge", "failed"),
     ]
     assert rows["small"]["pretrain.hidden_size"] == "64"
+    assert 1 <= float(rows["small"]["seconds"]) < 600
     assert [rows[name]["baseline accuracy"] for name in ("small", "large")] == ["0.5", "1.0"]
 
 
@@ -428,6 +455,8 @@ def test_of_a_grid_the_table_says_what_each_change_does_all_else_alike(ran: tupl
         bounds = [float(row[f"baseline accuracy difference {bound}"]) for bound in ("low", "high")]
         assert bounds[0] < effect < bounds[1]
         assert row["baseline accuracy verdict"] == "differs"
+        # No sample contradicts any of the study's five tests: three runs with the best, and two changes.
+        assert row["baseline accuracy p"] == "0.004998"
     assert "pretrain.heads 4 → 2 " in said
     (repository.folder / "README.md").write_text("<!-- begin:study-both-effects -->\n<!-- end:study-both-effects -->\n")
     repository.emotune("report", "--readme", "README.md")

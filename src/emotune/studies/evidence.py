@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ from emotune.core import git, records
 from emotune.core.sections import check
 from emotune.evaluation import scores
 from emotune.evaluation.scores import Array
-from emotune.runs import mirror, tables
+from emotune.runs import costs, mirror, tables
 from emotune.runs.params import Params
 from emotune.studies import differences, queue
-from emotune.studies.differences import LEVEL, K, ReplyRows
+from emotune.studies.differences import LEVEL, ReplyRows
 from emotune.studies.plan import COLUMNS, JUDGE, Setup, Study
 from emotune.studies.queue import Trial
 
@@ -27,15 +27,46 @@ COSTS = ("seconds", "peak memory bytes", "tokens per second")
 NOISE = "noise"
 
 
-def rows(study: Study, setups: Mapping[str, Setup], trials: Mapping[str, Trial], costs: Path) -> list[Row]:
-    """A row a run: its overrides, its state and why it failed, metrics with intervals, tested differences, cost.
+def tables_of(
+    study: Study, setups: Mapping[str, Setup], trials: Mapping[str, Trial], spent: Path
+) -> tuple[list[Row], list[Row]]:
+    """The study's two tables, all p of both after one correction by Holm: `_rows`, and of a grid `_effects`.
 
     The keys of both mappings are names of experiments, in the order of the study's variants.
     """
-    spent = _costs(costs)
+    rows, tests = _rows(study, setups, trials, spent)
+    effects, others = _effects(study, list(trials.values()))
+    correct([*tests, *others])
+    return rows, effects
+
+
+class Test(NamedTuple):
+    """A difference, as `differences.drawn` gives it, and the row and metric that it is of."""
+
+    row: Row
+    key: str
+    drawn: Array
+
+
+def correct(tests: Sequence[Test]) -> None:
+    """Put into each test's row its difference with interval, p after Holm's correction over them all, the verdict."""
+    measured = [scores.tested(test.drawn[0], test.drawn[1:]) for test in tests]
+    corrected = differences.holm({place: one["p"] for place, one in enumerate(measured)})
+    for place, (row, key, _) in enumerate(tests):
+        one, p = measured[place], corrected[place]
+        row |= {f"{key} difference": one["difference"]}
+        row |= {f"{key} difference {bound}": one[bound] for bound in ("low", "high")}
+        row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
+
+
+def _rows(
+    study: Study, setups: Mapping[str, Setup], trials: Mapping[str, Trial], spent: Path
+) -> tuple[list[Row], list[Test]]:
+    """A row a run: its overrides, its state and why it failed, metrics with intervals, cost; and what is to test."""
+    attempts = _costs(spent)
     table: dict[str, Row] = {}
     for variant, (name, trial) in zip(study.variants(), trials.items(), strict=True):
-        stages = spent.get(name, {})
+        stages = _of_attempt(attempts.get(name, {}), trial.attempt)
         row: Row = {"run": variant.name, "status": trial.state}
         if trial.state == "failed":
             failures = [f"{stage}: {line['failed']}" for stage, line in stages.items() if line["failed"]]
@@ -44,9 +75,9 @@ def rows(study: Study, setups: Mapping[str, Setup], trials: Mapping[str, Trial],
         if trial.state == "done":
             row |= _metrics(study, str(trial.commit))
         table[name] = row | _cost(stages, study.target)
-    for model, column in itertools.product(study.models, study.tests):
-        _compare(study, model, column, table, trials)
-    return list(table.values())
+    columns = itertools.product(study.models, study.tests)
+    tests = [test for model, column in columns for test in _compare(study, model, column, table, trials)]
+    return list(table.values()), tests
 
 
 def _cell(value: Any) -> Any:
@@ -69,13 +100,20 @@ def column_key(model: str, column: str, bound: str = "value") -> str:
     return f"{model} {column}" + ("" if bound == "value" else f" {bound}")
 
 
-def _costs(path: Path) -> dict[str, dict[str, Row]]:
-    """What the last run of each stage of each experiment cost, or on what it failed."""
-    costs: dict[str, dict[str, Row]] = {}
-    for line in records.read_jsonl(path) if path.is_file() else ():
+def _costs(path: Path) -> dict[str, dict[str | None, dict[str, Row]]]:
+    """What each attempt at each experiment cost, or on what it failed, by its stages."""
+    spent: dict[str, dict[str | None, dict[str, Row]]] = {}
+    for line in costs.lines(path):
         if line["experiment"]:
-            costs.setdefault(line["experiment"], {})[line["stage"]] = line
-    return costs
+            spent.setdefault(line["experiment"], {}).setdefault(line.get("attempt"), {})[line["stage"]] = line
+    return spent
+
+
+def _of_attempt(attempts: Mapping[str | None, dict[str, Row]], attempt: str | None) -> dict[str, Row]:
+    """The lines of an attempt; those of the only one where it is not known, or where older lines name none."""
+    if len(attempts) == 1 and (attempt is None or None in attempts):
+        return next(iter(attempts.values()))
+    return attempts.get(attempt, {})
 
 
 def _cost(stages: Mapping[str, Row], target: str) -> Row:
@@ -93,10 +131,12 @@ def _cost(stages: Mapping[str, Row], target: str) -> Row:
 # Differences.
 
 
-def _compare(study: Study, model: str, column: str, table: Mapping[str, Row], trials: Mapping[str, Trial]) -> None:
-    """Put into each row how a metric differs from that of the study's reference, and whether that is noise.
+def _compare(
+    study: Study, model: str, column: str, table: Mapping[str, Row], trials: Mapping[str, Trial]
+) -> Iterator[Test]:
+    """How a metric of each row differs from that of the study's reference, which its row says it is.
 
-    Without the replies of both, whether their intervals overlap is all that can be said.
+    Without the replies of both, whether their intervals overlap is all that can be said, and is put into the row.
     """
     key = column_key(model, column)
     measured = {name: row for name, row in table.items() if row.get(key) is not None}
@@ -105,11 +145,9 @@ def _compare(study: Study, model: str, column: str, table: Mapping[str, Row], tr
         return
     first = measured.pop(reference)
     first[f"{key} verdict"] = "best" if study.against == "best" else "reference"
-    drawn = {name: _drawn(column, model, [trials[reference], trials[name]], len(measured)) for name in measured}
-    tested = _tested(key, {name: both[1] - both[0] for name, both in drawn.items() if both})
     for name, row in measured.items():
-        if name in tested:
-            row |= tested[name]
+        if both := _drawn(study, column, model, [trials[reference], trials[name]]):
+            yield Test(row, key, both[1] - both[0])
         else:
             overlap = row[f"{key} low"] <= first[f"{key} high"] and first[f"{key} low"] <= row[f"{key} high"]
             row[f"{key} difference"] = row[key] - first[key]
@@ -124,22 +162,6 @@ def _reference(study: Study, column: str, key: str, measured: Mapping[str, Row])
     return best(measured, key=lambda name: measured[name][key], default=None)
 
 
-def _tested(key: str, differences_of: Mapping[K, Array]) -> dict[K, Row]:
-    """Of each difference, as `differences.drawn` gives it: its interval, p after Holm's correction, and the verdict."""
-    tests = {name: scores.tested(drawn[0], drawn[1:]) for name, drawn in differences_of.items()}
-    corrected = differences.holm({name: test["p"] for name, test in tests.items()})
-    return {
-        name: {
-            f"{key} difference": test["difference"],
-            f"{key} difference low": test["low"],
-            f"{key} difference high": test["high"],
-            f"{key} p": corrected[name],
-            f"{key} verdict": "differs" if corrected[name] < LEVEL else NOISE,
-        }
-        for name, test in tests.items()
-    }
-
-
 class Change(NamedTuple):
     """Another value of a grid's key in the place of its first."""
 
@@ -148,16 +170,24 @@ class Change(NamedTuple):
     value: Any
 
 
-def effects(study: Study, trials: Sequence[Trial]) -> list[Row]:
-    """What each value of a grid changes against the first of its key: the mean over pairs of runs alike in the rest.
+def changes(study: Study) -> list[Change]:
+    """What a grid of two keys or more changes: each value of a key in the place of its first."""
+    keys = study.grid.items() if len(study.grid) > 1 else ()
+    return [Change(key, first, value) for key, (first, *others) in keys for value in others]
 
-    A row a change; none for a study of fewer than two keys, or where a run or its replies are not at hand. Intervals
-    are over dialogues, and p is Holm's over the changes.
+
+def comparisons(study: Study) -> int:
+    """How many tests there are of a study that is done: runs with the reference, and changes, in each tested metric."""
+    return (len(study.variants()) - 1 + len(changes(study))) * len(study.models) * len(study.tests)
+
+
+def _effects(study: Study, trials: Sequence[Trial]) -> tuple[list[Row], list[Test]]:
+    """What each change of a grid does: a row a change, and to test the mean over pairs of runs alike in the rest.
+
+    Nothing where a run or its replies are not at hand. Intervals are over dialogues.
     """
-    if len(study.grid) < 2 or any(trial.state != "done" for trial in trials):
-        return []
+    own = changes(study) if all(trial.state == "done" for trial in trials) else []
     points = [variant.overrides for variant in study.variants()]
-    changes = [Change(key, first, value) for key, (first, *others) in study.grid.items() for value in others]
     table: list[Row] = [
         {
             "param": change.key,
@@ -165,16 +195,16 @@ def effects(study: Study, trials: Sequence[Trial]) -> list[Row]:
             "to": _cell(change.value),
             "pairs of runs": len(points) // len(study.grid[change.key]),
         }
-        for change in changes
+        for change in own
     ]
-    for model, column in itertools.product(study.models, study.tests):
-        drawn = _drawn(column, model, trials, len(changes))
+    tests = []
+    for model, column in itertools.product(study.models, study.tests if own else ()):
+        drawn = _drawn(study, column, model, trials)
         if drawn is None:
-            return []
-        means = {place: _effect(change, points, drawn) for place, change in enumerate(changes)}
-        for place, cells in _tested(column_key(model, column), means).items():
-            table[place] |= cells
-    return table
+            return [], []
+        key = column_key(model, column)
+        tests += [Test(row, key, _effect(change, points, drawn)) for row, change in zip(table, own, strict=True)]
+    return table, tests
 
 
 def _effect(change: Change, points: Sequence[Mapping[str, Any]], drawn: Sequence[Array]) -> Array:
@@ -185,17 +215,17 @@ def _effect(change: Change, points: Sequence[Mapping[str, Any]], drawn: Sequence
     return np.mean([other - first for first, other in pairs], axis=0)
 
 
-def _drawn(column: str, model: str, trials: Sequence[Trial], comparisons: int) -> list[Array] | None:
+def _drawn(study: Study, column: str, model: str, trials: Sequence[Trial]) -> list[Array] | None:
     """`differences.drawn` of each trial, with the params of the first; None without replies to the same questions.
 
-    There are as many samples as a test that is one of so many comparisons needs.
+    There are as many samples as a test needs that is one of the study's.
     """
     replies = [_replies(trial, model, column) for trial in trials]
     questions = [[(row["id"], row["emotion"]) for row in own or ()] for own in replies]
     if not all(questions) or any(own != questions[0] for own in questions):
         return None
     p = check(Params, mirror.yaml_of(trials[0].commit, "params.yaml"), trials[0].name)
-    samples = differences.enough(comparisons, p.evaluate.resamples)
+    samples = differences.enough(comparisons(study), p.evaluate.resamples)
     return [_samples(trial, model, column, p.data.labels, p.data.neutral, samples, p.evaluate.seed) for trial in trials]
 
 

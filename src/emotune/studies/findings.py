@@ -3,7 +3,7 @@
 import itertools
 import json
 import textwrap
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,34 @@ BELOW = "\n{}–{}"
 def outcome(name: str, study: Study, setups: Mapping[str, Setup], metrics: Path, costs: Path) -> str:
     """Write metrics/studies/NAME.csv from the experiments that DVC has of a study, and return its tables.
 
-    Of a grid, NAME-effects.csv too. InputError where DVC has none of them.
+    Of a grid, NAME-effects.csv too. They go beside `costs` where those there have the figures of a run that is not at
+    hand. InputError where DVC has no run of the study.
     """
     trials = queue.trials(setups, study.target)
     if all(trial.state == "absent" for trial in trials.values()):
         raise InputError(
             f"report: no experiment here has the params of study {name} and this code; `emotune study {name}` runs them"
         )
+    rows, effects = evidence.tables_of(study, setups, trials, costs)
     path = metrics / "studies" / f"{name}.csv"
-    evidence.write(path, evidence.rows(study, setups, trials, costs))
-    told = [tables.aligned(shown(study, read(path), BELOW, wrap=30)), f"{note(study)}\nAll of it: {path}"]
+    lost = _lost(path, rows)
+    kept = f"\n{path} stays as it is: no experiment here is {', '.join(lost)}, which it tells of" if lost else ""
+    path = (costs.parent if lost else metrics) / "studies" / path.name
+    evidence.write(path, rows)
+    told = [tables.aligned(shown(study, read(path), BELOW, wrap=30)), f"{note(study)}\nAll of it: {path}{kept}"]
     path = path.with_stem(f"{name}-effects")
-    if effects := evidence.effects(study, list(trials.values())):
+    if effects:
         evidence.write(path, effects)
         told.append(f"What one change does, all else alike\n{tables.aligned(effects_shown(study, read(path), BELOW))}")
     else:
         path.unlink(missing_ok=True)
     return "\n\n".join(told)
+
+
+def _lost(path: Path, rows: Sequence[evidence.Row]) -> list[str]:
+    """The runs that a study's file has the figures of, and that neither ended well nor failed here."""
+    done = {row["run"] for row in read(path).to_dict("records") if row["status"] == "done"} if path.is_file() else ()
+    return [row["run"] for row in rows if row["status"] not in ("done", "failed") and row["run"] in done]
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -125,8 +136,7 @@ def _bar(study: Study, name: str) -> dict[str, str]:
 def note(study: Study) -> str:
     """What the table's reader has to know: what all runs share, and what a difference and its verdict are."""
     common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.common.items())
-    comparisons = len(study.variants()) - 1
-    corrected = f", p after Holm over the {comparisons} comparisons" if comparisons > 1 else ""
+    corrected = ", p after Holm over all tests of the study" if evidence.comparisons(study) > 1 else ""
     return (
         f"{study.description} Up to `{study.target}`{f', all with {common}' if common else ''}. Differences [95 %] are "
         f"by a paired bootstrap over the same dialogues; noise is p ≥ {LEVEL}{corrected}."
