@@ -44,7 +44,7 @@ def judge(tuned: Path, p: Params) -> Judge:
 @pytest.fixture(scope="module")
 def url(tuned: Path, judge: Judge, p: Params) -> Iterator[str]:
     """The page, served in a thread."""
-    app = compare.app(compare.open_voices(tuned, p.model), judge, p, compare.LOOPBACK)
+    app = compare.app(compare.open_voices(tuned, p.model), judge, p, compare.LOOPBACK, {"dpo": "follows sft"})
     listening = compare.listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -223,13 +223,17 @@ def test_where_adapters_stay_on_top_the_three_share_one_base_and_say_the_same(
         assert first.model is second.model
 
 
+def test_a_model_that_dvc_lock_does_not_vouch_for_is_said_to_be_stale(url: str) -> None:
+    assert httpx2.get(f"{url}about", trust_env=False).json()["stale"] == {"dpo": "follows sft"}
+
+
 def test_the_page_asks_all_three_in_every_emotion_and_shows_what_came(page: Any, url: str) -> None:
     page.goto(url)
     page.get_by_text("all 7").click()
     page.get_by_label("Your message").fill("We won the match!")
     page.keyboard.press("Enter")
     page.locator(".card:not(.waiting)").nth(20).wait_for()
-    assert page.locator(".model h3").all_text_contents() == list(compare.NAMES)
+    assert page.locator(".model h3").all_text_contents() == ["baseline", "sft", "dpo stale"]
     assert page.locator(".round .asked").all_text_contents() == list(LABELS)
     # Row by row: an emotion, and the three models' replies to it.
     shown = page.locator(".card .reply").all_text_contents()

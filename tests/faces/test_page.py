@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_report import LABELS, write_metrics
+from test_report import LABELS, write_lock, write_metrics
 
 from emotune.core import records
 from emotune.faces import charts, cli
@@ -256,6 +256,16 @@ def test_a_run_that_was_kept_has_a_page_without_replies(here):
     assert "the replies of this run were not kept" in section(html, "replies")
     assert cells(section(html, "provenance"), "files shown")[0][:2] == ["1", "are"]
     assert "<b>metrics/real/elsewhere</b>" in html
+
+
+def test_sections_of_another_run_are_marked_by_their_stage(here):
+    write_lock(here)
+    assert "<b>Stale</b>" not in written()
+    records.write_json(Path("metrics/prefs.json"), records.read_json(Path("metrics/prefs.json")) | {"pairs": 2})
+    html = written()
+    marked = [name for name in SECTIONS if "<b>Stale</b>" in section(html, name)]
+    assert marked == ["models", "confusion", "control", "training", "replies", "preferences"]
+    assert "what is here of generate_prefs (metrics/prefs.json is not that of dvc.lock)" in section(html, "preferences")
 
 
 def test_equal_inputs_make_equal_bytes(here):

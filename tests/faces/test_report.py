@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import STAGES
 from emotune.core import records
 from emotune.core.dialogue import Turn
 from emotune.core.errors import InputError
@@ -15,7 +16,7 @@ from emotune.preferences import attempts
 from emotune.preferences.candidates import Prompt
 from emotune.preferences.pairs import measure, rows
 from emotune.preferences.selection import Candidate, Pair
-from emotune.runs import tables
+from emotune.runs import lock, tables
 from emotune.runs.params import parse
 from emotune.stages import judges
 
@@ -75,11 +76,27 @@ def write_metrics(folder: Path) -> None:
     records.write_json(folder / "judges.json", {"evaluate_emotion": found})
 
 
+def write_lock(folder: Path, **params: object) -> None:
+    """A dvc.lock that vouches for the metrics in a folder, of stages that had these params, each after the last."""
+    files = {"evaluate": "evaluate", "generate_prefs": "prefs", "judges": "judges"}
+    entries, deps = {}, []
+    for stage in STAGES:
+        outs = [{"path": f"models/{stage}", "md5": stage}]
+        if stage in files:
+            path = f"metrics/{files[stage]}.json"
+            outs.append({"path": path, "md5": lock.md5({"": (folder / path).read_bytes()})})
+        entries[stage] = {"cmd": "python", "deps": deps, "params": {"params.yaml": params}, "outs": outs}
+        deps = [{"path": f"models/{stage}", "md5": stage}]
+    # JSON is YAML.
+    records.write_json(folder / "dvc.lock", {"schema": "2.0", "stages": entries})
+
+
 @pytest.fixture
 def metrics(tmp_path, monkeypatch):
     """A metrics folder in a folder that looks like the repository to the command line."""
     write_metrics(tmp_path / "metrics")
     (tmp_path / "dvc.yaml").write_bytes((PROJECT / "dvc.yaml").read_bytes())
+    write_lock(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return tmp_path / "metrics"
@@ -163,6 +180,64 @@ def test_before_the_pipeline_ran_the_report_says_what_is_missing(metrics, capsys
     (metrics / "evaluate.json").unlink()
     assert cli.main(["report"]) == 2
     assert "metrics/evaluate.json: no such file" in capsys.readouterr().err
+
+
+def test_what_dvc_lock_vouches_for_is_marked_by_nothing(metrics, capsys):
+    cli.main(["report"])
+    assert "STALE" not in capsys.readouterr().out
+    assert lock.doubts(Path()) == {}
+
+
+def test_after_a_run_that_stopped_the_tables_of_the_one_before_it_are_marked(metrics, capsys):
+    # It wrote its metrics, and refused them: dvc.lock still has those of the run before.
+    records.write_json(metrics / "prefs.json", prefs() | {"pairs": 2})
+    assert lock.doubts(Path()) == {
+        "generate_prefs": "metrics/prefs.json is not that of dvc.lock",
+        "dpo": "follows generate_prefs",
+        "evaluate": "follows dpo",
+    }
+    cli.main(["report"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "dvc.lock does not vouch for what is here of\n"
+        "  generate_prefs: metrics/prefs.json is not that of dvc.lock\n"
+        "  dpo: follows generate_prefs\n"
+        "  evaluate: follows dpo\n\n"
+        "(STALE: it may be of another run)\n"
+    )
+    assert "\nPreference pairs (STALE: it may be of another run)\n" in shown
+    assert "same questions (STALE: it may be of another run)\n" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_stages_that_read_another_model_than_the_one_that_is_here_are_marked(metrics):
+    content = records.read_json(Path("dvc.lock"))
+    content["stages"]["sft"]["outs"][0]["md5"] = "another"
+    records.write_json(Path("dvc.lock"), content)
+    assert lock.doubts(Path()) == {
+        "generate_prefs": "dep models/sft is not what sft left there",
+        "dpo": "follows generate_prefs",
+        "evaluate": "follows dpo",
+    }
+
+
+def test_params_and_code_that_no_stage_had_are_named(metrics):
+    write_lock(Path(), template="in_inst")
+    Path("params.yaml").write_text("template: out_inst\n")
+    assert lock.doubts(Path())["prepare"] == 'param template is "out_inst", and "in_inst" in dvc.lock'
+    write_lock(Path())
+    content = records.read_json(Path("dvc.lock"))
+    code = {"path": "src/emotune/core", "md5": lock.md5({"deep/a.py": b"1", "b.py": b"2"})}
+    content["stages"]["dpo"]["deps"] += [code]
+    records.write_json(Path("dvc.lock"), content)
+    assert lock.doubts(Path()) == {"dpo": "dep src/emotune/core is not that of dvc.lock", "evaluate": "follows dpo"}
+    for path, text in (("deep/a.py", "1"), ("b.py", "2"), ("__pycache__/b.pyc", "3")):
+        (Path("src/emotune/core") / path).parent.mkdir(parents=True, exist_ok=True)
+        (Path("src/emotune/core") / path).write_text(text)
+    assert lock.doubts(Path()) == {}
+    del content["stages"]["evaluate"]
+    records.write_json(Path("dvc.lock"), content)
+    assert lock.doubts(Path()) == {"evaluate": "not in dvc.lock"}
 
 
 README = """# emotune

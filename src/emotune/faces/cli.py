@@ -114,7 +114,7 @@ def _report(chosen: argparse.Namespace) -> int:
         return _page(chosen)
     if chosen.readme or chosen.check:
         return _readme(chosen)
-    print(report.text(METRICS, processes.work(COSTS), tables.stages(Path("dvc.yaml"))))
+    print(report.text(METRICS, processes.work(COSTS), tables.stages(Path("dvc.yaml")), lock.doubts(Path())))
     return 0
 
 
@@ -150,7 +150,8 @@ def _page(chosen: argparse.Namespace) -> int:
 
     workspace = page.RunFiles(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), processes.work(COSTS))
     files = page.kept_run(METRICS, chosen.kept) if chosen.kept else workspace
-    text = page.html(files, tables.stages(Path("dvc.yaml")))
+    # What was kept was kept whole.
+    text = page.html(files, tables.stages(Path("dvc.yaml")), {} if chosen.kept else lock.doubts(Path()))
     with records.replacing(chosen.html) as file:
         file.write(text)
     print(f"{chosen.html}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
@@ -225,6 +226,8 @@ def _journal(chosen: argparse.Namespace) -> int:
 )
 def _chat(chosen: argparse.Namespace) -> None:
     p = parse(PARAMS)
+    if why := lock.doubts(Path()).get(lock.MAKERS[chosen.model]):
+        print(f"{chosen.model} is STALE, it may be of another run: {why}", file=sys.stderr)
     from emotune.faces import chat  # with torch: seconds
 
     chat.run(MODELS, chosen.model, p)
@@ -239,7 +242,7 @@ def _compare(chosen: argparse.Namespace) -> None:
     p = parse(PARAMS)
     from emotune.faces import compare  # with torch: seconds
 
-    compare.run(MODELS, p, chosen.host, chosen.port)
+    compare.run(MODELS, p, chosen.host, chosen.port, lock.doubts(Path()))
 
 
 @_command("MLflow runs for the stages that DVC restored or skipped")

@@ -3,7 +3,7 @@
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.resources import files
 from ipaddress import ip_address
@@ -32,6 +32,7 @@ from emotune.generation import engine, local
 from emotune.judges.verdicts import Judge
 from emotune.models import loading
 from emotune.models.params import Model
+from emotune.runs import lock
 from emotune.runs.params import Params
 
 # Lends a model by its name: models may share their weights, and then only one of them can speak at a time.
@@ -135,14 +136,22 @@ def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
     return inquiry
 
 
-def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str]) -> Starlette:
+def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str], doubts: Mapping[str, str]) -> Starlette:
     """The page, what it shows at first, and the answers to its questions, one at a time.
 
-    A request must name one of `hosts` as its host, or a page elsewhere could give its own name our address.
+    `doubts` says of which stages what is here may be of another run, and why. A request must name one of `hosts` as its
+    host, or a page elsewhere could give its own name our address.
     """
     html = (files("emotune.faces") / "compare.html").read_text("utf-8")
     settings = p.evaluate.sampling.model_dump()
-    about = {"models": NAMES, "emotions": p.data.labels, "neutral": p.data.neutral, "sampling": settings}
+    stale = {name: doubts[stage] for name, stage in lock.MAKERS.items() if stage in doubts}
+    about = {
+        "models": NAMES,
+        "stale": stale,
+        "emotions": p.data.labels,
+        "neutral": p.data.neutral,
+        "sampling": settings,
+    }
     speaking = Lock()
 
     def speak(inquiry: Inquiry) -> dict[str, Any]:
@@ -195,14 +204,14 @@ def hosts(host: str, address: str) -> list[str]:
     return [*names, *(f"[{name}]" for name in names if ":" in name)]
 
 
-def run(folder: Path, p: Params, host: str, port: int) -> None:
+def run(folder: Path, p: Params, host: str, port: int, doubts: Mapping[str, str]) -> None:
     """Serve the page for the models of `folder` until Ctrl-C."""
     # What the libraries will change some day is no news to whoever compares.
     warnings.simplefilter("ignore", FutureWarning)
     with listen(host, port) as listening:
         address, number = listening.getsockname()[:2]
         alone = ip_address(address).is_loopback
-        page = app(open_voices(folder, p.model), open_listener(folder, p), p, hosts(host, address))
+        page = app(open_voices(folder, p.model), open_listener(folder, p), p, hosts(host, address), doubts)
         where = f"[{address}]" if ":" in address else address
         print(f"{', '.join(NAMES)} side by side: http://{where}:{number}/ (Ctrl-C ends it)", flush=True)
         if not alone:

@@ -66,8 +66,11 @@ def kept_run(metrics: Path, name: str) -> RunFiles:
     return RunFiles(folder, folder / "lock.yaml", folder / "params.yaml")
 
 
-def html(files: RunFiles, stages: Sequence[str]) -> str:
-    """The page of a run, `stages` in the pipeline's order; equal files, git state and packages make equal bytes."""
+def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> str:
+    """The page of a run, `stages` in the pipeline's order; equal files, git state and packages make equal bytes.
+
+    `doubts` says of which stages the metrics may be of another run than the rest, and why.
+    """
     if not any(files.metrics.glob("*.json")):
         raise InputError(f"report: {files.metrics} holds no metrics; `make repro` writes them")
     lock = read_yaml(files.lock).get("stages") or {} if files.lock.is_file() else {}
@@ -79,6 +82,7 @@ def html(files: RunFiles, stages: Sequence[str]) -> str:
     return _template().render(
         run=files,
         stages=stages,
+        doubts=doubts,
         used=used,
         now=dict(_values(read_yaml(files.params))) if files.params.is_file() else {},
         evaluated=evaluated,

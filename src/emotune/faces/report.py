@@ -1,6 +1,7 @@
 """What the metrics files say, as tables for the terminal and for README and docs: no figure is typed by hand."""
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ CLAIMS = {
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
     "stage_start": "seconds from process start to first work, over the eight stages, before the rooms over after",
 }
+# After the head of a table whose stage dvc.lock does not vouch for.
+STALE = "(STALE: it may be of another run)"
 NEXT = """Where to look next
   emotune report --html report.html
                                    all of this and more as one page: charts, replies, costs, provenance
@@ -27,17 +30,25 @@ NEXT = """Where to look next
   mlflow ui --backend-store-uri sqlite:///mlflow.db"""
 
 
-def text(metrics: Path, costs: Path, stages: Sequence[str]) -> str:
+def text(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapping[str, str]) -> str:
     """The report of `emotune report`: models side by side, what each step changed, the pairs, the stages' costs.
 
-    `costs` has a line of JSON for each time that a stage ran here. Fits in 120 columns.
+    `costs` has a line of JSON for each time that a stage ran here; `doubts` says of which stages the metrics may be of
+    another run than the rest. Fits in 120 columns.
     """
     evaluated = records.read_json(metrics / "evaluate.json")
-    paragraphs = [
-        aligned(comparison(evaluated, "\n{}–{}")),
-        f"Difference [95 % interval], paired over the same questions\n{aligned(differences(evaluated))}",
-        f"Preference pairs\n{aligned(preferences(metrics))}",
+    tables = [
+        ("evaluate", "", comparison(evaluated, "\n{}–{}")),
+        ("evaluate", "Difference [95 % interval], paired over the same questions", differences(evaluated)),
+        ("generate_prefs", "Preference pairs", preferences(metrics)),
     ]
+    paragraphs = []
+    if doubts:
+        reasons = (textwrap.indent(textwrap.fill(f"{stage}: {why}", 116), "  ") for stage, why in doubts.items())
+        paragraphs.append("\n".join(["dvc.lock does not vouch for what is here of", *reasons]))
+    for stage, head, table in tables:
+        head = f"{head} {STALE}".strip() if stage in doubts else head
+        paragraphs.append("\n".join(filter(None, [head, aligned(table)])))
     if spent := spending(costs, stages):
         paragraphs.append(f"Last run of each stage, and its peak memory\n{aligned(spent)}")
     return "\n\n".join([*paragraphs, NEXT])

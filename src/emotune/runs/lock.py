@@ -1,8 +1,9 @@
 """Whether dvc.lock is current, also where the data are absent: there `dvc status` calls every stage changed."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from emotune.core.sections import read_yaml
 
 ABSENT = object()
 IN_WORKSPACE, IN_CACHE, IN_REMOTE, NOWHERE, UNKNOWN = "workspace", "cache", "remote", "nowhere", "unknown"
+# The stage that makes each model.
+MAKERS = {"baseline": "base_model", "sft": "sft", "dpo": "dpo"}
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,58 @@ def _not_in_remote(repo: Any, hash: Any) -> str:
     except Exception as error:
         reason = f"the remote {name} did not answer: {type(error).__name__}: {' '.join(str(error).split())}"
         return without_password(reason, repo.config["remote"].get(name, {}).get("url", ""))
+
+
+def doubts(root: Path) -> dict[str, str]:
+    """Why dvc.lock does not vouch for what is here of a stage, by the stage, in the order of dvc.yaml.
+
+    It does where the stage had the params and the code that are here, read what the stages before it left, and wrote
+    the metrics that are here; and where it vouches for those before it. Only files are read: DVC takes a second, and
+    asks a remote.
+    """
+    stages, locked, params = (
+        read_yaml(root / name) if (root / name).is_file() else {} for name in ("dvc.yaml", "dvc.lock", "params.yaml")
+    )
+    entries = locked.get("stages") or {}
+    written = {out["path"]: (name, out.get("md5")) for name in entries for out in entries[name].get("outs", [])}
+    reasons: dict[str, str] = {}
+    for name, stage in stages.get("stages", {}).items():
+        own = [*stage.get("metrics", []), *stage.get("plots", [])]
+        shown = {path for out in own for path in ([out] if isinstance(out, str) else out)}
+        doubt = _of_entry(root, entries[name], shown, params, written) if name in entries else iter(["not in dvc.lock"])
+        before = (written[dep["path"]][0] for dep in entries.get(name, {}).get("deps", []) if dep["path"] in written)
+        follows = (f"follows {writer}" for writer in before if writer in reasons)
+        if reason := next(itertools.chain(doubt, follows), None):
+            reasons[name] = reason
+    return reasons
+
+
+def _of_entry(
+    root: Path, entry: Mapping[str, Any], shown: Set[str], params: Mapping[str, Any], written: Mapping[str, Any]
+) -> Iterator[str]:
+    """What speaks against an entry of dvc.lock, by itself; `shown` are the paths of its metrics and plots."""
+    for key, then in entry.get("params", {}).get("params.yaml", {}).items():
+        now: Any = params
+        for part in key.split("."):
+            now = now.get(part, ABSENT) if isinstance(now, Mapping) else ABSENT
+        yield from _of_param(key, now, then)
+    for dep in entry.get("deps", []):
+        path = dep["path"]
+        if path in written and dep.get("md5") != written[path][1]:
+            yield f"dep {path} is not what {written[path][0]} left there"
+        elif path.startswith("src/") and dep.get("md5") != _md5_of(root / path):
+            yield f"dep {path} is not that of dvc.lock"
+    for out in entry.get("outs", []):
+        if out["path"] in shown and out.get("md5") != _md5_of(root / out["path"]):
+            yield f"{out['path']} is not that of dvc.lock"
+
+
+def _md5_of(path: Path) -> str | None:
+    """`md5` of a file or folder here, None where there is none."""
+    if path.is_file():
+        return md5({"": path.read_bytes()})
+    below = [file for file in path.rglob("*") if file.is_file() and file.parent.name != "__pycache__"]
+    return md5({file.relative_to(path).as_posix(): file.read_bytes() for file in below}) if below else None
 
 
 def md5(files: Mapping[str, bytes]) -> str:
