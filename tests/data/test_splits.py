@@ -1,10 +1,13 @@
 """Laws of the splits: blemishes are closed up, what cannot be learned from goes, and no dialogue is in two splits."""
 
 import random
+import re
+import time
 
 import pytest
 
 from emotune.core.dialogue import ASSISTANT, USER, Dialogue, Turn
+from emotune.data import splits
 from emotune.data.splits import clean, deduplicate, usable
 
 
@@ -55,6 +58,28 @@ def test_cleaning_twice_is_cleaning_once() -> None:
     for _ in range(5000):
         once = clean(" ".join(rng.choices(parts, k=rng.randint(1, 9))))
         assert clean(once) == once
+
+
+# The last rule as it was, which looks for an address at every letter.
+EVERYWHERE = re.compile(
+    rf"({splits._ADDRESS})|(?<=[a-z']{{2}})\.(?=[A-Z]|[a-z]{{2}})|(?<=[^\W_])\.(?=[A-Z][a-z])",
+)
+
+
+def test_an_address_looked_for_where_words_begin_is_found_as_at_every_letter() -> None:
+    rule, instead = splits._BLEMISHES[-1]
+    parts = ["www.", "@", "://", ".com", ".py", ".html", "www", "com", "ab", "A", "Bc", ".", ".", " ", "'", "_", "3", "é"]
+    rng = random.Random(5)
+    for _ in range(20_000):
+        text = "".join(rng.choices(parts, k=rng.randint(1, 12)))
+        assert rule.sub(instead, text) == EVERYWHERE.sub(instead, text), text
+
+
+@pytest.mark.parametrize("unit", ["a.", "ab.", "'", "' ", '"', '" ', "s ' ", "a . ", ". ", ".,", "( ", "www", ":/", "a"])
+def test_a_long_message_costs_its_length(unit: str) -> None:
+    began = time.process_time()
+    clean(unit * (100_000 // len(unit)))
+    assert time.process_time() - began < 2
 
 
 def test_test_wins_over_validation_over_train() -> None:

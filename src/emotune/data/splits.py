@@ -71,7 +71,8 @@ _BLEMISHES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"(?<!\S)' (?=\w)"), "'"),
     # right.But in 1932.People and thanks.i -> a space after each full stop; not in 3.5, a.m., U.S. or an address
     (
-        re.compile(rf"({_ADDRESS})|(?<=[a-z']{{2}})\.(?=[A-Z]|[a-z]{{2}})|(?<=[^\W_])\.(?=[A-Z][a-z])"),
+        # An address begins where a word does: looked for at every letter, a word would cost the square of its length.
+        re.compile(rf"(?<!\S)({_ADDRESS})|(?<=[a-z']{{2}})\.(?=[A-Z]|[a-z]{{2}})|(?<=[^\W_])\.(?=[A-Z][a-z])"),
         lambda match: match[1] or ". ",
     ),
 )
