@@ -12,9 +12,15 @@ import pytest
 from emotune.core.dialogue import DAILY_DIALOG_LABELS, SPLITS, Dialogue, Turn, to_record
 from emotune.core.errors import InputError
 from emotune.data import sources
+from emotune.data.speakers import Rules
 from emotune.data.splits import clean, deduplicate, usable
 
 LABELS = ("calm", "joy", "grief")
+
+
+def rules(labels: Any, same_speaker: str = "error", others: str = "error") -> Rules:
+    return Rules(labels, labels[0], same_speaker, others)
+
 
 TEXT = "How are you , {0} ? __eou__ Fine , says {0} . __eou__ Good . __eou__\n"
 TWO = {
@@ -58,7 +64,7 @@ def read(path: Path) -> sources.Source:
 
 
 def test_daily_dialog_gives_turns_that_alternate_from_the_user_with_named_emotions(tmp_path: Path) -> None:
-    splits, dropped = read(folder(tmp_path, TWO))
+    splits, dropped, _ = read(folder(tmp_path, TWO))
     assert splits["test"] == [
         Dialogue(
             "test-1",
@@ -83,7 +89,7 @@ def test_folder_zip_and_the_published_nested_zip_are_the_same_source(tmp_path: P
 
 
 def test_labels_that_do_not_match_the_utterances_drop_the_dialogue_and_are_counted(tmp_path: Path) -> None:
-    splits, dropped = read(folder(tmp_path, {**TWO, "train/dialogues_emotion_train.txt": "0 4 \n6 1 \n"}))
+    splits, dropped, _ = read(folder(tmp_path, {**TWO, "train/dialogues_emotion_train.txt": "0 4 \n6 1 \n"}))
     assert [dialogue.id for dialogue in splits["train"]] == ["train-2"]
     assert dropped["train"] == {"label_mismatch": 1}
 
@@ -160,11 +166,11 @@ def talk(**changes: Any) -> dict[str, Any]:
     return {"turns": turns, **changes}
 
 
-def own(path: Path, *rows: Any) -> sources.Source:
+def own(path: Path, *rows: Any, **allowed: str) -> sources.Source:
     """The JSONL source whose train split has these rows (text is written as it is)."""
     lines = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     folder(path, {"train.jsonl": lines, "validation.jsonl": json.dumps(talk()), "test.jsonl": json.dumps(talk())})
-    return sources.jsonl(path, LABELS, sources.fingerprint(path))
+    return sources.jsonl(path, rules(LABELS, **allowed), sources.fingerprint(path))
 
 
 def test_jsonl_reads_what_to_record_writes_and_fills_in_id_and_role(tmp_path: Path) -> None:
@@ -194,7 +200,16 @@ TURN = {"content": "Hi.", "emotion": "calm"}
         ({"turns": [{**TURN, "emotion": 1}]}, r"unknown emotion 1"),
         ({"turns": [{**TURN, "content": "  "}]}, r"turn 1: content is empty"),
         ({"turns": [{**TURN, "content": None}]}, r"turn 1: content must be text, found None"),
-        ({"turns": [{**TURN, "role": "system"}]}, r"turn 1: .*role must be 'user', found 'system'"),
+        ({"turns": [{**TURN, "role": "system"}]}, r"turn 1: role must be user in the first turn, found 'system'"),
+        ({"turns": [{**TURN, "role": "assistant"}]}, r"turn 1: role must be user in the first turn, found 'assistant'"),
+        ({"turns": [TURN, {**TURN, "role": "bot"}]}, r"turn 2: role must be user or assistant, .*, found 'bot'"),
+        ({"turns": [{**TURN, "speaker": "Ann"}, TURN]}, r"turn 2: speaker must be a name, .*, found None"),
+        ({"turns": [TURN, {**TURN, "role": "user"}]}, r"turn 2: 'user' has the turn before, too; data.same_speaker"),
+        ({"turns": [{**TURN, "speaker": "Ann"}] * 2}, r"turn 2: 'Ann' has the turn before, too; data.same_speaker"),
+        (
+            {"id": "scene", "turns": [{**TURN, "speaker": name} for name in ("Ann", "Bob", "Cid")]},
+            r"in dialogue 'scene' 3 speak \(Ann, Bob, Cid\), and two can; data.others: drop ",
+        ),
         (talk(id=7), r"id must be text, found 7"),
         (talk(id="first"), r"the id 'first' is taken by .*train.jsonl:1"),
     ],
@@ -204,10 +219,55 @@ def test_a_wrong_line_of_jsonl_is_named_with_what_was_found(tmp_path: Path, row:
         own(tmp_path, talk(id="first"), row)
 
 
+def scene(*turns: str) -> dict[str, Any]:
+    """`Ann joy Hey!`: a speaker, an emotion and what is said."""
+    return {
+        "id": "s",
+        "turns": [dict(zip(("speaker", "emotion", "content"), t.split(" ", 2), strict=True)) for t in turns],
+    }
+
+
+def test_the_first_to_speak_is_the_user_whatever_the_name(tmp_path: Path) -> None:
+    read = own(tmp_path, scene("Bob calm Hi.", "Ann joy Hey!", "Bob grief Oh."))
+    assert read.splits["train"] == [
+        Dialogue("s", (Turn("user", "Hi.", "calm"), Turn("assistant", "Hey!", "joy"), Turn("user", "Oh.", "grief")))
+    ]
+    assert read.changed == {"train": {}, "validation": {}, "test": {}}
+
+
+@pytest.mark.parametrize(("emotions", "of_both"), [("joy calm", "joy"), ("joy grief", "grief"), ("calm calm", "calm")])
+def test_joined_turns_have_the_last_emotion_that_is_not_neutral(tmp_path: Path, emotions: str, of_both: str) -> None:
+    one, two = emotions.split()
+    row = scene("Bob calm Hi.", f"Ann {one} One.", f"Ann {two} Two.", "Bob joy Three.")
+    read = own(tmp_path, row, same_speaker="join")
+    [joined] = read.splits["train"]
+    assert [turn.content for turn in joined.turns] == ["Hi.", "One. Two.", "Three."]
+    assert (joined.turns[1].role, joined.turns[1].emotion) == ("assistant", of_both)
+    assert read.changed["train"] == {"joined_turns": 1}
+
+
+CROWD = ("Ann calm 1", "Bob joy 2", "Bob calm 3", "Ann calm 4", "Cid joy 5", "Ann calm 6", "Dan joy 7")
+
+
+def test_a_dialogue_of_more_than_two_is_dropped_where_that_is_asked_for(tmp_path: Path) -> None:
+    read = own(tmp_path, talk(), scene(*CROWD), same_speaker="join", others="drop")
+    assert [dialogue.id for dialogue in read.splits["train"]] == ["train-1"]
+    assert read.dropped["train"] == {"more_than_two_speakers": 1}
+
+
+def test_a_dialogue_of_more_than_two_is_cut_where_a_third_one_speaks(tmp_path: Path) -> None:
+    read = own(tmp_path, scene(*CROWD), same_speaker="join", others="split")
+    assert [(d.id, [(turn.role, turn.content) for turn in d.turns]) for d in read.splits["train"]] == [
+        ("s/1", [("user", "1"), ("assistant", "2 3"), ("user", "4")]),
+        ("s/2", [("user", "5"), ("assistant", "6")]),
+    ]
+    assert read.changed["train"] == {"joined_turns": 1, "split_dialogues": 1, "lone_turns": 1}
+
+
 def test_no_emotion_is_neutral(tmp_path: Path) -> None:
     row = {"turns": [{"content": "Hi.", "emotion": "no emotion"}]}
     folder(tmp_path, {f"{split}.jsonl": json.dumps(row) for split in SPLITS})
-    read = sources.jsonl(tmp_path, DAILY_DIALOG_LABELS, sources.fingerprint(tmp_path))
+    read = sources.jsonl(tmp_path, rules(DAILY_DIALOG_LABELS), sources.fingerprint(tmp_path))
     assert read.splits["test"][0].turns[0].emotion == "neutral"
 
 
@@ -229,7 +289,7 @@ def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / "hub").mkdir()
         for split in splits:
             table.to_parquet(tmp_path / "hub" / f"{split}.parquet")
-        return sources.hub(str(tmp_path / "hub"), None, labels)
+        return sources.hub(str(tmp_path / "hub"), None, rules(labels))
 
     return read
 
@@ -239,7 +299,7 @@ HI = ["Hi .", "Hello ."]
 
 @pytest.mark.parametrize(("texts", "emotions"), [("dialog", "emotion"), ("utterances", "emotions")])
 def test_hub_reads_daily_dialogs_columns(parquet: Any, texts: str, emotions: str) -> None:
-    splits, dropped = parquet({texts: [HI, HI], emotions: [[0, 4], [0]]})
+    splits, dropped, _ = parquet({texts: [HI, HI], emotions: [[0, 4], [0]]})
     turns = (Turn("user", "Hi .", "neutral"), Turn("assistant", "Hello .", "happiness"))
     assert splits["validation"] == [Dialogue("validation-1", turns)]
     assert dropped["validation"] == {"label_mismatch": 1}
@@ -279,7 +339,7 @@ def test_hub_names_a_missing_split(parquet: Any) -> None:
 @pytest.mark.parametrize("revision", [None, "main", "refs/convert/parquet", "0123abc"])
 def test_a_hub_name_without_a_commit_is_refused(revision: str | None) -> None:
     with pytest.raises(InputError, match=r"data.revision must be the commit of a/dialogues \(40 hex digits\)"):
-        sources.hub("a/dialogues", revision, LABELS)
+        sources.hub("a/dialogues", revision, rules(LABELS))
 
 
 def test_a_hub_name_that_cannot_be_loaded_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +347,7 @@ def test_a_hub_name_that_cannot_be_loaded_is_one_clear_error(monkeypatch: pytest
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"data.name: cannot load the dataset a/dialogues at revision aaa"):
-        sources.hub("a/dialogues", "a" * 40, LABELS)
+        sources.hub("a/dialogues", "a" * 40, rules(LABELS))
 
 
 def test_the_embedded_corpus_is_the_same_for_the_same_seed() -> None:
@@ -302,7 +362,7 @@ def test_the_embedded_corpus_needs_no_cleaning() -> None:
 
 def test_the_real_daily_dialog_loses_one_dialogue_to_its_labels_and_its_splits_share_none(shared: Path) -> None:
     pin = "561c4d5d5cff50e7e605abcff39a7fe90408a4ceb8fc0d1d3e74a09627d48517"
-    raw, dropped = sources.daily_dialog(shared / "daily_dialog", pin)
+    raw, dropped, _ = sources.daily_dialog(shared / "daily_dialog", pin)
     assert {split: len(raw[split]) for split in SPLITS} == {"train": 11_117, "validation": 1_000, "test": 1_000}
     assert dropped == {"train": {"label_mismatch": 1}, "validation": {}, "test": {}}
     cleaned = {split: usable(raw[split]) for split in SPLITS}

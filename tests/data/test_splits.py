@@ -68,14 +68,14 @@ EVERYWHERE = re.compile(
 
 def test_an_address_looked_for_where_words_begin_is_found_as_at_every_letter() -> None:
     rule, instead = splits._BLEMISHES[-1]
-    parts = ["www.", "@", "://", ".com", ".py", ".html", "www", "com", "ab", "A", "Bc", ".", ".", " ", "'", "_", "3", "é"]
+    parts = [" ", *"www. @ :// .com .py .html www com ab A Bc . . ' _ 3 é".split()]
     rng = random.Random(5)
     for _ in range(20_000):
         text = "".join(rng.choices(parts, k=rng.randint(1, 12)))
         assert rule.sub(instead, text) == EVERYWHERE.sub(instead, text), text
 
 
-@pytest.mark.parametrize("unit", ["a.", "ab.", "'", "' ", '"', '" ', "s ' ", "a . ", ". ", ".,", "( ", "www", ":/", "a"])
+@pytest.mark.parametrize("unit", ["a.", "ab.", "'", "' ", '"', "s ' ", "a . ", ". ", ".,", "( ", "www", ":/", "a"])
 def test_a_long_message_costs_its_length(unit: str) -> None:
     began = time.process_time()
     clean(unit * (100_000 // len(unit)))

@@ -76,6 +76,17 @@ def test_every_drop_is_counted_by_its_reason(run: Any) -> None:
     assert [[turn.content for turn in dialogue.turns] for dialogue in kept] == [["Hi test.", "Hello!"], ["So?", "So."]]
 
 
+def test_what_was_joined_is_counted_and_what_was_to_be_dropped_stops_nothing(run: Any) -> None:
+    def spoken(*names: str) -> dict[str, Any]:
+        return {"turns": [{"speaker": name, "content": f"{name}.", "emotion": "neutral"} for name in names]}
+
+    data = own(train=[spoken("Ann", "Ann", "Bob"), spoken("Ann", "Bob", "Cid"), spoken("Ann", "Bob", "Dan")])
+    measured = run(**data, same_speaker="join", others="drop", max_dropped=0.0)
+    assert (measured["train"]["joined_turns"], measured["train"]["turns"]) == (1, 4)
+    assert measured["train"]["dropped"] == {"more_than_two_speakers": 2}
+    assert "joined_turns" not in measured["test"]
+
+
 def test_the_overlap_of_test_and_train_replies_is_measured(run: Any) -> None:
     measured = run(**own(train=[talk("A", "one two three four")], test=[talk("B", "one two three five")]))
     assert measured["test_replies_in_train"] == {"3-grams": 0.5, "4-grams": 0.0, "5-grams": 0.0}

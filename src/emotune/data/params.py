@@ -18,6 +18,8 @@ class Data(Section):
     limit: Count | None
     labels: Labels
     neutral: str
+    same_speaker: Literal["error", "join"]
+    others: Literal["error", "drop", "split"]
     max_dropped: Share
     seed: int
 

@@ -1,7 +1,7 @@
 """Where dialogues come from: the embedded corpus, the official DailyDialog, a Hub dataset, JSONL files of one's own.
 
-Each reader returns `Source(splits, dropped)`: dialogues as they stand there, not yet cleaned, whose speakers alternate
-from the user.
+Each reader returns `Source(splits, dropped, changed)`: dialogues as they stand there, not yet cleaned, whose speakers
+alternate from the user.
 """
 
 import difflib
@@ -14,29 +14,42 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from emotune.core import processes
 from emotune.core.dialogue import ASSISTANT, DAILY_DIALOG_LABELS, SPLITS, USER, Dialogue, Turn
 from emotune.core.errors import InputError
-from emotune.data import corpus
+from emotune.data import corpus, speakers
+from emotune.data.speakers import Rules
 
 EMOTIONS = "dialogues_emotion_{}.txt"
 TEXTS = "dialogues_{}.txt"
 JSONL = "{}.jsonl"
+MISMATCH, CROWD = "label_mismatch", "more_than_two_speakers"
 READABLE = {name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS, JSONL)}
 
 
 class Source(NamedTuple):
-    """The dialogues of train, validation and test, and how many the reader had to drop, by split and reason."""
+    """The dialogues of train, validation and test; how many the reader dropped, and what it changed, by split."""
 
     splits: dict[str, list[Dialogue]]
     dropped: dict[str, Counter[str]]
+    changed: dict[str, Counter[str]]
+
+
+class Row(NamedTuple):
+    """What a reader makes of a row: where that stands, its dialogues, why it gives none, and what was changed."""
+
+    where: str
+    dialogues: Sequence[Dialogue]
+    dropped: str | None = None
+    changed: Mapping[str, int] = MappingProxyType({})
 
 
 def embedded(count: int, seed: int) -> Source:
     """The corpus written for this project: `count` dialogues, the same ones for the same seed."""
-    return Source(corpus.dialogues(count, seed), {split: Counter() for split in SPLITS})
+    return _empty()._replace(splits=corpus.dialogues(count, seed))
 
 
 def daily_dialog(path: str | Path, revision: str | None) -> Source:
@@ -47,7 +60,7 @@ def daily_dialog(path: str | Path, revision: str | None) -> Source:
     """
     files = _pinned(path, revision, [name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS)])
 
-    def read(split: str) -> Iterator[tuple[str, Dialogue | None]]:
+    def read(split: str) -> Iterator[Row]:
         texts, labels = _lines(files[TEXTS.format(split)]), _lines(files[EMOTIONS.format(split)])
         if len(texts) != len(labels):
             raise InputError(
@@ -58,35 +71,29 @@ def daily_dialog(path: str | Path, revision: str | None) -> Source:
             # Every utterance ends with the mark, so what follows the last one is no utterance.
             utterances = [utterance.strip() for utterance in text.strip().removesuffix("__eou__").split("__eou__")]
             emotions = [DAILY_DIALOG_LABELS[_index(label, DAILY_DIALOG_LABELS, where)] for label in numbers.split()]
-            dialogue = Dialogue(f"{split}-{number}", _turns(utterances, emotions))
-            yield where, dialogue if len(utterances) == len(emotions) else None
+            yield _labelled(f"{split}-{number}", utterances, emotions, where)
 
     return _source(read)
 
 
-def jsonl(path: str | Path, labels: Sequence[str], revision: str | None) -> Source:
+def jsonl(path: str | Path, rules: Rules, revision: str | None) -> Source:
     """One's own dialogues: a folder (or zip) with train.jsonl, validation.jsonl and test.jsonl.
 
     A line is what `dialogue.to_record` gives: `{"id": "a", "turns": [{"role": "user", "content": "Hi!", "emotion":
-    "happiness"}, ...]}`. `id` may be left out, and so may `role`: speakers alternate from the user. Anything else that
-    is not so is an InputError with file and line.
+    "happiness"}, ...]}`. `id` may be left out. So may `role`: speakers then alternate from the user, or `speaker` names
+    them, and the first is the user. Where one takes two turns in a row, or a third one speaks, `rules` has its way.
+    Anything else that is not so is an InputError with file and line.
     """
     files = _pinned(path, revision, [JSONL.format(split) for split in SPLITS])
 
-    def read(split: str) -> Iterator[tuple[str, Dialogue]]:
-        for number, (where, line) in enumerate(_lines(files[JSONL.format(split)]), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{where}: not JSON: {error.msg}") from None
-            yield where, _from_foreign_record(record, f"{split}-{number}", labels, where)
+    def read(split: str) -> Iterator[Row]:
+        for number, where, record in _records(files[JSONL.format(split)]):
+            yield _from_foreign_record(record, f"{split}-{number}", rules, where)
 
     return _source(read)
 
 
-def hub(name: str, revision: str | None, labels: Sequence[str]) -> Source:
+def hub(name: str, revision: str | None, rules: Rules) -> Source:
     """A dataset of the Hub at a commit, or a local folder of parquet files (then no revision is needed).
 
     Columns: `turns` as in `jsonl`, or DailyDialog's `dialog` (or `utterances`) with `emotion` (or `emotions`): names,
@@ -108,21 +115,18 @@ def hub(name: str, revision: str | None, labels: Sequence[str]) -> Source:
     if missing := [split for split in SPLITS if split not in tables]:
         raise InputError(f"{name}: no split {', '.join(missing)}; it has {', '.join(tables)}")
 
-    def read(split: str) -> Iterator[tuple[str, Dialogue | None]]:
-        dialogue_of = _row_reader(tables[split].features, labels, name)
+    def read(split: str) -> Iterator[Row]:
+        row_of = _row_reader(tables[split].features, rules, name)
         for number, row in enumerate(tables[split], start=1):
-            where = f"{name}: row {split}-{number}"
-            yield where, dialogue_of(row, f"{split}-{number}", where)
+            yield row_of(row, f"{split}-{number}", f"{name}: row {split}-{number}")
 
     return _source(read)
 
 
-def _row_reader(
-    features: Mapping[str, Any], labels: Sequence[str], name: str
-) -> Callable[[dict[str, Any], str, str], Dialogue | None]:
-    """How a row of a dataset with these columns, its id and its place become a dialogue; None as in `_source`."""
+def _row_reader(features: Mapping[str, Any], rules: Rules, name: str) -> Callable[[dict[str, Any], str, str], Row]:
+    """How a row of a dataset with these columns, its id and its place become a Row."""
     if "turns" in features:
-        return lambda row, row_id, where: _from_foreign_record(row, row_id, labels, where)
+        return lambda row, row_id, where: _from_foreign_record(row, row_id, rules, where)
     texts = next((column for column in ("dialog", "utterances") if column in features), None)
     emotions = next((column for column in ("emotion", "emotions") if column in features), None)
     if texts is None or emotions is None:
@@ -132,47 +136,109 @@ def _row_reader(
         )
     names = getattr(getattr(features[emotions], "feature", None), "names", None) or DAILY_DIALOG_LABELS
 
-    def read(row: dict[str, Any], row_id: str, where: str) -> Dialogue | None:
+    def read(row: dict[str, Any], row_id: str, where: str) -> Row:
         if len(row[emotions]) != len(row[texts]):
-            return None
+            return Row(where, [], MISMATCH)
         named = [label if isinstance(label, str) else names[_index(label, names, where)] for label in row[emotions]]
         utterances = [_text(utterance, where) for utterance in row[texts]]
-        return Dialogue(row_id, _turns(utterances, [_emotion(emotion, labels, where) for emotion in named]))
+        return _labelled(row_id, utterances, [_emotion(emotion, rules.labels, where) for emotion in named], where)
 
     return read
 
 
-def _source(read: Callable[[str], Iterable[tuple[str, Dialogue | None]]]) -> Source:
-    """All that a reader gives of each split, with its place; it gives None where labels do not match their text."""
-    source = Source({split: [] for split in SPLITS}, {split: Counter() for split in SPLITS})
+def _empty() -> Source:
+    return Source({split: [] for split in SPLITS}, *({split: Counter() for split in SPLITS} for _ in range(2)))
+
+
+def _source(read: Callable[[str], Iterable[Row]]) -> Source:
+    """All that a reader gives of each split."""
+    source = _empty()
     places: dict[str, str] = {}
     for split in SPLITS:
-        for where, dialogue in read(split):
-            if dialogue is None:
-                source.dropped[split]["label_mismatch"] += 1
-            elif dialogue.id in places:
-                raise InputError(f"{where}: the id {dialogue.id!r} is taken by {places[dialogue.id]}")
-            else:
-                places[dialogue.id] = where
+        for row in read(split):
+            source.dropped[split].update([row.dropped] if row.dropped else [])
+            source.changed[split].update(row.changed)
+            for dialogue in row.dialogues:
+                if dialogue.id in places:
+                    raise InputError(f"{row.where}: the id {dialogue.id!r} is taken by {places[dialogue.id]}")
+                places[dialogue.id] = row.where
                 source.splits[split].append(dialogue)
     return source
 
 
-def _from_foreign_record(record: Any, default_id: str, labels: Sequence[str], where: str) -> Dialogue:
-    turns = _value(record, "turns", where)
-    if not isinstance(turns, list):
-        raise InputError(f"{where}: turns must be a list, found {type(turns).__name__}")
-    utterances, emotions = [], []
-    for number, (turn, speaker) in enumerate(zip(turns, cycle((USER, ASSISTANT))), start=1):
-        place = f"{where}: turn {number}"
-        utterances.append(_text(_value(turn, "content", place), place))
-        emotions.append(_emotion(_value(turn, "emotion", place), labels, place))
-        if (role := turn.get("role") or speaker) != speaker:
-            raise InputError(f"{place}: roles alternate from {USER}, so role must be {speaker!r}, found {role!r}")
+def _labelled(row_id: str, utterances: Sequence[str], emotions: Sequence[str], where: str) -> Row:
+    """The dialogue of two lists, whose speakers alternate from the user; dropped where they differ in length."""
+    if len(utterances) != len(emotions):
+        return Row(where, [], MISMATCH)
+    return Row(where, [Dialogue(row_id, tuple(map(Turn, cycle((USER, ASSISTANT)), utterances, emotions)))])
+
+
+def _records(file: "_File") -> Iterator[tuple[int, str, Any]]:
+    """The number, the place and the JSON value of each line that is not empty."""
+    for number, (where, line) in enumerate(_lines(file), start=1):
+        if line.strip():
+            try:
+                yield number, where, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: not JSON: {error.msg}") from None
+
+
+def _from_foreign_record(record: Any, default_id: str, rules: Rules, where: str) -> Row:
+    turns: list[Turn] = []
+    for place, turn in _turns(record, where):
+        text = _text(_value(turn, "content", place), place)
+        emotion = _emotion(_value(turn, "emotion", place), rules.labels, place)
+        name = _speaker(turn, turns[-1].role if turns else None, place)
+        if turns and name == turns[-1].role and rules.same_speaker == "error":
+            raise InputError(f"{place}: {name!r} has the turn before, too; data.same_speaker: join makes them one")
+        turns.append(Turn(name, text, emotion))
     given = record.get("id")
     if given is not None and not (isinstance(given, str) and given):
         raise InputError(f"{where}: id must be text, found {given!r}")
-    return Dialogue(given or default_id, _turns(utterances, emotions))
+    return _of_two_speakers(given or default_id, turns, rules, where)
+
+
+def _turns(record: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The turns of a row, each after its place."""
+    turns = _value(record, "turns", where)
+    if not isinstance(turns, list):
+        raise InputError(f"{where}: turns must be a list, found {type(turns).__name__}")
+    return ((f"{where}: turn {number}", turn) for number, turn in enumerate(turns, start=1))
+
+
+def _speaker(turn: Mapping[str, Any], before: str | None, where: str) -> str:
+    """Who has a turn: its role, else its speaker, else the role that is not that of the turn before."""
+    role, speaker = turn.get("role"), turn.get("speaker")
+    if role is None and speaker is None and before in (None, USER, ASSISTANT):
+        return ASSISTANT if before == USER else USER
+    if role not in (None, USER, ASSISTANT) or (role == ASSISTANT and before is None):
+        accepted = f"{USER} or {ASSISTANT}, and speaker may be any name" if before else f"{USER} in the first turn"
+        raise InputError(f"{where}: role must be {accepted}, found {role!r}")
+    if role is None and not (isinstance(speaker, str) and speaker.strip()):
+        raise InputError(f"{where}: speaker must be a name, as in the turn before, found {speaker!r}")
+    return role or str(speaker).strip()
+
+
+def _of_two_speakers(row_id: str, turns: Sequence[Turn], rules: Rules, where: str) -> Row:
+    """Turns whose roles are their speakers' names as dialogues of a user and an assistant who alternate."""
+    names = dict.fromkeys(turn.role for turn in turns)
+    if len(names) > 2 and rules.others == "error":
+        raise InputError(
+            f"{where}: in dialogue {row_id!r} {len(names)} speak ({', '.join(names)}), and two can; data.others: drop "
+            "leaves such a dialogue out, data.others: split cuts it before each third one"
+        )
+    if len(names) > 2 and rules.others == "drop":
+        return Row(where, [], CROWD)
+    talk = speakers.joined(turns, rules.neutral)
+    parts = speakers.of_two(talk)
+    changed = Counter(joined_turns=len(turns) - len(talk))
+    if len(parts) == 1:
+        return Row(where, [Dialogue(row_id, speakers.cast(talk))], changed=+changed)
+    # A part of one turn, which nobody answers, is no dialogue.
+    pairs = [part for part in parts if len(part) > 1]
+    changed.update(split_dialogues=1, lone_turns=len(parts) - len(pairs))
+    dialogues = [Dialogue(f"{row_id}/{number}", speakers.cast(part)) for number, part in enumerate(pairs, start=1)]
+    return Row(where, dialogues, changed=+changed)
 
 
 def _value(record: Any, key: str, where: str) -> Any:
@@ -206,10 +272,6 @@ def _index(value: Any, names: Sequence[str], where: str) -> int:
     if not re.fullmatch("[0-9]+", str(value)) or int(value) >= len(names):
         raise InputError(f"{where}: expected labels 0 to {len(names) - 1} ({', '.join(names)}), found {value!r}")
     return int(value)
-
-
-def _turns(utterances: Iterable[str], emotions: Iterable[str]) -> tuple[Turn, ...]:
-    return tuple(map(Turn, cycle((USER, ASSISTANT)), utterances, emotions))
 
 
 class _File(NamedTuple):

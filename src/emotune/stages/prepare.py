@@ -12,6 +12,7 @@ from emotune.core.errors import InputError
 from emotune.core.sections import Section
 from emotune.data import sources
 from emotune.data.params import Data
+from emotune.data.speakers import Rules
 from emotune.data.splits import deduplicate, usable
 
 Splits = Mapping[str, Sequence[Dialogue]]
@@ -25,7 +26,7 @@ class Params(Section):
 
 def main(p: Params, log: Log, out: Out) -> Metrics:
     """Write train, validation and test dialogues and their labels, and what was kept and dropped on the way."""
-    raw, dropped = read(p.data)
+    raw, dropped, changed = read(p.data)
     check_labels(raw, p.data.labels)
     splits: dict[str, list[Dialogue]] = {}
     for split in SPLITS:
@@ -45,17 +46,18 @@ def main(p: Params, log: Log, out: Out) -> Metrics:
         for split in SPLITS:
             records.write_jsonl(folder / f"{split}.jsonl", map(dialogue.to_record, splits[split]))
         records.write_json(folder / "labels.json", {"labels": p.data.labels, "neutral": p.data.neutral})
-    return measure(raw, splits, dropped, p.data.labels)
+    return measure(raw, splits, dropped, changed, p.data.labels)
 
 
 def read(data: Data) -> sources.Source:
     """The dialogues of the source that `data.source` names."""
+    rules = Rules(data.labels, data.neutral, data.same_speaker, data.others)
     if data.source == "embedded":
         return sources.embedded(data.dialogues, data.seed)
     if data.source == "hub":
-        return sources.hub(str(data.name), data.revision, data.labels)
+        return sources.hub(str(data.name), data.revision, rules)
     if data.source == "jsonl":
-        return sources.jsonl(str(data.path), data.labels, data.revision)
+        return sources.jsonl(str(data.path), rules, data.revision)
     return sources.daily_dialog(str(data.path), data.revision)
 
 
@@ -69,11 +71,12 @@ def check_labels(splits: Splits, labels: Sequence[str]) -> None:
 
 
 def check_dropped(split: str, remaining: int, dropped: Counter[str], most: float) -> None:
-    """InputError where a larger share of a split than `most` was dropped as unusable."""
-    total = remaining + dropped.total()
-    if dropped.total() > most * total:
+    """InputError where a larger share of a split than `most` was dropped as unusable, and nobody asked for that."""
+    unusable = Counter({reason: count for reason, count in dropped.items() if reason != sources.CROWD})
+    total = remaining + unusable.total()
+    if unusable.total() > most * total:
         raise InputError(
-            f"data: {dropped.total()} of {total} {split} dialogues are unusable ({reasons(dropped)}), a larger share "
+            f"data: {unusable.total()} of {total} {split} dialogues are unusable ({reasons(unusable)}), a larger share "
             f"than data.max_dropped = {most}. Mend the source or raise data.max_dropped"
         )
 
@@ -83,7 +86,13 @@ def reasons(dropped: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
 
 
-def measure(raw: Splits, splits: Splits, dropped: Mapping[str, Counter[str]], labels: Sequence[str]) -> Metrics:
+def measure(
+    raw: Splits,
+    splits: Splits,
+    dropped: Mapping[str, Counter[str]],
+    changed: Mapping[str, Counter[str]],
+    labels: Sequence[str],
+) -> Metrics:
     """Counts by split, and the share of the test replies' word n-grams that the train replies have too."""
     metrics: dict[str, object] = {}
     for split in SPLITS:
@@ -94,6 +103,7 @@ def measure(raw: Splits, splits: Splits, dropped: Mapping[str, Counter[str]], la
             "labels": {label: emotions[label] for label in labels},
             "dropped": dict(dropped[split]),
             "odd_last_turns": sum(len(talk.turns) % 2 for talk in raw[split]),
+            **changed[split],
         }
     train, test = (
         [turn.content for talk in splits[split] for turn in talk.turns if turn.role == ASSISTANT]
