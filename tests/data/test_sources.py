@@ -130,7 +130,7 @@ def test_no_such_path_and_a_broken_zip_are_named(tmp_path: Path) -> None:
 
 def test_two_files_of_one_name_must_agree(tmp_path: Path) -> None:
     folder(tmp_path, TWO)
-    (tmp_path / "published.zip").write_bytes(published_zip())
+    (tmp_path / "test.zip").write_bytes(zipped(dict(TWO)))
     assert len(read(tmp_path).splits["train"]) == 2
     folder(tmp_path, {"test/dialogues_test.txt": "Changed . __eou__\n"})
     with pytest.raises(InputError, match="differ: keep one of them"):
@@ -142,6 +142,54 @@ def test_an_unpinned_or_changed_source_is_refused_with_the_value_to_set(tmp_path
     path = folder(tmp_path, TWO)
     with pytest.raises(InputError, match=f"data.revision is {revision}.*set data.revision={sources.fingerprint(path)}"):
         sources.daily_dialog(path, revision)
+
+
+def test_of_a_folder_no_zip_is_read_but_those_of_the_splits(tmp_path: Path) -> None:
+    for split in SPLITS:
+        content = zipped({name: text for name, text in TWO.items() if name.startswith(split)})
+        (tmp_path / f"{split}.zip").write_bytes(content)
+    (tmp_path / "holiday.zip").write_bytes(b"no zip at all")
+    (tmp_path / "other.zip").write_bytes(zipped({"dialogues_test.txt": "Another . __eou__\n"}))
+    assert len(read(tmp_path).splits["train"]) == 2
+
+
+def encrypted(content: bytes) -> bytes:
+    """The zip with the flag of encryption in each of its headers, which is all that tells a reader of it."""
+    for header, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        first, *parts = content.split(header)
+        flagged = [part[: place - 4] + bytes([part[place - 4] | 1]) + part[place - 3 :] for part in parts]
+        content = header.join([first, *flagged])
+    return content
+
+
+def deep() -> bytes:
+    content = zipped(dict(TWO))
+    for _ in range(2):
+        content = zipped({"train.zip": content})
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encrypted(zipped(dict(TWO))), r"a.zip/test/dialogues_emotion_test.txt: encrypted, and no password"),
+        (deep(), r"a.zip/train.zip/train.zip: a zip within zips, 3 deep; at most 2 are read"),
+        (zipped({f"{n}/train.jsonl": "" for n in range(101)}), r"101 files of 0 MiB up to here; of zips at most 100"),
+    ],
+)
+def test_a_zip_that_no_corpus_is_like_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        sources.fingerprint(tmp_path / "a.zip")
+
+
+def test_a_zip_that_unpacks_to_more_than_a_corpus_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(dict(TWO)))
+    monkeypatch.setattr(sources, "MOST_BYTES", 100)
+    with pytest.raises(InputError, match=r"files of 0 MiB up to here; .* 0 MiB are read"):
+        sources.fingerprint(tmp_path / "a.zip")
 
 
 def test_the_fingerprint_knows_every_byte_that_is_read_and_no_other(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ EVERYWHERE = re.compile(
 
 def test_an_address_looked_for_where_words_begin_is_found_as_at_every_letter() -> None:
     rule, instead = splits._BLEMISHES[-1]
-    parts = [" ", *"www. @ :// .com .py .html www com ab A Bc . . ' _ 3 é".split()]
+    parts = [" ", "www.", "@", "://", ".com", ".py", ".html", "www", "com", "ab", "A", "Bc", ".", ".", "'", "_", "3"]
     rng = random.Random(5)
     for _ in range(20_000):
         text = "".join(rng.choices(parts, k=rng.randint(1, 12)))

@@ -1,5 +1,6 @@
 """Laws of `emotune profile`, of `journal` and of the command line, on copies of the project's own params.yaml."""
 
+import json
 import os
 import pty
 import re
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from conftest import LABELS, run_stage
+from emotune.core import records
+from emotune.core.dialogue import SPLITS
 from emotune.core.errors import InputError
 from emotune.faces import cli
 from emotune.faces.profiles import pinned_model, read_profile
@@ -30,7 +34,9 @@ def repository(tmp_path, monkeypatch):
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
     (tmp_path / "dialogues").mkdir()
-    (tmp_path / "dialogues" / "train.jsonl").write_text("{}\n")
+    for split in SPLITS:
+        row = {"turns": [{"content": f"Hi {split}", "emotion": emotion} for emotion in LABELS]}
+        (tmp_path / "dialogues" / f"{split}.jsonl").write_text(json.dumps(row))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return tmp_path
@@ -123,9 +129,61 @@ def test_a_profile_that_reads_a_folder_asks_for_it(capsys):
     assert "data.path must be set where" in capsys.readouterr().err
 
 
-def test_data_of_a_source_that_reads_no_path_is_refused(capsys):
-    assert cli.main(["profile", "--data", "dialogues"]) == 2
-    assert "--data is read where data.source is folder or jsonl, and it is embedded" in capsys.readouterr().err
+def test_ones_own_dialogues_are_read_as_the_readme_says(capsys):
+    section = (PROJECT / "README.md").read_text("utf-8").split("## Your own dialogues\n")[1].split("\n## ")[0]
+    [row] = re.findall(r"^```json\n(.*)\n```$", section, flags=re.MULTILINE)
+    [command] = re.findall(r"^(emotune profile --data \S+) ", section, flags=re.MULTILINE)
+    folder = Path(command.split()[-1])
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.jsonl").write_text(
+            row.replace('"a1"', f'"{split}"').replace("I got", f"In {split} I got") + "\n"
+        )
+    emotions = set(re.findall(r'"emotion": "(\w+)"', row))
+    assert cli.main(command.split()[1:]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder}: JSONL; dialogues: train 1, validation 1, test 1; turns: ")
+    data = parse(Path("params.yaml")).data
+    assert (data.source, data.path, set(data.labels), data.neutral) == ("jsonl", str(folder), emotions, "neutral")
+    run_stage("prepare", Path.cwd())
+    assert records.read_json(Path("metrics/prepare.json"))["test"]["dialogues"] == 1
+
+
+def test_data_is_recognised_whatever_the_source_was(capsys):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("  source: embedded\n", "  source: jsonl\n"))
+    assert cli.main(["profile", "--data", "dialogues"]) == 0
+    assert "data.labels" not in capsys.readouterr().out
+    daily = Path("daily")
+    daily.mkdir()
+    for split in SPLITS:
+        (daily / f"dialogues_{split}.txt").write_text("Hi . __eou__ Oh . __eou__\n")
+        (daily / f"dialogues_emotion_{split}.txt").write_text("0 6\n")
+    assert cli.main(["profile", "--data", "daily"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("daily: DailyDialog; dialogues: train 1, validation 1, test 1; turns: neutral 3, ")
+    assert said[1:3] == ['data.source: "jsonl" -> "folder"', 'data.path: "dialogues" -> "daily"']
+    assert [line.split(":")[0] for line in said[3:]] == ["data.revision"]
+
+
+def test_of_other_emotions_the_most_frequent_is_neutral_where_none_is_called_so(capsys):
+    row = {"turns": [{"content": "Hi", "emotion": emotion} for emotion in ("joy", "calm", "calm")]}
+    for split in SPLITS:
+        Path("dialogues", f"{split}.jsonl").write_text(json.dumps(row))
+    assert cli.main(["profile", "--data", "dialogues"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("so data.neutral is the most frequent: calm")
+    data = parse(Path("params.yaml")).data
+    assert (data.labels, data.neutral) == (("calm", "joy"), "calm")
+
+
+def test_what_is_no_source_is_told_with_what_would_be_one(capsys):
+    Path("downloads").mkdir()
+    Path("downloads", "all.zip").write_bytes(b"not read")
+    assert cli.main(["profile", "--data", "downloads"]) == 2
+    error = capsys.readouterr().err
+    assert "neither of the two sources; accepted: JSONL (train.jsonl, validation.jsonl, test.jsonl) or DailyD" in error
+    assert error.endswith(
+        "found none of these. Of several things in one folder a zip is named itself; here are all.zip\n"
+    )
 
 
 def test_data_that_is_not_there_is_refused(capsys):

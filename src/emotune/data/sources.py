@@ -10,12 +10,13 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from emotune.core import processes
 from emotune.core.dialogue import ASSISTANT, DAILY_DIALOG_LABELS, SPLITS, USER, Dialogue, Turn
@@ -27,7 +28,15 @@ EMOTIONS = "dialogues_emotion_{}.txt"
 TEXTS = "dialogues_{}.txt"
 JSONL = "{}.jsonl"
 MISMATCH, CROWD = "label_mismatch", "more_than_two_speakers"
-READABLE = {name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS, JSONL)}
+# The files of each kind of source, by what `data.source` calls it.
+FILES = {
+    "folder": [name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS)],
+    "jsonl": [JSONL.format(split) for split in SPLITS],
+}
+READABLE = {name for names in FILES.values() for name in names}
+# As published, DailyDialog is a zip of a zip for each split. More is no corpus: an accident, or a trap.
+ZIPS = {f"{split}.zip" for split in SPLITS}
+MOST_NESTED, MOST_FILES, MOST_BYTES = 2, 100, 1 << 30
 
 
 class Source(NamedTuple):
@@ -58,7 +67,7 @@ def daily_dialog(path: str | Path, revision: str | None) -> Source:
     A dialogue with more or fewer labels than utterances is dropped as `label_mismatch`. Any other fault is an
     InputError: a missing file, files of different length, a label that is not 0..6.
     """
-    files = _pinned(path, revision, [name.format(split) for split in SPLITS for name in (TEXTS, EMOTIONS)])
+    files = _pinned(path, revision, FILES["folder"])
 
     def read(split: str) -> Iterator[Row]:
         texts, labels = _lines(files[TEXTS.format(split)]), _lines(files[EMOTIONS.format(split)])
@@ -84,7 +93,7 @@ def jsonl(path: str | Path, rules: Rules, revision: str | None) -> Source:
     them, and the first is the user. Where one takes two turns in a row, or a third one speaks, `rules` has its way.
     Anything else that is not so is an InputError with file and line.
     """
-    files = _pinned(path, revision, [JSONL.format(split) for split in SPLITS])
+    files = _pinned(path, revision, FILES["jsonl"])
 
     def read(split: str) -> Iterator[Row]:
         for number, where, record in _records(files[JSONL.format(split)]):
@@ -147,7 +156,7 @@ def _row_reader(features: Mapping[str, Any], rules: Rules, name: str) -> Callabl
 
 
 def _empty() -> Source:
-    return Source({split: [] for split in SPLITS}, *({split: Counter() for split in SPLITS} for _ in range(2)))
+    return Source({s: [] for s in SPLITS}, {s: Counter() for s in SPLITS}, {s: Counter() for s in SPLITS})
 
 
 def _source(read: Callable[[str], Iterable[Row]]) -> Source:
@@ -279,11 +288,53 @@ class _File(NamedTuple):
     content: bytes
 
 
+class Corpus(NamedTuple):
+    """What lies in a folder or zip: its `data.source`, its fingerprint, its dialogues by split, turns by emotion."""
+
+    source: str
+    revision: str
+    dialogues: dict[str, int]
+    emotions: Counter[str]
+
+
+def recognised(path: str | Path) -> Corpus:
+    """Which of the sources that have a path lies there; InputError where none does, or both."""
+    files = _files(path)
+    kinds = [kind for kind, names in FILES.items() if files.keys() >= set(names)]
+    if len(kinds) != 1:
+        fault = "two sources at once" if kinds else "neither of the two sources"
+        raise InputError(
+            f"{_resolved(path)}: {fault}; accepted: JSONL ({', '.join(FILES['jsonl'])}) or DailyDialog "
+            f"({', '.join(FILES['folder'])}); found {', '.join(sorted(files)) or 'none of these'}{_zips_in(path)}"
+        )
+    dialogues, emotions = {}, Counter(dict.fromkeys(DAILY_DIALOG_LABELS, 0)) if kinds == ["folder"] else Counter()
+    for split in SPLITS:
+        rows = _emotions_of(files, split, kinds[0])
+        dialogues[split] = len(rows)
+        emotions.update(emotion for row in rows for emotion in row)
+    return Corpus(kinds[0], _digest(files), dialogues, emotions)
+
+
+def _emotions_of(files: Mapping[str, "_File"], split: str, kind: str) -> list[list[str]]:
+    """The emotions of each dialogue of a split, whatever they are."""
+    if kind == "folder":
+        lines = _lines(files[EMOTIONS.format(split)])
+        return [[DAILY_DIALOG_LABELS[_index(n, DAILY_DIALOG_LABELS, at)] for n in line.split()] for at, line in lines]
+    records = _records(files[JSONL.format(split)])
+    return [[_named(_value(turn, "emotion", at), at) for at, turn in _turns(record, row)] for _, row, record in records]
+
+
+def _named(value: Any, where: str) -> str:
+    if not (isinstance(value, str) and value.strip()):
+        raise InputError(f"{where}: emotion must be a name, found {value!r}")
+    return "neutral" if value == "no emotion" else value
+
+
 def fingerprint(path: str | Path) -> str:
     """The sha256 of the names and contents of a source's files, sorted: the same for a folder and for a zip of it.
 
-    Only files that a reader may read count (dialogues_SPLIT.txt, dialogues_emotion_SPLIT.txt, SPLIT.jsonl), wherever
-    they lie in the folder or in zips; a README beside them does not.
+    Only files that a reader may read count (dialogues_SPLIT.txt, dialogues_emotion_SPLIT.txt, SPLIT.jsonl), in the
+    folder, its subfolders, or zips there named SPLIT.zip; a README beside them, or another zip, does not.
     """
     return _digest(_files(path))
 
@@ -300,7 +351,7 @@ def _pinned(path: str | Path, revision: str | None, names: Sequence[str]) -> dic
     """The named files of a folder or zip, once its fingerprint is the revision that the params declare."""
     files = _files(path)
     if missing := [name for name in names if name not in files]:
-        raise InputError(f"{_resolved(path)}: no {', no '.join(missing)}; expected {', '.join(names)}")
+        raise InputError(f"{_resolved(path)}: no {', no '.join(missing)}; expected {', '.join(names)}{_zips_in(path)}")
     if revision != (found := _digest(files)):
         raise InputError(
             f"data.revision pins what DVC cannot hash: the content of {_resolved(path)} has {found}, "
@@ -320,25 +371,55 @@ def _files(path: str | Path) -> dict[str, _File]:
 
 
 def _walk(path: Path) -> Iterator[_File]:
-    """The files that a reader may read, in a folder, its subfolders, or a zip (and zips within)."""
+    """The files that a reader may read, in a folder and its subfolders, or in a zip."""
     if not path.exists():
         raise InputError(f"data.path: no such folder or zip: {path}")
+    unpacked = _Unpacked()
     for file in sorted([*path.glob("*"), *path.glob("*/*")]) if path.is_dir() else [path]:
-        if file.name in READABLE or file.suffix == ".zip":
-            yield from _unzipped(_File(file.as_posix(), file.read_bytes()))
+        if file.name in ZIPS or (file == path and file.suffix.lower() == ".zip"):
+            yield from unpacked.files(file, file.as_posix())
+        elif file.name in READABLE and file.is_file():
+            yield _File(file.as_posix(), file.read_bytes())
 
 
-def _unzipped(file: _File) -> Iterator[_File]:
-    if not file.origin.endswith(".zip"):
-        yield file
-        return
-    try:
-        with zipfile.ZipFile(io.BytesIO(file.content)) as archive:
-            for name in sorted(archive.namelist()):
-                if name.rsplit("/", 1)[-1] in READABLE or name.endswith(".zip"):
-                    yield from _unzipped(_File(f"{file.origin}/{name}", archive.read(name)))
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{file.origin}: not a readable zip: {error}") from None
+def _zips_in(path: str | Path) -> str:
+    """What an error adds of a folder with zips, none of which is read unasked."""
+    names = sorted(file.name for file in _resolved(path).glob("*.zip") if file.name not in ZIPS)
+    return f". Of several things in one folder a zip is named itself; here are {', '.join(names[:5])}" if names else ""
+
+
+class _Unpacked:
+    """The files that a reader may read in zips, and in zips within: so deep, so many and so large as a corpus is."""
+
+    def __init__(self) -> None:
+        self.count = self.size = 0
+
+    def files(self, zip: Path | IO[bytes], origin: str, depth: int = 1) -> Iterator[_File]:
+        if depth > MOST_NESTED:
+            raise InputError(f"{origin}: a zip within zips, {depth} deep; at most {MOST_NESTED} are read: unpack it")
+        try:
+            with zipfile.ZipFile(zip) as archive:
+                for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                    place, name = f"{origin}/{info.filename}", info.filename.rsplit("/", 1)[-1]
+                    if name in READABLE:
+                        yield _File(place, self._content(archive, info, place))
+                    elif name in ZIPS:
+                        yield from self.files(io.BytesIO(self._content(archive, info, place)), place, depth + 1)
+        # NotImplementedError: a compression that Python has not.
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            raise InputError(f"{origin}: not a readable zip: {error}") from None
+
+    def _content(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str) -> bytes:
+        self.count, self.size = self.count + 1, self.size + info.file_size
+        if info.flag_bits & 1:
+            raise InputError(f"{place}: encrypted, and no password can be given: unpack it")
+        if self.count > MOST_FILES or self.size > MOST_BYTES:
+            raise InputError(
+                f"{place}: {self.count} files of {self.size / 2**20:.0f} MiB up to here; of zips at most {MOST_FILES} "
+                f"files and {MOST_BYTES / 2**20:.0f} MiB are read: unpack them"
+            )
+        with archive.open(info) as file:
+            return file.read(info.file_size)  # never more, whatever it unpacks to
 
 
 def _lines(file: _File) -> list[tuple[str, str]]:

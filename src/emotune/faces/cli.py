@@ -72,7 +72,7 @@ def _command(help: str, *arguments: Argument) -> Callable[[Face], Face]:
 @_command(
     "put a profile, a data set or a model into params.yaml",
     _argument("name", nargs="?", help="profiles/NAME.yaml"),
-    _argument("--data", metavar="PATH", help="folder or zip, pinned by its content"),
+    _argument("--data", metavar="PATH", help="folder or zip of JSONL or of DailyDialog, pinned by its content"),
     _argument("--model", help="local folder, pinned by its content; owner/model@commit; or embedded"),
     _argument("--list", action="store_true", help="the profiles there are"),
 )
@@ -87,7 +87,9 @@ def _profile(chosen: argparse.Namespace) -> None:
     if chosen.name:
         overlays[f"{PROFILES / chosen.name}.yaml"] = read_profile(PROFILES, chosen.name)
     if chosen.data:
-        overlays["--data"] = {"data": pinned_data(chosen.data)}
+        pinned, said = pinned_data(chosen.data, PARAMS)
+        overlays["--data"] = {"data": pinned}
+        print(said)
     if chosen.model:
         overlays["--model"] = {"model": pinned_model(chosen.model)}
     for change in apply(PARAMS, overlays) or [f"{PARAMS} says all of it already"]:

@@ -31,11 +31,29 @@ def read_profile(folder: Path, name: str) -> dict[str, Any]:
     return read_yaml(folder / f"{name}.yaml")
 
 
-def pinned_data(path: str) -> dict[str, str]:
-    """`data.path`, and the fingerprint of what lies there, because DVC cannot hash it."""
+def pinned_data(path: str, params: Path) -> tuple[dict[str, Any], str]:
+    """The keys of `data` for what lies at a path, and what that was recognised as.
+
+    `source`, `path` and the fingerprint, because DVC cannot hash it; `labels` and `neutral` where it has other emotions
+    than those of a params.yaml, whose source may be none yet.
+    """
     from emotune.data import sources
 
-    return {"path": path, "revision": sources.fingerprint(path)}
+    # Whatever its source is: the one that it would lack a path for is replaced.
+    now = check(Params, nested.overlaid(read_yaml(params), {"data": {"source": "embedded"}}), str(params)).data
+    corpus = sources.recognised(path)
+    kind = {"folder": "DailyDialog", "jsonl": "JSONL"}[corpus.source]
+    counts = (", ".join(f"{name} {n}" for name, n in all.items()) for all in (corpus.dialogues, corpus.emotions))
+    said = "{}: {}; dialogues: {}; turns: {}".format(path, kind, *counts)
+    pinned: dict[str, Any] = {"source": corpus.source, "path": path, "revision": corpus.revision}
+    if corpus.emotions.keys() != set(now.labels):
+        if len(corpus.emotions) < 2:
+            raise InputError(f"--data {said}; there must be turns of two emotions or more")
+        known = [name for name in (now.neutral, "neutral") if name in corpus.emotions]
+        own = known[0] if known else max(sorted(corpus.emotions), key=corpus.emotions.__getitem__)
+        pinned |= {"labels": [own, *sorted(corpus.emotions.keys() - {own})], "neutral": own}
+        said += "" if known else f"; none is called neutral, so data.neutral is the most frequent: {own}"
+    return pinned, said
 
 
 def pinned_model(name: str) -> dict[str, str | None]:
@@ -57,13 +75,14 @@ def apply(path: Path, overlays: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Put overlays, each under the name that an error shows, into a params.yaml whose comments and order stay.
 
     Returns a line `key: old -> new` for each value that changed. The result is checked as a whole before anything is
-    written, so a bad overlay changes nothing.
+    written, so a bad overlay changes nothing, and one may mend what was bad.
     """
-    parse(path)
     whole = reduce(nested.overlaid, overlays.values(), read_yaml(path))
-    checked = check(Params, whole, " + ".join([str(path), *overlays]))
-    if "--data" in overlays and checked.data.source not in ("folder", "jsonl"):
-        raise InputError(f"--data is read where data.source is folder or jsonl, and it is {checked.data.source}")
+    try:
+        check(Params, whole, " + ".join([str(path), *overlays]))
+    except InputError:
+        parse(path)  # What was wrong before is no fault of an overlay.
+        raise
     yaml = YAML()
     yaml.width = 1000
     # Its own way to write null is to write nothing.
