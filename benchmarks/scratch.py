@@ -45,7 +45,7 @@ def run(folder: Path, stage: str, **environment: str) -> tuple[float, str]:
     command = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["cmd"].split()
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command[1:]],
+        [sys.executable, "-m", "emotune.runs.stage", *command[2:]],
         cwd=folder,
         env=os.environ | {"DVC_ROOT": str(folder)} | environment,
         stdout=subprocess.PIPE,

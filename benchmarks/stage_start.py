@@ -114,7 +114,7 @@ class Side:
         mark.unlink(missing_ok=True)
         paths = os.pathsep.join(map(str, (folder, self._checkout / "src")))
         own = {"PYTHONPATH": paths, "DVC_ROOT": str(folder), "FIRST_WORK": str(mark), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, *self.stages[stage]["cmd"].split()[1:]]
+        command = [sys.executable, "-m", "emotune.runs.stage", *self.stages[stage]["cmd"].split()[2:]]
         began = time.time()
         done = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False)
         whole = time.time() - began

@@ -199,7 +199,7 @@ def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
 
 def flags(stage: str) -> list[str]:
     """`--out`, `models/sft` ...: what dvc.yaml hands to a stage."""
-    return STAGES[stage]["cmd"].split()[4:]
+    return STAGES[stage]["cmd"].split()[3:]
 
 
 def declared(stage: str) -> list[str]:

@@ -68,7 +68,7 @@ def code_of(stage: str) -> list[Path]:
 
 def flags_of(stage: str) -> dict[str, str]:
     """The flags of a stage's command, and their values."""
-    words = STAGES[stage]["cmd"].split()[4:]
+    words = STAGES[stage]["cmd"].split()[3:]
     return {flag.removeprefix("--").replace("-", "_"): path for flag, path in zip(words[::2], words[1::2], strict=True)}
 
 
@@ -90,7 +90,7 @@ def stage(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_stage_runs_the_file_of_its_name(stage: str) -> None:
-    assert STAGES[stage]["cmd"].startswith(f"python -m emotune.runs.stage {stage} ")
+    assert STAGES[stage]["cmd"].startswith(f"sh stage {stage} ")
     assert (PACKAGE / "stages" / f"{stage}.py").exists()
 
 

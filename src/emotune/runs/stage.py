@@ -1,4 +1,4 @@
-"""How a stage starts and ends: `python -m emotune.runs.stage NAME --dialogues data/dialogues ...`, as dvc.yaml says it.
+"""How a stage starts and ends: `python -m emotune.runs.stage NAME --dialogues data/dialogues ...`, for dvc.yaml.
 
 Flags come from the signature of the stage's `main`, params from its `Params`. Its metrics are written here, the tracker
 is told here, what it cost is noted here; what fails is one message and exit code 2. No stage imports any of it.
