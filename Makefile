@@ -7,7 +7,7 @@ MAKEFLAGS += --silent --no-print-directory
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-installed := .venv/.installed
+installed := .venv/.installed$(TORCH:%=-%)
 
 help: ## list the targets
 	awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -28,11 +28,12 @@ quick: $(installed) ## the laws that run no stage, in seconds
 	  tests/laws/test_rooms.py tests/preferences/test_journal.py tests/preferences/test_reward.py \
 	  tests/preferences/test_selection.py tests/data/test_splits.py tests/evaluation/test_scores.py tests/prompts
 
-check: $(installed) ## lint, format, types, and the figures of README and docs
+check: $(installed) ## lint, format, types, the figures of README and docs, and dvc.lock
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/emotune report --readme README.md docs/*.md --check
+	.venv/bin/emotune current --without-data
 
 bases: $(installed) ## three base models of different size, compared
 	.venv/bin/emotune study bases
@@ -42,6 +43,13 @@ templates: $(installed) ## the four templates, compared
 
 learning-curve: $(installed) ## ever more training dialogues, compared
 	.venv/bin/emotune study learning-curve
+
+# PyPI's torch for Linux brings CUDA: gigabytes. Where no NVIDIA GPU is seen the same version without it is taken, where
+# that can be had; TORCH=cpu or TORCH=cuda forces either. All else comes from wherever pip is told to look.
+pin := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+without_cuda := https://download.pytorch.org/whl/cpu
+gpu := nvidia-smi -L >/dev/null 2>&1
+pip := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 # The stamp is younger than what it was installed from, so a second call installs nothing.
 $(installed): pyproject.toml constraints.txt
@@ -55,6 +63,23 @@ $(installed): pyproject.toml constraints.txt
 	  fi; \
 	  $$python -m venv .venv; \
 	fi
-	echo 'Installing the pinned dependencies into .venv: minutes, the first time ...'
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	set -e; \
+	case "$$(uname) $(TORCH)" in \
+	  'Linux ') if $(gpu); then torch=cuda; else torch=cpu; fi;; \
+	  'Linux cpu'|'Linux cuda') torch=$(TORCH);; \
+	  *' '|*' cpu') torch=plain;; \
+	  *) echo "TORCH must be cpu, or cuda on Linux; got $(TORCH) on $$(uname)" >&2; exit 1;; \
+	esac; \
+	case $$torch in \
+	  cpu) what='torch without CUDA (no NVIDIA GPU is seen, or TORCH=cpu; TORCH=cuda brings it: gigabytes)';; \
+	  cuda) what='torch with CUDA, gigabytes (an NVIDIA GPU is seen, or TORCH=cuda; TORCH=cpu is a tenth)';; \
+	  plain) what='torch';; \
+	esac; \
+	echo "Downloading the pinned dependencies into .venv, and $$what: minutes, the first time ..."; \
+	if [ $$torch = cpu ] && ! $(pip) --retries 1 --timeout 15 --no-deps --extra-index-url $(without_cuda) '$(pin)+cpu'; then \
+	  echo "$(pin)+cpu is not to be had: taking $(pin) from where pip is told to look, be it with CUDA" >&2; \
+	fi; \
+	if [ '$(TORCH)' = cuda ]; then $(pip) --no-deps '$(subst ==,===,$(pin))'; fi; \
+	$(pip) -c constraints.txt -e '.[dev]'
+	rm -f .venv/.installed-*
+	touch .venv/.installed $@

@@ -157,6 +157,13 @@ def test_outs_that_nobody_has_are_lost(repository: Path, capsys: pytest.CaptureF
     ]
 
 
+def test_without_its_data_a_commit_is_current_until_a_param_changes(repository: Path) -> None:
+    without_data(repository)
+    assert cli.main(["current", "--without-data"]) == 0
+    replaced(repository / "params.yaml", "rank: 16", "rank: 32")
+    assert cli.main(["current", "--without-data"]) == 1
+
+
 def test_a_folder_of_which_one_file_is_gone_is_lost(repository: Path) -> None:
     without_data(repository, cache=False)
     run(repository, "dvc", "checkout", "made")
