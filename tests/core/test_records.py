@@ -1,6 +1,9 @@
 """Laws of the files: equal values are equal bytes, whole or not at all, and errors name file and line."""
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,20 @@ def test_json_has_sorted_keys_six_decimals_and_plain_letters(tmp_path: Path) -> 
     ]
     assert path.read_text(encoding="utf-8").splitlines() == lines
     assert records.read_json(path) == {"a": {"z": 0.0, "é": [2.0, None]}, "b": 0.333333}
+
+
+def test_dvc_shows_no_number_of_a_metrics_file(tmp_path: Path) -> None:
+    measured = {"train": {"loss": 0.5, "rows": 7}, "labels": ["joy"]}
+    records.write_metrics(tmp_path / "sft.json", measured)
+    records.write_json(tmp_path / "headline.json", measured["train"])
+    assert records.read_metrics(tmp_path / "sft.json") == measured
+    assert records.read_metrics(tmp_path / "headline.json") == measured["train"]  # as they were before
+    command = [Path(sys.executable).with_name("dvc"), "metrics", "show", "--json", "sft.json", "headline.json"]
+    shown = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)[""]["data"]
+    assert {path: content["data"] for path, content in shown.items()} == {
+        "sft.json": {},
+        "headline.json": measured["train"],
+    }
 
 
 def test_jsonl_keeps_the_order_of_rows_and_sorts_their_keys(tmp_path: Path) -> None:

@@ -387,3 +387,27 @@ def test_an_unknown_judged_label_is_refused() -> None:
     answers = Answers([row("a", "neutral", "boredom", **with_reference(1.0, 1))], BEFORE.control)
     with pytest.raises(ValueError, match="label 'boredom' is not one of neutral, happiness, sadness"):
         measures.measure(answers, LABELS, "neutral", EVALUATE)
+
+
+# --- the headline
+
+
+def test_the_headline_is_a_dozen_numbers_in_short_names_and_three_digits() -> None:
+    figure = {"value": 0.123456, "low": 0.1, "high": 0.2}
+    model = {
+        "replies": {"macro_f1": figure, "accuracy": figure},
+        "control": {"macro_accuracy": figure},
+        "reference": {"perplexity": {"value": 12.34567}},
+        "text": {"gibberish": {"value": 0.0366}},
+    }
+    pairs = {"pairs": 578, "yield_total": 0.825714, "gap": {"mean": 8.8}}
+    shown = measures.headline(dict.fromkeys(("baseline", "sft", "dpo"), model), pairs, {"judge_gap": {"value": 0.0428}})
+    own = {"f1": 0.123, "control": 0.123, "ppl": 12.346}
+    numbers = {"gibberish": 0.037, "pairs": 578, "yield": 0.826, "judge_gap": 0.043}
+    assert shown == {"baseline": own, "sft": own, "dpo": own, **numbers}
+
+
+def test_a_gap_that_dpo_did_not_look_for_is_not_in_the_headline() -> None:
+    model = {"replies": {"macro_f1": 0.5}, "control": {"macro_accuracy": 0.5}, "reference": {"perplexity": 9.0}}
+    measured = dict.fromkeys(("baseline", "sft", "dpo"), model | {"text": {"gibberish": 0.0}})
+    assert measures.headline(measured, {"pairs": 1, "yield_total": 1.0}, {})["judge_gap"] is None

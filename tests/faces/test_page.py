@@ -66,7 +66,7 @@ def repository(tmp_path_factory):
     (folder / "metrics/sft_history.csv").write_text(SFT)
     (folder / "metrics/dpo_history.csv").write_text(DPO)
     split = {"dialogues": 1234, "turns": 9, "labels": {"fear": 9}}
-    records.write_json(folder / "metrics/prepare.json", {"train": split, "test": split})
+    records.write_metrics(folder / "metrics/prepare.json", {"train": split, "test": split})
     for model in ("baseline", "sft", "dpo"):
         records.write_jsonl(folder / f"data/replies/{model}.control.jsonl", control(model))
     records.write_jsonl(folder / "data/prefs/train.jsonl", [pair(2.0), pair(2.1)])
@@ -113,7 +113,7 @@ def cells(html: str, head: str) -> list[str]:
 
 def test_the_models_stand_side_by_side_with_their_intervals_and_tests(here):
     html = section(written(), "models")
-    evaluated = records.read_json(Path("metrics/evaluate.json"))
+    evaluated = records.read_metrics(Path("metrics/evaluate.json"))
     found = evaluated["dpo"]["replies"]["accuracy"]
     assert cells(html, "accuracy")[3] == [f"{found['value']:.3f}", f"{found['low']:.3f}–{found['high']:.3f}"]
     test = evaluated["paired"]["sft_to_dpo"]["control"]["macro_accuracy"]
@@ -136,18 +136,18 @@ def test_the_human_replies_stand_beside_the_models_where_the_questions_are_the_h
 
 
 def test_a_confusion_row_is_shares_of_what_was_asked_for(here):
-    found = records.read_json(Path("metrics/evaluate.json"))
+    found = records.read_metrics(Path("metrics/evaluate.json"))
     found["baseline"]["replies"]["confusion"][1] = [3, 1, 0, 0, 0, 0, 0]
-    records.write_json(Path("metrics/evaluate.json"), found)
+    records.write_metrics(Path("metrics/evaluate.json"), found)
     rows = cells(section(written(), "confusion"), "anger")
     assert rows == [["75"], ["25"], ["0"], ["0"], ["0"], ["0"], ["0"]]
 
 
 def test_control_shows_each_emotion_of_each_model(here):
-    found = records.read_json(Path("metrics/evaluate.json"))
+    found = records.read_metrics(Path("metrics/evaluate.json"))
     for model, share in (("baseline", 0.125), ("sft", 0.5), ("dpo", 1.0)):
         found[model]["control"]["per_emotion"]["fear"] = share
-    records.write_json(Path("metrics/evaluate.json"), found)
+    records.write_metrics(Path("metrics/evaluate.json"), found)
     assert cells(section(written(), "control"), "fear") == [["12"], ["50"], ["100"]]
 
 
@@ -168,7 +168,7 @@ def test_the_judges_gap_stands_below_their_curves(here):
     )
     assert "by the rewarding judge than" not in section(written(), "training")
     gap = {"judge_gap": {"value": 0.25, "low": -0.125, "high": 0.5}}
-    records.write_json(Path("metrics/dpo.json"), gap)
+    records.write_metrics(Path("metrics/dpo.json"), gap)
     html = section(written(), "training")
     assert "dpo control: rewarding judge 0.25 at step 0, 0.75 at step 4; evaluating judge 0.25" in html
     assert "rose by +0.250 [-0.125, +0.500] more by the rewarding judge than by the evaluating" in html

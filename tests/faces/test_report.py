@@ -70,10 +70,10 @@ def write_metrics(folder: Path) -> None:
         f"{a}_to_{b}": measures.compare(rows[a], rows[b], LABELS, "neutral", p)
         for a, b in (("baseline", "sft"), ("sft", "dpo"))
     }
-    records.write_json(folder / "evaluate.json", measured)
-    records.write_json(folder / "prefs.json", prefs())
+    records.write_metrics(folder / "evaluate.json", measured)
+    records.write_metrics(folder / "prefs.json", prefs())
     found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
-    records.write_json(folder / "judges.json", {"evaluate_emotion": found})
+    records.write_metrics(folder / "judges.json", {"evaluate_emotion": found})
 
 
 def write_lock(folder: Path, **params: object) -> None:
@@ -116,7 +116,7 @@ def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[-1] == "words"
     assert [lines[n].split()[0] for n in (1, 2, 4, 6, 8)] == ["majority", "baseline", "sft", "dpo", "human"]
-    sft = records.read_json(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
+    sft = records.read_metrics(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
     assert f"{sft['value']:.3f}" in lines[4]
     assert f"{sft['low']:.3f}–{sft['high']:.3f}" in lines[5]
     # The majority's answer is a label without a text: no interval, no control, no likelihood, no words.
@@ -124,7 +124,7 @@ def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, c
 
 
 def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metrics):
-    evaluated = records.read_json(metrics / "evaluate.json")
+    evaluated = records.read_metrics(metrics / "evaluate.json")
     del evaluated["sft"]["reference"]["bits_per_character"]
     head, *rows = tables.comparison(evaluated, " [{}, {}]")
     # 6 nats over the 10 characters of "I am fine.", the same in every row.
@@ -146,7 +146,7 @@ def test_the_report_fits_in_120_columns(metrics, capsys):
 def test_the_report_shows_what_a_step_changed_and_what_the_pairs_are(metrics, capsys):
     cli.main(["report"])
     shown = capsys.readouterr().out
-    test = records.read_json(metrics / "evaluate.json")["paired"]["sft_to_dpo"]["control"]["macro_accuracy"]
+    test = records.read_metrics(metrics / "evaluate.json")["paired"]["sft_to_dpo"]["control"]["macro_accuracy"]
     assert test["difference"] > 0
     assert f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]" in shown
     assert shown.split("longer one chosen\n")[1].split()[:6] == ["1", "2", "50%", "16.0", "7.25", "100%"]
@@ -273,9 +273,9 @@ def test_readme_blocks_are_filled_and_the_text_around_them_stays(metrics):
 def test_a_changed_figure_makes_the_readme_stale(metrics, capsys):
     Path("README.md").write_text(README)
     cli.main(["report", "--readme", "README.md"])
-    found = records.read_json(metrics / "evaluate.json")
+    found = records.read_metrics(metrics / "evaluate.json")
     found["dpo"]["replies"]["accuracy"]["value"] -= 0.01
-    records.write_json(metrics / "evaluate.json", found)
+    records.write_metrics(metrics / "evaluate.json", found)
     assert cli.main(["report", "--readme", "README.md", "--check"]) == 1
     assert "README.md is stale" in capsys.readouterr().out
 

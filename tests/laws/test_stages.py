@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from conftest import LABELS, STAGES, TINY, Pipeline, contents, declared, flags, run_stage, write_params
+from emotune.core import records
 
 pytestmark = pytest.mark.pipeline
 
@@ -54,6 +55,7 @@ WRITTEN = {
         "data/replies/dpo.jsonl",
         "data/replies/dpo.control.jsonl",
         "metrics/evaluate.json",
+        "metrics/headline.json",
         "metrics/comparison.csv",
         "metrics/confusion/sft.csv",
         "metrics/confusion/dpo.csv",
@@ -113,7 +115,7 @@ def test_an_out_holds_no_path_of_this_machine(pipeline: Pipeline) -> None:
 
 def test_metrics_and_curves_are_finite(pipeline: Pipeline) -> None:
     metrics = sorted(pipeline.folder.glob("metrics/*.json"))
-    assert len(metrics) == len(STAGES)
+    assert len(metrics) == len(STAGES) + 1
     for path in metrics:
         found = list(numbers(json.loads(path.read_text())))
         assert found, path
@@ -184,7 +186,7 @@ def test_preferences_do_not_depend_on_how_many_are_sampled_at_once(
     run_stage("generate_prefs", folder)
     assert contents(folder / "data/prefs") == contents(pipeline.folder / "data/prefs")
     # No journal answered in its place.
-    metrics = json.loads((folder / "metrics/prefs.json").read_text())
+    metrics = records.read_metrics(folder / "metrics/prefs.json")
     assert metrics["attempts_total"] > metrics["prompts"]
     said = f"generate_prefs: {metrics['attempts_total']} attempts sampled, 0 taken from the journal"
     assert said in capfd.readouterr().out
@@ -280,7 +282,7 @@ def test_dpo_without_a_validation_pair_trains_all_the_same(pipeline: Pipeline, t
     write_params(folder, TINY | {"dpo.epochs": 0.2})
     (folder / "data/prefs/validation.jsonl").write_text("")
     run_stage("dpo", folder)
-    assert "validation_loss" not in json.loads((folder / "metrics/dpo.json").read_text())
+    assert "validation_loss" not in records.read_metrics(folder / "metrics/dpo.json")
 
 
 # --- other models, other data
@@ -293,7 +295,7 @@ def test_an_nf4_base_is_asked_and_trained_on_a_cpu(pipeline: Pipeline, tmp_path:
     run_stage("baseline", folder)
     run_stage("sft", folder)
     assert len(rows_of(folder / "data/replies/baseline.jsonl")) == 8
-    assert json.loads((folder / "metrics/sft.json").read_text())["steps"] == 4
+    assert records.read_metrics(folder / "metrics/sft.json")["steps"] == 4
     before, after = (contents(path / "models/sft")["adapter_model.safetensors"] for path in (pipeline.folder, folder))
     assert before != after
 
@@ -308,7 +310,7 @@ def test_the_whole_pipeline_runs_on_real_dialogues(shared: Path, tmp_path: Path)
     done.run()
     for stage in STAGES:
         assert {path for path in done.written[stage] if not path.startswith(".work/")} == WRITTEN[stage]
-    assert json.loads((tmp_path / "metrics/prepare.json").read_text())["train"]["dialogues"] == 200
+    assert records.read_metrics(tmp_path / "metrics/prepare.json")["train"]["dialogues"] == 200
 
 
 def test_the_whole_pipeline_runs_on_a_model_that_somebody_else_trained(
@@ -326,7 +328,7 @@ def test_the_whole_pipeline_runs_on_a_model_that_somebody_else_trained(
             run_stage(stage, folder)
     # The pin, not the gigabytes.
     assert set(contents(folder / "models/base")) == {"base.json"}
-    evaluated = json.loads((folder / "metrics/evaluate.json").read_text())
+    evaluated = records.read_metrics(folder / "metrics/evaluate.json")
     # It was pretrained on stories: the human replies are no riddle to it.
     assert evaluated["baseline"]["reference"]["perplexity"]["value"] < 512
 

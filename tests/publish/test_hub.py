@@ -87,11 +87,11 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(base, folder / "models" / "base")
     shutil.copytree(ROOT / "metrics", folder / "metrics", ignore=shutil.ignore_patterns("real"))
     write_params(folder, CHANGES)
-    evaluated = records.read_json(folder / "metrics/evaluate.json")
+    evaluated = records.read_metrics(folder / "metrics/evaluate.json")
     evaluated["paired"]["sft_to_dpo"]["replies"]["macro_f1"] = BETTER
     evaluated["paired"]["sft_to_dpo"]["control"]["macro_accuracy"] = BETTER
     evaluated["dpo"]["replies"]["macro_f1"] = {"value": 0.123456, "low": 0.098765, "high": 0.145678}
-    records.write_json(folder / "metrics/evaluate.json", evaluated)
+    records.write_metrics(folder / "metrics/evaluate.json", evaluated)
     for seed, name in ((1, "sft"), (2, "dpo")):
         write_adapter(folder / "models" / "base", folder / "models" / name, seed)
     pairs = [pair(number) for number in range(8)]
@@ -464,12 +464,12 @@ def test_the_data_is_what_dvc_lock_says_not_what_params_yaml_says_since(made: Pa
 
 def objections(made: Path, tmp_path: Path, **changes: Any) -> list[str]:
     for name in ("evaluate.json", "prefs.json"):
-        found = records.read_json(made / "metrics" / name)
+        found = records.read_metrics(made / "metrics" / name)
         if name == "evaluate.json" and "dpo" in changes:
             found["paired"]["sft_to_dpo"]["control"]["macro_accuracy"] = changes["dpo"]
         if name == "prefs.json":
             found |= changes.get("prefs", {})
-        records.write_json(tmp_path / name, found)
+        records.write_metrics(tmp_path / name, found)
     whole = parse(made / "params.yaml")
     return gate.objections(whole, tmp_path, changes.get("dirty", False), changes.get("stale", []))
 

@@ -35,7 +35,9 @@ with tracking.run(stage, {section: p}, {}) as run:
     measured = {"loss": p["knob"] / 3, "per_emotion": {"joy": p["knob"]}, "labels": ["joy"]}
     records.write_json(out / "deep" / "a.json", {"from": p})
     records.write_json(out / "b.json", {})
-    records.write_json(metrics, measured)
+    records.write_metrics(metrics, measured)
+    if stage == "sft":
+        records.write_json(metrics.with_name("headline.json"), {"loss": 0.5})
     run.metrics(measured)
 """
 
@@ -52,7 +54,7 @@ stages:
     deps: [data/dialogues]
     params: [sft]
     outs: [models/sft]
-    metrics: [metrics/sft.json: {cache: false}]
+    metrics: [metrics/sft.json: {cache: false}, metrics/headline.json: {cache: false}]
 """
 
 PARAMS = """

@@ -1,5 +1,6 @@
 """Laws of a stage's contract: what its signature, its Params and what it returns mean to whoever starts it."""
 
+import gc
 import importlib
 import json
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import LABELS, ROOT, STAGES, TINY, write_params
+from emotune.core import records
 from emotune.runs import stage
 
 HEAVY = ("torch", "trl", "mlflow", "transformers", "peft", "datasets", "sklearn", "skops", "dvc", "numpy", "pandas")
@@ -54,6 +56,15 @@ def main(p: Params, log: Log, out: Out) -> Metrics:
     out.write_text(str(find_spec("bitsandbytes") is not None))
     return {}
 '''
+LASTING = '''
+import gc
+
+def main(p: Params, log: Log, out: Out) -> Metrics:
+    """Import nothing more, and make a lot."""
+    rows = [[] for _ in range(100_000)]
+    out.write_text(str(gc.get_threshold()))
+    return {"rows": len(rows)}
+'''
 
 
 def start(folder: Path, *words: str, package: Path = ROOT / "src") -> subprocess.CompletedProcess[str]:
@@ -66,7 +77,7 @@ def start(folder: Path, *words: str, package: Path = ROOT / "src") -> subprocess
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as it is, with two stages more."""
+    """The package as it is, with three stages more."""
     source, package = tmp_path_factory.mktemp("toys"), ROOT / "src" / "emotune"
     stages = source / "emotune" / "stages"
     stages.mkdir(parents=True)
@@ -74,6 +85,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.name not in ("stages", "__pycache__"):
             (source / "emotune" / path.relative_to(package)).symlink_to(path)
     (stages / "two_words.py").write_text(TOYS + TWO_WORDS)
+    (stages / "lasting.py").write_text(TOYS + LASTING)
     (stages / "refusing.py").write_text(TOYS + REFUSING)
     (stages / "searching.py").write_text(TOYS + SEARCHING)
     return source
@@ -116,7 +128,7 @@ def test_a_stage_that_computes_nothing_heavy_imports_nothing_heavy(tmp_path: Pat
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "imported"
     assert json.loads((tmp_path / "data/dialogues/labels.json").read_text())["labels"] == list(LABELS)
-    assert json.loads((tmp_path / "metrics/prepare.json").read_text())["train"]["dialogues"] > 0
+    assert records.read_metrics(tmp_path / "metrics/prepare.json")["train"]["dialogues"] > 0
 
 
 def test_a_main_is_given_what_it_names_and_no_param_that_it_does_not_declare(toys: Path, tmp_path: Path) -> None:
@@ -126,7 +138,7 @@ def test_a_main_is_given_what_it_names_and_no_param_that_it_does_not_declare(toy
     done = start(tmp_path, "two_words", *paths, package=toys)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.txt").read_text() == "['first_dep', 'second'] ['data', 'system_prompt'] ['labels']"
-    assert (tmp_path / "metrics/m.json").read_text() == '{\n  "third": 0.333333\n}\n'
+    assert (tmp_path / "metrics/m.json").read_text() == '[\n  {\n    "third": 0.333333\n  }\n]\n'
 
 
 def test_a_dep_that_is_not_there_is_one_message(toys: Path, tmp_path: Path) -> None:
@@ -138,7 +150,7 @@ def test_a_dep_that_is_not_there_is_one_message(toys: Path, tmp_path: Path) -> N
 def test_a_refusal_writes_the_metrics_that_say_why(toys: Path, tmp_path: Path) -> None:
     done = start(tmp_path, "refusing", "--out", "out.txt", "--metrics", "metrics/m.json", package=toys)
     assert (done.returncode, done.stderr) == (2, "emotune refusing: pairs: 1 of 9\nyield: 0.1\n")
-    assert (tmp_path / "metrics/m.json").read_text() == '{\n  "pairs": 1\n}\n'
+    assert (tmp_path / "metrics/m.json").read_text() == '[\n  {\n    "pairs": 1\n  }\n]\n'
     assert not (tmp_path / "out.txt").exists()
     [line] = (tmp_path / ".work/costs.jsonl").read_text().splitlines()
     assert json.loads(line)["failed"] == "pairs: 1 of 9 yield: 0.1"
@@ -161,3 +173,21 @@ def test_bitsandbytes_is_there_for_those_that_may_need_it_alone(
     done = start(tmp_path, "searching", "--out", "out.txt", "--metrics", "metrics/m.json", package=toys)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.txt").read_text() == found
+
+
+def test_garbage_is_looked_for_as_ever_once_all_is_imported(toys: Path, tmp_path: Path) -> None:
+    done = start(tmp_path, "lasting", "--out", "out.txt", "--metrics", "metrics/m.json", package=toys)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.txt").read_text() == str(gc.get_threshold())
+
+
+def test_a_stage_that_dvc_starts_leaves_no_headline_of_what_was_before_it(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(headline, _)] = STAGES["evaluate"]["metrics"][1].items()
+    for under_dvc in (False, True):
+        if under_dvc:
+            monkeypatch.setenv("DVC_STAGE", "refusing")
+        records.write_json(tmp_path / headline, {"dpo": {"f1": 0.5}})
+        start(tmp_path, "refusing", "--out", "out.txt", "--metrics", "metrics/m.json", package=toys)
+        assert (tmp_path / headline).exists() != under_dvc

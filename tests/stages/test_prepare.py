@@ -22,7 +22,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(**data: Any) -> Any:
         write_params(tmp_path, {f"data.{key}": value for key, value in {"max_dropped": 0.5, **data}.items()})
         run_stage("prepare", tmp_path)
-        return records.read_json(Path("metrics/prepare.json"))
+        return records.read_metrics(Path("metrics/prepare.json"))
 
     return run
 

@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from conftest import ROOT, TINY, Pipeline, contents, declared, flags, run_stage, write_params
-from emotune.core import processes
+from emotune.core import processes, records
 from emotune.runs import launchers, tracking
 
 pytestmark = pytest.mark.pipeline
@@ -207,7 +207,7 @@ def assert_same_training(stage: str, folder: Path, alone: Path, relative: float)
                     name,
                 )
     measured, wanted = (
-        tracking.numbers(json.loads((path / f"metrics/{stage}.json").read_text())) for path in (folder, alone)
+        tracking.numbers(records.read_metrics(path / f"metrics/{stage}.json")) for path in (folder, alone)
     )
     assert measured == pytest.approx(wanted, rel=relative, abs=1e-5)
     assert contents(folder / f"models/{stage}").keys() == contents(alone / f"models/{stage}").keys()
@@ -231,7 +231,7 @@ def test_two_processes_make_the_pairs_of_one(pipeline: Pipeline, tmp_path: Path)
     shutil.rmtree(folder / ".work")
     out = "".join(Two("generate_prefs", folder).outputs())
     made = [int(count) for count in re.findall(r"(\d+) attempts sampled, 0 taken from the journal", out)]
-    measured = json.loads((folder / "metrics/prefs.json").read_text("utf-8"))
+    measured = records.read_metrics(folder / "metrics/prefs.json")
     assert len(made) == 2
     assert sum(made) == measured["attempts_total"]
     for path in ("data/prefs", "metrics"):

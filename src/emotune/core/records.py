@@ -75,6 +75,26 @@ def read_json(path: Path) -> Any:
     return _parsed(read_text(path), path, 1)
 
 
+def write_metrics(path: Path, measured: Mapping[str, Any]) -> None:
+    """Write a stage's metrics as the one element of a list.
+
+    DVC shows every number of a metrics file but those in lists, and these are hundreds; its run cache keeps no run of a
+    stage with an out in git that it does not call a metric or a plot.
+    """
+    write_json(path, [measured])
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The metrics that a stage wrote."""
+    return metrics_in(read_json(path))
+
+
+def metrics_in(content: Any) -> dict[str, Any]:
+    """The metrics in the JSON value of a metrics file; an older file is the metrics themselves."""
+    measured: dict[str, Any] = content[0] if isinstance(content, list) else content
+    return measured
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line in the order given (sorted keys, 6 decimals); returns the number of lines."""
     count = 0

@@ -104,6 +104,35 @@ def _share(hits: Iterable[bool]) -> dict[str, float]:
     return {"value": sum(rows) / len(rows), "low": low, "high": high}
 
 
+def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers to compare two runs by, in names and digits that fit a screen, from what three stages measured.
+
+    For each model macro F1, control and perplexity; of dpo's replies the share that is gibberish; the pairs, and the
+    share of prompts that made one; how much more control rose by the judge that rewards than by the other.
+    """
+    names = {
+        "f1": ("replies", "macro_f1"),
+        "control": ("control", "macro_accuracy"),
+        "ppl": ("reference", "perplexity"),
+    }
+    shown: dict[str, Any] = {
+        model: {name: _digits(measured[model][part][metric]) for name, (part, metric) in names.items()}
+        for model in ("baseline", "sft", "dpo")
+    }
+    return shown | {
+        "gibberish": _digits(measured["dpo"]["text"]["gibberish"]),
+        "pairs": pairs["pairs"],
+        "yield": _digits(pairs["yield_total"]),
+        "judge_gap": _digits(training.get("judge_gap")),
+    }
+
+
+def _digits(figure: float | Mapping[str, float] | None) -> float | None:
+    """A number, or that of one with an interval, in three decimals; None where dpo did not look for it."""
+    value = figure["value"] if isinstance(figure, Mapping) else figure
+    return None if value is None else round(value, 3)
+
+
 def table(measured: Mapping[str, Any]) -> Rows:
     """The comparison as rows of model, metric, value, low, high: what the plot and the README's table show."""
     shown = {

@@ -117,7 +117,7 @@ def _template() -> Template:
 
 
 def _read(path: Path) -> Any:
-    return records.read_json(path) if path.is_file() else None
+    return records.read_metrics(path) if path.is_file() else None
 
 
 def _jsonl(folder: Path | None, names: Iterable[str]) -> list[Content] | None:

@@ -36,7 +36,7 @@ def text(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapping[str,
     `costs` has a line of JSON for each time that a stage ran here; `doubts` says of which stages the metrics may be of
     another run than the rest. Fits in 120 columns.
     """
-    evaluated = records.read_json(metrics / "evaluate.json")
+    evaluated = records.read_metrics(metrics / "evaluate.json")
     tables = [
         ("evaluate", "", comparison(evaluated, "\n{}–{}")),
         ("evaluate", "Difference [95 % interval], paired over the same questions", differences(evaluated)),
@@ -103,10 +103,10 @@ OF_BENCHMARKS: dict[str, Callable[[Path], Table]] = {
     "benchmarks-shapes": shapes,
 }
 OF_RUN: dict[str, Callable[[Path], Table]] = {
-    "-pairs": lambda run: differences(records.read_json(run / "evaluate.json")),
+    "-pairs": lambda run: differences(records.read_metrics(run / "evaluate.json")),
     "-prefs": preferences,
     "-judges": judges,
-    "": lambda run: comparison(records.read_json(run / "evaluate.json"), " [{}, {}]"),
+    "": lambda run: comparison(records.read_metrics(run / "evaluate.json"), " [{}, {}]"),
 }
 BEGIN = r"<!-- begin:(.*?) -->"
 

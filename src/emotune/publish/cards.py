@@ -27,7 +27,7 @@ DATA = {"embedded": "the embedded corpus of emotune", "folder": "DailyDialog", "
 
 def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
     """The card of base, sft, dpo or merged; `tokenizer` is the one that is published with it."""
-    p, evaluated = facts.p, records.read_json(facts.metrics / "evaluate.json")
+    p, evaluated = facts.p, records.read_metrics(facts.metrics / "evaluate.json")
     trained = part != "base"
     return _rendered(
         "model",
@@ -45,7 +45,7 @@ def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
         curve=curve(history(part, facts)) if trained else "",
         weak=_weak(evaluated[MEASURED[part]]) if trained else [],
         worse=_worse(evaluated) if MEASURED[part] == "dpo" else [],
-        parameters=records.read_json(facts.metrics / "base_model.json").get("parameters"),
+        parameters=records.read_metrics(facts.metrics / "base_model.json").get("parameters"),
     )
 
 
@@ -58,7 +58,7 @@ def of_prefs(facts: Facts, columns: Sequence[str], rows: Mapping[str, int]) -> s
         metadata=_head_of_prefs(facts, rows),
         columns=columns,
         rows=rows,
-        measured=records.read_json(facts.metrics / "prefs.json"),
+        measured=records.read_metrics(facts.metrics / "prefs.json"),
         preferences=tables.markdown(tables.preferences(facts.metrics)),
     )
 
@@ -84,7 +84,7 @@ def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
         base=facts.base.link if facts.base else f"`{_last_name(facts.p.model.base)}`",
         stage=STAGES[part],
         judges=tables.markdown(tables.judges(facts.metrics)),
-        prepared=records.read_json(facts.metrics / "prepare.json"),
+        prepared=records.read_metrics(facts.metrics / "prepare.json"),
         folders=sorted((out["path"], out["md5"]) for out in outs if out["md5"].endswith(".dir")),
         settings=_settings(facts.lock, STAGES[part]),
     )

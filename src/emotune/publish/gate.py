@@ -69,7 +69,7 @@ def forbidden(source: str, wanted: str) -> str | None:
 
 def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> list[str]:
     """What speaks against publishing, a line each, none where dpo is better and can be made again."""
-    paired = records.read_json(metrics / "evaluate.json")["paired"]["sft_to_dpo"]
+    paired = records.read_metrics(metrics / "evaluate.json")["paired"]["sft_to_dpo"]
     tests = {name: paired[section][key] for name, (section, key) in tables.TESTED.items()}
     return [
         *(
@@ -78,7 +78,7 @@ def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> l
             for name, test in tests.items()
             if test["difference"] <= 0 or test["p"] >= SIGNIFICANT
         ),
-        *audit(records.read_json(metrics / "prefs.json"), p.prefs.audit),
+        *audit(records.read_metrics(metrics / "prefs.json"), p.prefs.audit),
         *(["the working tree has changes that are in no commit (`git status` names them)"] if dirty else []),
         *(f"dvc.lock is not current: {line}" for line in stale),
     ]

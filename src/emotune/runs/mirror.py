@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from emotune.core import git
+from emotune.core import git, records
 from emotune.core.errors import InputError
 from emotune.runs import tracking
 from emotune.runs.tracking import LOCK, PARENT, PIPELINE, STAGE
@@ -196,16 +196,19 @@ def locks(stages: Entries) -> dict[str, str]:
 
 
 def _metrics(pipeline: Pipeline, stage: str) -> dict[str, Any] | None:
-    """The metrics that the stage wrote; None where a metrics file does not have the bytes that dvc.lock names."""
+    """The metrics that the stage wrote; None where their file does not have the bytes that dvc.lock names.
+
+    The first file that dvc.yaml names has them all; the headline, where a stage has one, is taken from there.
+    """
     declared = yaml_of(pipeline.revision, "dvc.yaml").get("stages", {}).get(stage, {}).get("metrics", [])
+    if not declared:
+        return {}
+    path = next(iter([declared[0]] if isinstance(declared[0], str) else declared[0]))
     hashes = {out["path"]: out["md5"] for out in pipeline.entries[stage].get("outs", [])}
-    metrics: dict[str, Any] = {}
-    for path in (name for out in declared for name in ([out] if isinstance(out, str) else out)):
-        content = _content(pipeline.revision, path)
-        if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != hashes.get(path):
-            return None
-        metrics |= json.loads(content)
-    return metrics
+    content = _content(pipeline.revision, path)
+    if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != hashes.get(path):
+        return None
+    return records.metrics_in(json.loads(content))
 
 
 def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:

@@ -30,6 +30,8 @@ FULL = (*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "unexpecte
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 COSTS = (SAMPLED_TOKENS, SAMPLING_SECONDS)
 STAGES = Path(__file__).parents[1] / "stages"
+# What evaluate writes from what the others did: none of it is true of what a stage is about to change.
+HEADLINE = Path("metrics/headline.json")
 
 
 def start(arguments: Sequence[str]) -> None:
@@ -46,8 +48,7 @@ def start(arguments: Sequence[str]) -> None:
         whole = params.parse()
         if parallel and launchers.is_wanted():
             sys.exit(launchers.launch(name, cost))
-        # What is imported stays: to look through it for garbage while it grows is a fifth of the time.
-        gc.set_threshold(100_000, 50, 100)
+        _collect_seldom_while_importing()
         _prepare(name, parallel)
         if not whole.quantizes:
             # Where it is installed peft imports it, and with it torch's compiler: a quarter of a start.
@@ -79,6 +80,8 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
     kinds = get_type_hints(stage.main, include_extras=True)
     inputs = records.digests(**{flag: paths[flag] for flag, kind in kinds.items() if kind == Dep})
     name = stage.__name__.rpartition(".")[2]
+    if "DVC_STAGE" in os.environ and processes.first():
+        HEADLINE.unlink(missing_ok=True)
     with tracking.run(name, p.model_dump(mode="json"), inputs) as tracked:
 
         def log(metrics: Mapping[str, float], step: int) -> None:
@@ -93,7 +96,7 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
         except Refusal as error:
             refusal, measured = error, error.metrics
         if processes.first():
-            records.write_json(paths["metrics"], measured)
+            records.write_metrics(paths["metrics"], measured)
             tracked.metrics(measured)
         if refusal:
             raise refusal
@@ -130,6 +133,24 @@ def take_code_of_this_workspace() -> None:
     if is_other and str(here) not in sys.path:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
         os.execv(sys.executable, sys.orig_argv)
+
+
+def _collect_seldom_while_importing() -> None:
+    """Look for garbage as ever once a look finds no module that the look before it did not know.
+
+    What is imported stays: to look through it while it grows is a fifth of a stage's start. What a stage makes does
+    not: a cycle may hold a GPU's memory.
+    """
+    usual, known = gc.get_threshold(), [0]
+
+    def look(phase: str, _: Mapping[str, int]) -> None:
+        known.append(len(sys.modules))
+        if phase == "start" and known[-1] == known[-2]:
+            gc.set_threshold(*usual)
+            gc.callbacks.remove(look)
+
+    gc.set_threshold(30_000, 50, 100)
+    gc.callbacks.append(look)
 
 
 def _prepare(name: str, parallel: bool) -> None:

@@ -109,7 +109,7 @@ def difference(test: Mapping[str, float]) -> str:
 
 def preferences(metrics: Path) -> Table:
     """How many prompts made a pair, in how many attempts, and how far apart chosen and rejected are."""
-    prefs = records.read_json(metrics / "prefs.json")
+    prefs = records.read_metrics(metrics / "prefs.json")
     cells = {
         "pairs": str(prefs["pairs"]),
         "of prompts": str(prefs["prompts"]),
@@ -124,7 +124,7 @@ def preferences(metrics: Path) -> Table:
 def judges(metrics: Path) -> Table:
     """How often each judge finds the label that people gave, on the test split."""
     table = [["judge", *JUDGED]]
-    for name, judged in records.read_json(metrics / "judges.json").items():
+    for name, judged in records.read_metrics(metrics / "judges.json").items():
         table.append([name.replace("_", " "), *(f"{judged[metric]:.3f}" for metric in JUDGED.values())])
     return table
 

@@ -33,8 +33,9 @@ def main(
         files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge),
         log,
     )
-    if processes.first():
-        records.write_jsonl(replies, answers.replies)
-        records.write_jsonl(control, answers.control)
-        records.write_csv(confusion, ["emotion", "judged"], answers.replies)
+    if not processes.first():
+        return {}
+    records.write_jsonl(replies, answers.replies)
+    records.write_jsonl(control, answers.control)
+    records.write_csv(confusion, ["emotion", "judged"], answers.replies)
     return measures.measure(answers, names["labels"], names["neutral"], p.evaluate)

@@ -22,12 +22,15 @@ def main(
     dpo: Dep,
     baseline_replies: Dep,
     baseline_control: Dep,
+    prefs_metrics: Dep,
+    dpo_metrics: Dep,
     sft_replies: Out,
     sft_control: Out,
     dpo_replies: Out,
     dpo_control: Out,
     sft_confusion: Out,
     dpo_confusion: Out,
+    headline: Out,
     comparison: Out,
 ) -> Metrics:
     """Ask sft and dpo the test questions; write their replies, and the table of all three and of the human replies."""
@@ -59,6 +62,8 @@ def main(
         )
     answers = with_the_same_references(answers)
 
+    if not processes.first():
+        return {}
     measured = {name: measures.measure(rows, labels, neutral, p.evaluate) for name, rows in answers.items()}
     by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
     measured["human"] = measures.said(by_human, labels, neutral, p.evaluate)
@@ -67,11 +72,12 @@ def main(
         f"{before}_to_{after}": measures.compare(answers[before], answers[after], labels, neutral, p.evaluate)
         for before, after in (("baseline", "sft"), ("sft", "dpo"))
     }
-    if processes.first():
-        outs = {"sft": (sft_replies, sft_control, sft_confusion), "dpo": (dpo_replies, dpo_control, dpo_confusion)}
-        for name, (replies, control, confusion) in outs.items():
-            records.write_jsonl(replies, answers[name].replies)
-            records.write_jsonl(control, answers[name].control)
-            records.write_csv(confusion, ["emotion", "judged"], answers[name].replies)
-        records.write_csv(comparison, ["model", "metric", "value", "low", "high"], measures.table(measured))
+    pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
+    records.write_json(headline, measures.headline(measured, pairs, training))
+    outs = {"sft": (sft_replies, sft_control, sft_confusion), "dpo": (dpo_replies, dpo_control, dpo_confusion)}
+    for name, (replies, control, confusion) in outs.items():
+        records.write_jsonl(replies, answers[name].replies)
+        records.write_jsonl(control, answers[name].control)
+        records.write_csv(confusion, ["emotion", "judged"], answers[name].replies)
+    records.write_csv(comparison, ["model", "metric", "value", "low", "high"], measures.table(measured))
     return measured

@@ -85,13 +85,14 @@ def _cell(value: Any) -> Any:
 
 
 def _metrics(study: Study, commit: str) -> Row:
-    measured = json.loads(git.told("show", f"{commit}:metrics/{study.target}.json"))
+    measured = records.metrics_in(json.loads(git.told("show", f"{commit}:metrics/{study.target}.json")))
     row: Row = {}
     for model, (name, column) in itertools.product(study.models, COLUMNS.items()):
         figure = tables.figure(measured if study.target == "baseline" else measured[model], column)
         row |= {column_key(model, name, bound): value for bound, value in figure._asdict().items()}
     if JUDGE in study.show:
-        row[JUDGE] = json.loads(git.told("show", f"{commit}:metrics/judges.json"))["evaluate"]["accuracy"]
+        judges = records.metrics_in(json.loads(git.told("show", f"{commit}:metrics/judges.json")))
+        row[JUDGE] = judges["evaluate"]["accuracy"]
     return row
 
 
