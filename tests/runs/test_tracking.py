@@ -1,5 +1,6 @@
 """Laws of the tracker, on a real SQLite store that two stages of one pipeline opened at the same moment."""
 
+import getpass
 import hashlib
 import json
 import os
@@ -21,9 +22,11 @@ PARAMS = {"sft": {"lora": {"rank": 16}, "learning_rate": 2e-5}, "reward": {"weig
 # Runs in the shells that this stand-in for DVC starts, as DVC's own stages do.
 STAGE = """
 import sys
+from pathlib import Path
 from emotune.runs import tracking
 stage = sys.argv[1]
-with tracking.run(stage, %r, {"data/dialogues": "md5:abc"}) as run:
+data = {"dialogues/train": Path(__file__).with_name("train.jsonl")} if stage == "sft" else None
+with tracking.run(stage, %r, {"data/dialogues": "md5:abc"}, data) as run:
     for step in (10, 20, 30):
         run.log({"loss": 1 / step}, step)
     run.metrics({"emotion": {"macro_f1": {"value": 0.25, "low": 0.2}, "labels": ["joy"], "ok": True}, "rows": 7})
@@ -62,6 +65,7 @@ def pipeline(tmp_path_factory, dvc):
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "start"]):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         subprocess.run(["git", *identity, *command], cwd=workspace, check=True)
+    (root / "train.jsonl").write_text("{}\n")
     stage = root / "stage.py"
     stage.write_text(STAGE)
     own = ("MLFLOW_", "DVC_", "EMOTUNE_")
@@ -142,9 +146,14 @@ def test_tags_join_the_run_to_git_dvc_and_its_inputs(pipeline, runs):
         "dvc.exp.baseline_rev": "f00d",
         "git.commit": head.stdout.strip(),
         "git.dirty": "false",
+        # Of MLflow's own columns.
+        "mlflow.source.git.commit": head.stdout.strip(),
+        "mlflow.user": getpass.getuser(),
     }
+    assert parent.data.tags["mlflow.source.name"] == "dvc repro"
     own = {
         "dvc.stage": "sft",
+        "mlflow.source.name": "emotune.runs.stage sft",
         "input.data/dialogues": "md5:abc",
         "params.sha256": hashlib.sha256(json.dumps(PARAMS, sort_keys=True).encode()).hexdigest(),
     }
@@ -153,6 +162,15 @@ def test_tags_join_the_run_to_git_dvc_and_its_inputs(pipeline, runs):
     assert {"version.python", "version.torch", "version.transformers", "version.trl", "version.peft"} <= set(
         sft.data.tags
     )
+
+
+def test_data_sets_are_listed_with_the_digest_of_their_content(pipeline, runs):
+    [listed] = runs[1].inputs.dataset_inputs
+    assert listed.dataset.name == "dialogues/train"
+    assert json.loads(listed.dataset.source) == {"uri": (pipeline[0] / "train.jsonl").as_posix()}
+    assert listed.dataset.digest == hashlib.sha256(b"{}\n").hexdigest()[:32]
+    assert [(tag.key, tag.value) for tag in listed.tags] == [("mlflow.data.context", "train")]
+    assert runs[2].inputs.dataset_inputs == []  # it named none
 
 
 def test_artifacts_lie_under_the_root(pipeline, runs, tmp_path):
@@ -390,7 +408,8 @@ def test_every_number_is_in_mlflow_under_the_name_that_dvc_would_give_it(pipelin
         records.write_json(tmp_path / f"{name}.json", measured)
     command = ["dvc", "metrics", "show", "--json", *(f"{name}.json" for name in files)]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    found = {Path(file).stem: dotted(metrics["data"]) for file, metrics in json.loads(shown.stdout)[""]["data"].items()}
+    shown_of = json.loads(shown.stdout)[""]["data"]
+    found = {file.removesuffix(".json"): dotted(metrics["data"]) for file, metrics in shown_of.items()}
     assert set(found) == set(files)
     assert "sft.control.per_emotion.anger" in found["evaluate"]
     for file, measured in files.items():

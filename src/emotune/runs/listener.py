@@ -8,6 +8,7 @@ fails to do, the stage goes on. What the user has to hear is one line on stdout,
 from __future__ import annotations
 
 import gc
+import getpass
 import importlib
 import json
 import math
@@ -18,14 +19,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotune.core import records
 from emotune.runs import tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 
+SOURCE = "mlflow.source.name"
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
@@ -38,7 +43,14 @@ class Listener:
         self._run = self._parent = ""
 
     def open(
-        self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], pipeline: str, kind: str, at: int
+        self,
+        stage: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        data: Mapping[str, str],
+        pipeline: str,
+        kind: str,
+        at: int,
     ) -> None:
         """Make the run, and its parent where this is the first stage of its pipeline."""
         with self._surviving():
@@ -48,10 +60,11 @@ class Listener:
             _import()
             with tracking.locked():
                 client, experiment = tracking.connect()
-                self._parent = _parent(client, experiment, pipeline, name, shared, at)
+                self._parent = _parent(client, experiment, pipeline, name, {**shared, SOURCE: kind}, at)
             own = {
                 tracking.PARENT: self._parent,
                 tracking.STAGE: stage,
+                SOURCE: f"emotune.runs.stage {stage}",
                 "params.sha256": tracking.hash_of(params),
                 **{tracking.key(f"input.{name}"): digest for name, digest in inputs.items()},
             }
@@ -60,6 +73,7 @@ class Listener:
             run = client.create_run(experiment, start_time=at, tags=shared | own, run_name=stage)
             self._client, self._run = client, run.info.run_id
             tracking.write_params(client, self._run, params)
+            client.log_inputs(self._run, [_data_set(name, Path(path)) for name, path in data.items()])
 
     def add(self, points: Sequence[tracking.Point]) -> None:
         """Write points of metrics."""
@@ -150,6 +164,16 @@ def _entry(stage: str) -> Mapping[str, Any]:
     return entry
 
 
+def _data_set(name: str, path: Path) -> DatasetInput:
+    """A file that a stage reads, by its content, as what MLflow lists and filters runs by."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": path.as_posix()})
+    # Of a sha256, what MLflow's databases have room for.
+    data_set = Dataset(name, records.sha256(path)[:32], "local", source)
+    return DatasetInput(data_set, [InputTag("mlflow.data.context", path.stem)])
+
+
 def _tag(client: MlflowClient, run: str, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
@@ -157,11 +181,16 @@ def _tag(client: MlflowClient, run: str, tags: Mapping[str, str]) -> None:
 
 
 def _tags_of_the_pipeline() -> dict[str, str]:
+    shared = tracking.git_tags()
     tags = {
         "dvc.exp.name": os.environ.get("DVC_EXP_NAME"),
         "dvc.exp.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV"),
         "version.python": platform.python_version(),
-        **tracking.git_tags(),
+        # MLflow's own columns.
+        "mlflow.source.git.commit": shared.get("git.commit"),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        **shared,
     }
     for library in LIBRARIES:
         try:
@@ -169,6 +198,13 @@ def _tags_of_the_pipeline() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {name: value for name, value in tags.items() if value}
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, an id that has no name
+        return None
 
 
 if __name__ == "__main__":

@@ -126,16 +126,18 @@ class Run:
 
 
 @contextmanager
-def run(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Run]:
+def run(
+    stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], data: Mapping[str, Path] | None = None
+) -> Iterator[Run]:
     """Track one stage in MLflow: FINISHED when the body ends, FAILED when it raises (the exception goes on, unchanged).
 
     A stage that is killed is FAILED, too. `params` are logged under dotted names; `inputs` (name -> hash) become tags
-    `input.<name>`. Under DVC, every dep and out of a stage that FINISHED is a tag too, `dvc.dep.<path>` or
-    `dvc.out.<path>`, with its hash as in dvc.lock. The store is `MLFLOW_TRACKING_URI`, else `mlflow.db` under
+    `input.<name>`; `data` (name -> file) are its data sets. Under DVC, every dep and out of a stage that FINISHED is a
+    tag too, `dvc.dep.<path>` or `dvc.out.<path>`, with its hash as in dvc.lock. The store is `MLFLOW_TRACKING_URI`, else `mlflow.db` under
     `DVC_ROOT` (the main checkout even in a DVC temp workspace), the git root or the working directory.
     `EMOTUNE_TRACKING=off` turns it off without starting any process.
     """
-    live = _open(stage, params, inputs)
+    live = _open(stage, params, inputs, data or {})
     try:
         yield live
     except BaseException:
@@ -149,14 +151,15 @@ def off() -> bool:
     return os.environ.get("EMOTUNE_TRACKING") == "off"
 
 
-def _open(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
+def _open(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], data: Mapping[str, Path]) -> Run:
     live = Run()
     if off() or _failed or not processes.first():  # one run a stage, not one a process of torchrun
         return live
     with _surviving():
         pipeline, kind = _pipeline()
         live = Run(_listener())
-        live._tell(stage=stage, params=params, inputs=inputs, pipeline=pipeline, kind=kind, at=now())
+        files = {name: str(path) for name, path in data.items()}
+        live._tell(stage=stage, params=params, inputs=inputs, data=files, pipeline=pipeline, kind=kind, at=now())
     return live
 
 
