@@ -109,7 +109,7 @@ def test_a_body_ends_as_it_would_untracked_and_says_nothing(pipeline):
 def test_nothing_is_written_to_the_working_directory(pipeline):
     root, workspace, _ = pipeline
     assert [path.name for path in workspace.iterdir()] == [".git"]
-    assert {path.name for path in root.iterdir()} == {"stage.py", "mlflow.db", ".work"}
+    assert {path.name for path in root.iterdir()} == {"stage.py", "train.jsonl", "mlflow.db", ".work"}
 
 
 def test_stages_that_start_together_are_children_of_one_run(runs):

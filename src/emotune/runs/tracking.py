@@ -133,8 +133,9 @@ def run(
 
     A stage that is killed is FAILED, too. `params` are logged under dotted names; `inputs` (name -> hash) become tags
     `input.<name>`; `data` (name -> file) are its data sets. Under DVC, every dep and out of a stage that FINISHED is a
-    tag too, `dvc.dep.<path>` or `dvc.out.<path>`, with its hash as in dvc.lock. The store is `MLFLOW_TRACKING_URI`, else `mlflow.db` under
-    `DVC_ROOT` (the main checkout even in a DVC temp workspace), the git root or the working directory.
+    tag too, `dvc.dep.<path>` or `dvc.out.<path>`, with its hash as in dvc.lock. The store is `MLFLOW_TRACKING_URI`,
+    else `mlflow.db` under `DVC_ROOT` (the main checkout even in a DVC temp workspace), the git root or the working
+    directory.
     `EMOTUNE_TRACKING=off` turns it off without starting any process.
     """
     live = _open(stage, params, inputs, data or {})
