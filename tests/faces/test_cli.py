@@ -145,7 +145,7 @@ def test_ones_own_dialogues_are_read_as_the_readme_says(capsys):
     data = parse(Path("params.yaml")).data
     assert (data.source, data.path, set(data.labels), data.neutral) == ("jsonl", str(folder), emotions, "neutral")
     run_stage("prepare", Path.cwd())
-    assert records.read_json(Path("metrics/prepare.json"))["test"]["dialogues"] == 1
+    assert records.read_metrics(Path("metrics/prepare.json"))["test"]["dialogues"] == 1
 
 
 def test_data_is_recognised_whatever_the_source_was(capsys):

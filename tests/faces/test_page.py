@@ -261,7 +261,7 @@ def test_a_run_that_was_kept_has_a_page_without_replies(here):
 def test_sections_of_another_run_are_marked_by_their_stage(here):
     write_lock(here)
     assert "<b>Stale</b>" not in written()
-    records.write_json(Path("metrics/prefs.json"), records.read_json(Path("metrics/prefs.json")) | {"pairs": 2})
+    records.write_metrics(Path("metrics/prefs.json"), records.read_metrics(Path("metrics/prefs.json")) | {"pairs": 2})
     html = written()
     marked = [name for name in SECTIONS if "<b>Stale</b>" in section(html, name)]
     assert marked == ["models", "confusion", "control", "training", "replies", "preferences"]

@@ -133,7 +133,7 @@ def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metri
 
 
 def test_a_run_from_before_human_replies_were_judged_has_no_row_of_them(metrics):
-    evaluated = records.read_json(metrics / "evaluate.json")
+    evaluated = records.read_metrics(metrics / "evaluate.json")
     _, *rows = tables.comparison({name: of for name, of in evaluated.items() if name != "human"}, "")
     assert [row[0] for row in rows] == ["majority", "baseline", "sft", "dpo"]
 

@@ -36,8 +36,8 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
     )
     for stage in ("baseline", "evaluate"):
         run_stage(stage, tmp_path)
-    assert records.read_json(tmp_path / "metrics/baseline.json")["reference"]["left_out_too_long"] == 0
-    evaluated = records.read_json(tmp_path / "metrics/evaluate.json")
+    assert records.read_metrics(tmp_path / "metrics/baseline.json")["reference"]["left_out_too_long"] == 0
+    evaluated = records.read_metrics(tmp_path / "metrics/evaluate.json")
     [left_out] = {evaluated[model]["reference"]["left_out_too_long"] for model in ("baseline", "sft", "dpo")}
     assert 0 < left_out < 10
     for model in ("sft", "dpo"):
