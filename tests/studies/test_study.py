@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
@@ -20,7 +21,7 @@ from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.evaluation import scores
-from emotune.studies import differences, evidence, plan, queue
+from emotune.studies import differences, evidence, findings, plan, queue
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "experiments"
@@ -221,6 +222,14 @@ def test_holm_is_over_every_metric_and_model_of_every_row() -> None:
     # 1000 less the value itself: the smallest p is 2 / 1000.
     assert [first["sft control p"], first["dpo control p"], second["sft control p"]] == pytest.approx([0.008] * 3)
     assert (second["sft macro F1 p"], second["sft macro F1 verdict"]) == (1.0, "noise")
+    assert first["tests"] == second["tests"] == 4
+
+
+def test_a_table_says_over_how_many_tests_it_is_corrected_and_an_older_one_that_it_was_by_metric() -> None:
+    study = plan.read(FOLDER, "templates")
+    newer = pd.DataFrame({"run": ["best", "other"], "tests": [None, 12.0]})
+    assert findings.note(study, newer).endswith("p after Holm over all 12 tests of the study.")
+    assert findings.note(study, newer[["run"]]).endswith("p after Holm over the comparisons by each model and metric.")
 
 
 @pytest.mark.parametrize(("name", "tests"), [("bases", 4), ("templates", 12), ("loss-on", 8), ("sweep", 72)])

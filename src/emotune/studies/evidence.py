@@ -25,6 +25,8 @@ Row = dict[str, Any]
 LOWER = ("perplexity", "bits/char", "prompt text")
 COSTS = ("seconds", "peak memory bytes", "tokens per second")
 NOISE = "noise"
+# The column that says over how many tests of the study its p values are corrected.
+TESTS = "tests"
 
 
 def tables_of(
@@ -56,7 +58,7 @@ def correct(tests: Sequence[Test]) -> None:
         one, p = measured[place], corrected[place]
         row |= {f"{key} difference": one["difference"]}
         row |= {f"{key} difference {bound}": one[bound] for bound in ("low", "high")}
-        row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE}
+        row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE, TESTS: len(tests)}
 
 
 def _rows(

@@ -40,7 +40,8 @@ def outcome(name: str, study: Study, setups: Mapping[str, Setup], metrics: Path,
     kept = f"\n{path} stays as it is: no experiment here is {', '.join(lost)}, which it tells of" if lost else ""
     path = (costs.parent if lost else metrics) / "studies" / path.name
     evidence.write(path, rows)
-    told = [tables.aligned(shown(study, read(path), BELOW, wrap=30)), f"{note(study)}\nAll of it: {path}{kept}"]
+    frame = read(path)
+    told = [tables.aligned(shown(study, frame, BELOW, wrap=30)), f"{note(study, frame)}\nAll of it: {path}{kept}"]
     path = path.with_stem(f"{name}-effects")
     if effects:
         evidence.write(path, effects)
@@ -133,10 +134,16 @@ def _bar(study: Study, name: str) -> dict[str, str]:
     return {"published accuracy": f"{bar.accuracy:.3f}", "F1": f"{bar.f1:.3f}"} if bar else {}
 
 
-def note(study: Study) -> str:
-    """What the table's reader has to know: what all runs share, and what a difference and its verdict are."""
+def note(study: Study, frame: pd.DataFrame) -> str:
+    """What the table's reader has to know: what all runs share, and what a difference and its verdict are.
+
+    A table that does not say how many tests were corrected for is an older one, corrected by model and metric.
+    """
     common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.common.items())
-    corrected = ", p after Holm over all tests of the study" if evidence.comparisons(study) > 1 else ""
+    if evidence.TESTS in frame:
+        corrected = f", p after Holm over all {frame[evidence.TESTS].max():.0f} tests of the study"
+    else:
+        corrected = ", p after Holm over the comparisons by each model and metric"
     return (
         f"{study.description} Up to `{study.target}`{f', all with {common}' if common else ''}. Differences [95 %] are "
         f"by a paired bootstrap over the same dialogues; noise is p ≥ {LEVEL}{corrected}."
@@ -163,4 +170,4 @@ def block(name: str, metrics: Path, folder: Path) -> str:
     if (of := name.removesuffix("-effects")) != name:
         return tables.markdown(effects_shown(plan.read(folder, of), frame, tables.INTERVAL))
     study = plan.read(folder, name)
-    return f"{tables.markdown(shown(study, frame, tables.INTERVAL))}\n\n{note(study)}"
+    return f"{tables.markdown(shown(study, frame, tables.INTERVAL))}\n\n{note(study, frame)}"
