@@ -31,12 +31,14 @@ def copy(folder: Path, changes: Mapping[str, Any]) -> Path:
 
 
 def turn(folder: Path, changes: Mapping[str, Any]) -> None:
-    """Change some dotted keys of a scratch copy's params.yaml."""
+    """Change some dotted keys of a scratch copy's params.yaml, of those that it has: an older commit lacks some."""
     yaml = YAML()
     content = yaml.load(folder / "params.yaml")
     for key, value in changes.items():
         *path, last = key.split(".")
-        reduce(getitem, path, content)[last] = value
+        section = reduce(getitem, path, content)
+        if last in section:
+            section[last] = value
     yaml.dump(content, folder / "params.yaml")
 
 

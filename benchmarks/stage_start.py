@@ -114,7 +114,9 @@ class Side:
         mark.unlink(missing_ok=True)
         paths = os.pathsep.join(map(str, (folder, self._checkout / "src")))
         own = {"PYTHONPATH": paths, "DVC_ROOT": str(folder), "FIRST_WORK": str(mark), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "emotune.runs.stage", *self.stages[stage]["cmd"].split()[2:]]
+        program, *words = self.stages[stage]["cmd"].split()
+        # `sh stage` is this module, by the first Python that has emotune; an older commit starts a module itself.
+        command = [sys.executable, *(["-m", "emotune.runs.stage", *words[1:]] if program == "sh" else words)]
         began = time.time()
         done = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False)
         whole = time.time() - began
