@@ -153,7 +153,7 @@ def test_no_page_from_elsewhere_can_ask(url: str) -> None:
 
 def statuses(hosts: list[str], judge: Judge, p: Params, *named: str) -> list[int]:
     """What the page answers to a request that names each host."""
-    page = compare.app(lambda name: pytest.fail("nobody was asked"), judge, p, hosts)
+    page = compare.app(lambda name: pytest.fail("nobody was asked"), judge, p, hosts, {})
 
     async def ask_all() -> list[int]:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(page)) as client:

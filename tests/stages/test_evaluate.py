@@ -18,9 +18,11 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
 ) -> None:
     shutil.copytree(tuned, tmp_path / "models")
     # What it says of the replies is no matter here.
-    shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/gibberish.skops")
+    shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/evaluate_gibberish.skops")
     records.write_jsonl(tmp_path / "data/dialogues/test.jsonl", map(asdict, dialogues))
     records.write_json(tmp_path / "data/dialogues/labels.json", {"labels": LABELS, "neutral": "neutral"})
+    records.write_metrics(tmp_path / "metrics/prefs.json", {"pairs": 9, "yield_total": 0.9})
+    records.write_metrics(tmp_path / "metrics/dpo.json", {})
     # The base model's template holds the longest question and its answer, and the others', with tags, do not.
     native = Prompter(loading.load_tokenizer(tuned / "base", None), SYSTEM, 256)
     longest = max(len(native.reply_row(d.turns[at - 1 : at], d.turns[at])[0]) for d in dialogues for at in (1, 3))

@@ -4,11 +4,12 @@
     def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics
 
 Each Dep and each Out is a flag of its command in dvc.yaml. A main that also names `inputs` is given the digest of
-each of its deps. Whoever starts it writes the metrics, tells the tracker and notes what it cost: a stage knows none
-of that.
+each of its deps. A stage that several processes can share says `PARALLEL = True`; one whose rows are worth a look says
+which splits of which deps they are, `data_sets(p) -> DataSets`. Whoever starts it writes the metrics, tells the tracker
+and notes what it cost: a stage knows none of that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ Dep = Annotated[Path, "dep"]
 Out = Annotated[Path, "out"]
 Metrics = Mapping[str, Any]
 Inputs = Mapping[str, str]
+DataSets = Mapping[str, Sequence[str]]
 # A point in the history of each metric, and its step.
 Log = Callable[[Mapping[str, float], int], None]
 # What a stage that samples logs beside its metrics: its speed is of these.

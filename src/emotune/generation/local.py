@@ -16,7 +16,7 @@ import torch
 from emotune.generation import noise
 from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
-from emotune.models.loading import out_of_memory
+from emotune.models.memory import out_of_memory
 
 # At most so many rows are sampled at once, fewer where memory is short. It changes speed, never a reply: a CPU's caches
 # hold no more, a GPU goes on gaining for longer.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from emotune.models.loading import out_of_memory
+from emotune.models.memory import out_of_memory
 from emotune.prompts.prompter import Row
 
 # What a row costs: the sum of -ln p over its marked tokens (nats), and how many these are.

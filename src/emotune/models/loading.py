@@ -27,11 +27,6 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory ran out: on a CPU in words alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def opened(kind: Any, setting: str, where: Mapping[str, Any], **how: Any) -> Any:
     """`kind.from_pretrained`; InputError, which names the setting, where neither Hub nor folder gives the model.
 

@@ -29,13 +29,6 @@ FULL = (*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "unexpecte
 # The allocators of CPU and GPU; in what Python and NumPy lack, their error's kind says it.
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 COSTS = (SAMPLED_TOKENS, SAMPLING_SECONDS)
-# What MLflow lists as a stage's data sets: a dep, and which splits of it; without any, the one that evaluate names.
-DATA: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sft": ("dialogues", ("train", "validation")),
-    "dpo": ("prefs", ("train", "validation")),
-    "baseline": ("dialogues", ()),
-    "evaluate": ("dialogues", ()),
-}
 STAGES = Path(__file__).parents[1] / "stages"
 # What evaluate writes from what the others did: none of it is true of what a stage is about to change.
 HEADLINE = Path("metrics/headline.json")
@@ -89,7 +82,7 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
     name = stage.__name__.rpartition(".")[2]
     if "DVC_STAGE" in os.environ and processes.first():
         HEADLINE.unlink(missing_ok=True)
-    with tracking.run(name, p.model_dump(mode="json"), inputs, _data(name, p, paths)) as tracked:
+    with tracking.run(name, p.model_dump(mode="json"), inputs, _data_sets(stage, p, paths)) as tracked:
 
         def log(metrics: Mapping[str, float], step: int) -> None:
             cost.hear(metrics)
@@ -109,12 +102,10 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
             raise refusal
 
 
-def _data(stage: str, p: Any, paths: Mapping[str, Path]) -> dict[str, Path]:
-    """The files of a stage's data sets, by the name of its dep and of the split."""
-    if stage not in DATA:
-        return {}
-    dep, splits = DATA[stage]
-    return {f"{dep}/{split}": paths[dep] / f"{split}.jsonl" for split in splits or (p.evaluate.split,)}
+def _data_sets(stage: ModuleType, p: Any, paths: Mapping[str, Path]) -> dict[str, Path]:
+    """The files of a stage's data sets, where it says which, by the name of the dep and of the split."""
+    named = stage.data_sets(p) if hasattr(stage, "data_sets") else {}
+    return {f"{dep}/{split}": paths[dep] / f"{split}.jsonl" for dep, splits in named.items() for split in splits}
 
 
 def flags(main: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """baseline: what the base model answers, asked in its own chat format, which knows no emotion."""
 
 from emotune.core import processes, records
-from emotune.core.contract import Dep, Log, Metrics, Out
+from emotune.core.contract import DataSets, Dep, Log, Metrics, Out
 from emotune.evaluation.params import Examination
 from emotune.prompts.prompter import Prompter
 
@@ -10,6 +10,11 @@ PARALLEL = True
 
 class Params(Examination):
     """The same for every model."""
+
+
+def data_sets(p: Params) -> DataSets:
+    """What it asks."""
+    return {"dialogues": [p.evaluate.split]}
 
 
 def main(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from emotune.core import processes, records
-from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
+from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
 from emotune.core.dialogue import ASSISTANT, Turn
 from emotune.core.sections import Count, NotNegative, Positive, Section
 from emotune.core.seeds import order
@@ -65,6 +65,11 @@ class Params(Section):
     prefs: Sampled
     reward: EmotionJudge
     system_prompt: str | None
+
+
+def data_sets(_: Params) -> DataSets:
+    """What it trains on and watches."""
+    return {"prefs": ("train", "validation")}
 
 
 def main(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from emotune.core import processes, records
-from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
+from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
 from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, Positive, Section
@@ -63,6 +63,11 @@ class Params(Section):
     sft: Sft
     system_prompt: str | None
     template: Template
+
+
+def data_sets(_: Params) -> DataSets:
+    """What it trains on and watches."""
+    return {"dialogues": ("train", "validation")}
 
 
 def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, out: Out, history: Out) -> Metrics:
