@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-import skops.io
+import sklearn.utils
 from sklearn.pipeline import Pipeline
 
 from emotune.core.errors import InputError
@@ -13,12 +13,27 @@ from emotune.judges.hub import load_hub
 from emotune.judges.params import JudgeChoice
 from emotune.judges.verdicts import Judge, most_probable
 
-# What skops does not know by itself and we do: calibration's plain holders of numbers, and our own language model.
+# What our judges are made of, beside plain numbers, texts and arrays.
 TRUSTED = [
     "emotune.judges.gibberish.Fluency",
+    "sklearn.calibration.CalibratedClassifierCV",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
+    "sklearn.feature_extraction.text.HashingVectorizer",
+    "sklearn.feature_extraction.text.TfidfTransformer",
+    "sklearn.linear_model._stochastic_gradient.SGDClassifier",
+    "sklearn.neural_network._multilayer_perceptron.MLPClassifier",
+    "sklearn.pipeline.Pipeline",
+    "sklearn.preprocessing._data.StandardScaler",
+    "sklearn.preprocessing._label.LabelBinarizer",
+    "sklearn.svm._classes.LinearSVC",
 ]
+# By itself skops trusts every estimator of scikit-learn, and imports them all to list them: more trust and more time
+# than our judges need.
+_all_estimators, sklearn.utils.all_estimators = sklearn.utils.all_estimators, list
+import skops.io  # noqa: E402
+
+sklearn.utils.all_estimators = _all_estimators
 
 
 def open_judge(trained: Path, choice: JudgeChoice) -> Judge:
@@ -59,7 +74,7 @@ def load(path: Path) -> Judge:
         raise InputError(f"{path}: no such file; the judges stage writes it")
     unknown = sorted(set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED))
     if unknown:
-        raise InputError(f"{path}: holds {', '.join(unknown)}; accepted beside scikit-learn: {', '.join(TRUSTED)}")
+        raise InputError(f"{path}: holds {', '.join(unknown)}; accepted: {', '.join(TRUSTED)}")
     return verdicts_of(skops.io.load(path, trusted=TRUSTED))
 
 
