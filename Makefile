@@ -20,8 +20,8 @@ endif
 	.venv/bin/emotune mirror || true
 	.venv/bin/emotune report
 
-test: $(installed) ## run the tests, side by side: one worker more than cores, because many wait for a process they started
-	.venv/bin/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(installed) ## run the tests, side by side on up to four cores
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 quick: $(installed) ## the laws that run no stage, in seconds
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 tests/core tests/laws/test_docs.py tests/laws/test_pipeline.py \

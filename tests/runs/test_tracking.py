@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -376,7 +377,11 @@ def test_a_rank_above_zero_tracks_nothing(monkeypatch, tmp_path):
 
 
 def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
-    show = f"{sys.executable} -c 'from emotune.runs import tracking; print(*tracking._pipeline())'"
+    # In one write: both show it at once.
+    code = (
+        'import os; from emotune.runs import tracking; os.write(1, (" ".join(tracking._pipeline()) + "\\n").encode())'
+    )
+    show = f"{sys.executable} -c {shlex.quote(code)}"
     first, second = (
         subprocess.run([dvc, show, show], capture_output=True, text=True, check=True).stdout.split("\n")[:2]
         for _ in range(2)

@@ -51,7 +51,9 @@ def ended(clone: Clone) -> int:
     seen = set()
     while {"Queued", "Running"} & set(status(clone).values()):
         assert time.monotonic() < until, clone("dvc", "queue", "status")
-        seen |= {process.pid for process in workers(clone) if "queue-worker" in process.cmdline()}
+        for process in workers(clone):
+            with suppress(psutil.Error):  # it may have ended since
+                seen |= {process.pid} if "queue-worker" in process.cmdline() else set()
         time.sleep(2)
     return len(seen)
 
