@@ -389,7 +389,7 @@ def test_stages_of_one_dvc_process_share_a_key_and_two_processes_do_not(dvc):
     assert first[0] == first[1]
     assert second[0] == second[1]
     assert first[0] != second[0]
-    assert first[0].endswith(" dvc repro")
+    assert first[0].rstrip().endswith(" dvc repro")
     assert tracking._pipeline()[1] == "by hand"
 
 
