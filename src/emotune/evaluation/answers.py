@@ -7,11 +7,12 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from emotune.core import processes, seeds
+from emotune.core import processes, records, seeds
 from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Log
 from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, history
 from emotune.evaluation.params import Evaluate
@@ -181,6 +182,13 @@ def _add_references(
     costs = _likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
     for number, (nats, tokens) in zip(fitting, costs, strict=True):
         rows[number] |= {"reference": questions[number].reference, "reference_nats": nats, "reference_tokens": tokens}
+
+
+def write(answers: Answers, replies: Path, control: Path, confusion: Path) -> None:
+    """The rows of each kind of question; `confusion` has of the natural ones which emotion was due, and which judged."""
+    records.write_jsonl(replies, answers.replies)
+    records.write_jsonl(control, answers.control)
+    records.write_csv(confusion, ["emotion", "judged"], answers.replies)
 
 
 def with_the_same_references(answers: Mapping[str, Answers]) -> dict[str, Answers]:

@@ -104,6 +104,20 @@ def _share(hits: Iterable[bool]) -> dict[str, float]:
     return {"value": sum(rows) / len(rows), "low": low, "high": high}
 
 
+def side_by_side(
+    answers: Mapping[str, Answers], by_human: Rows, labels: Sequence[str], neutral: str, p: Evaluate
+) -> dict[str, Any]:
+    """What each model's answers and the human replies are worth, the majority's label, and what each step changed."""
+    measured = {name: measure(rows, labels, neutral, p) for name, rows in answers.items()}
+    measured["human"] = said(by_human, labels, neutral, p)
+    measured["majority"] = majority(answers["sft"], labels, neutral)
+    measured["paired"] = {
+        f"{before}_to_{after}": compare(answers[before], answers[after], labels, neutral, p)
+        for before, after in (("baseline", "sft"), ("sft", "dpo"))
+    }
+    return measured
+
+
 def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers to compare two runs by, in names and digits that fit a screen, from what three stages measured.
 

@@ -24,7 +24,7 @@ def main(
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
     from emotune.evaluation import measures
-    from emotune.evaluation.answers import answer
+    from emotune.evaluation.answers import answer, write
     from emotune.models import loading
 
     names = records.read_json(dialogues / "labels.json")
@@ -40,7 +40,5 @@ def main(
     )
     if not processes.first():
         return {}
-    records.write_jsonl(replies, answers.replies)
-    records.write_jsonl(control, answers.control)
-    records.write_csv(confusion, ["emotion", "judged"], answers.replies)
+    write(answers, replies, control, confusion)
     return measures.measure(answers, names["labels"], names["neutral"], p.evaluate)

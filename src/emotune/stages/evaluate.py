@@ -42,7 +42,7 @@ def main(
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
     from emotune.evaluation import measures
-    from emotune.evaluation.answers import Answers, answer, human, with_the_same_references
+    from emotune.evaluation.answers import Answers, answer, human, with_the_same_references, write
     from emotune.models import loading
 
     names = records.read_json(dialogues / "labels.json")
@@ -69,20 +69,11 @@ def main(
 
     if not processes.first():
         return {}
-    measured = {name: measures.measure(rows, labels, neutral, p.evaluate) for name, rows in answers.items()}
     by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
-    measured["human"] = measures.said(by_human, labels, neutral, p.evaluate)
-    measured["majority"] = measures.majority(answers["sft"], labels, neutral)
-    measured["paired"] = {
-        f"{before}_to_{after}": measures.compare(answers[before], answers[after], labels, neutral, p.evaluate)
-        for before, after in (("baseline", "sft"), ("sft", "dpo"))
-    }
+    measured = measures.side_by_side(answers, by_human, labels, neutral, p.evaluate)
     pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
     records.write_json(headline, measures.headline(measured, pairs, training))
-    outs = {"sft": (sft_replies, sft_control, sft_confusion), "dpo": (dpo_replies, dpo_control, dpo_confusion)}
-    for name, (replies, control, confusion) in outs.items():
-        records.write_jsonl(replies, answers[name].replies)
-        records.write_jsonl(control, answers[name].control)
-        records.write_csv(confusion, ["emotion", "judged"], answers[name].replies)
+    write(answers["sft"], sft_replies, sft_control, sft_confusion)
+    write(answers["dpo"], dpo_replies, dpo_control, dpo_confusion)
     records.write_csv(comparison, ["model", "metric", "value", "low", "high"], measures.table(measured))
     return measured
