@@ -185,7 +185,7 @@ def _add_references(
 
 
 def write(answers: Answers, replies: Path, control: Path, confusion: Path) -> None:
-    """The rows of each kind of question; `confusion` has of the natural ones which emotion was due, and which judged."""
+    """The rows of each kind of question; `confusion` has of the natural ones which emotion was due and which judged."""
     records.write_jsonl(replies, answers.replies)
     records.write_jsonl(control, answers.control)
     records.write_csv(confusion, ["emotion", "judged"], answers.replies)
