@@ -1,7 +1,7 @@
 # What the README, .ci/run, the pre-commit hook and the workflow call. `make` alone lists the targets.
 MAKEFLAGS += --silent --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help repro test quick check bases templates learning-curve
+.PHONY: help repro test quick check base bases templates learning-curve
 
 # dvc.yaml says `python -m emotune.runs.stage ...`: first on the PATH, that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -34,6 +34,9 @@ check: $(installed) ## lint, format, types, the figures of README and docs, and 
 	.venv/bin/mypy
 	.venv/bin/emotune report --readme README.md docs/*.md --check
 	.venv/bin/emotune current --without-data
+
+base: $(installed) ## the embedded base model, made again by src/emotune/models/embedded.yaml; half an hour
+	OMP_NUM_THREADS=1 .venv/bin/python -m emotune.models.embedded
 
 bases: $(installed) ## three base models of different size, compared
 	.venv/bin/emotune study bases

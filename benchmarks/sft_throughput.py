@@ -86,9 +86,9 @@ def prepared(name: str, dialogues: int, folder: Path) -> Task:
     from emotune.core.sections import read_yaml
     from emotune.data import sources
     from emotune.data.splits import usable
-    from emotune.models import loading, pins
+    from emotune.models import loading, pins, pretraining
+    from emotune.prompts.prompter import Prompter
     from emotune.runs.params import parse
-    from emotune.stages import base_model
     from emotune.stages.sft import Params
 
     p = parse(ROOT / "params.yaml")
@@ -97,8 +97,10 @@ def prepared(name: str, dialogues: int, folder: Path) -> Task:
     sft = overlaid(p.sft, turned["sft"] if turned else {}, epochs=1.0, checkpoints=0)
     splits = sources.embedded(dialogues, p.data.seed).splits
     train, validation = (usable(splits[split])[0] for split in ("train", "validation"))
-    tokenizer = base_model.make_tokenizer(train, p.data.labels, pretrain.vocabulary)
-    model, _ = base_model.pretrain(tokenizer, train, validation, pretrain, p.model.context, lambda logs, step: None)
+    tokenizer = pretraining.make_tokenizer(pretraining.contents(train), p.data.labels, pretrain.vocabulary)
+    prompter = Prompter(tokenizer, None, p.model.context)
+    rows, held_out = (pretraining.dialogue_rows(prompter, split) for split in (train, validation))
+    model, _ = pretraining.pretrain(tokenizer, rows, held_out, pretrain, p.model.context, lambda logs, step: None)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     records.write_json(folder / "base" / pins.BASE_FILE, {"name": pins.EMBEDDED})

@@ -34,6 +34,7 @@ import scratch
 SMALL = {
     **scratch.UNAUDITED,
     "data.dialogues": 400,
+    "model.base": "scratch",
     "pretrain.vocabulary": 1000,
     "pretrain.learning_rate": 0.01,
     "pretrain.hidden_size": 64,

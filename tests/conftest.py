@@ -76,10 +76,10 @@ def base(dialogues: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 
     from emotune.core import records
     from emotune.models import pins
-    from emotune.stages.base_model import make_tokenizer
+    from emotune.models.pretraining import contents, make_tokenizer
 
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = make_tokenizer(dialogues, LABELS, vocabulary=400)
+    tokenizer = make_tokenizer(contents(dialogues), LABELS, vocabulary=400)
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -143,6 +143,7 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
 # history to sum up two of them: where a checkpoint stood between these, a killed run would not end with the same curve.
 TINY: dict[str, Any] = {
     "data.dialogues": 400,
+    "model.base": "scratch",
     "pretrain.vocabulary": 1000,
     "pretrain.learning_rate": 0.01,
     "pretrain.hidden_size": 64,

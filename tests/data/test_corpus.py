@@ -158,3 +158,18 @@ def test_a_bag_of_words_judge_learns_the_emotions_well_but_not_perfectly(splits:
     judge.fit([turn.content for turn in train], [turn.emotion for turn in train])
     accuracy = judge.score([turn.content for turn in test], [turn.emotion for turn in test])
     assert 0.85 <= accuracy <= 0.95
+
+
+def test_what_a_base_model_reads_holds_all_words_and_no_dialogue_or_long_reply_of_the_held_out_splits() -> None:
+    splits = dialogues(400, seed=1)
+    held_out = [*splits["validation"], *splits["test"]]
+    read = corpus.reading(4000, 1, held_out)
+    assert len({dialogue.turns for dialogue in read}) == 4000
+    assert corpus.reading(20, 1, held_out) == read[:20]
+    said = {turn.content for turn in turns_of(read, USER, ASSISTANT)}
+    assert not said & corpus.long_replies(held_out)
+    assert not {dialogue.turns for dialogue in read} & {dialogue.turns for dialogue in held_out}
+    # The last of a topic's things is kept from the train split.
+    thing = TOPICS[0]["thing"][-1]
+    assert any(thing in text for text in said)
+    assert not any(re.search(rf"\b{thing}\b", turn.content) for turn in turns_of(splits["train"], USER, ASSISTANT))

@@ -1,106 +1,51 @@
-"""Laws of base_model: a tokenizer to whom a tag is one plain token, and a model that is the same every time."""
+"""Laws of base_model: ours, one from nothing, or a pin."""
 
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import pytest
-import torch
 
-from conftest import LABELS
-from emotune.core.dialogue import Dialogue
-from emotune.data import sources
-from emotune.models.params import Pretrain
-from emotune.prompts.prompter import Prompter
+from conftest import ROOT
+from emotune.core import records
+from emotune.core.errors import InputError
+from emotune.core.sections import part
+from emotune.models import loading, pins
+from emotune.runs.params import parse
 from emotune.stages import base_model
-
-PRETRAIN = Pretrain(
-    vocabulary=500, hidden_size=32, layers=1, heads=2, epochs=2, learning_rate=0.01, batch_size=8, seed=7
-)
+from tiny import CHOICE, ignore
 
 
-@pytest.fixture(scope="module")
-def talk() -> list[Dialogue]:
-    return sources.embedded(100, 7).splits["train"]
+def test_the_embedded_model_is_what_comes_with_the_package(tmp_path: Path) -> None:
+    p = part(base_model.Params, parse(ROOT / "params.yaml"))
+    metrics = base_model.main(p, ignore, tmp_path / "no dialogues", tmp_path / "base")
+    assert records.read_json(tmp_path / "base/base.json") == {"name": "embedded"}
+    for file in pins.WEIGHTS.iterdir():
+        assert (tmp_path / "base" / file.name).read_bytes() == file.read_bytes()
+    model = loading.load_base(tmp_path / "base", CHOICE)
+    assert model.num_parameters() == metrics["parameters"]
+    assert len(loading.load_tokenizer(tmp_path / "base", "out_inst_uni")) == metrics["vocabulary"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(talk: list[Dialogue]) -> Any:
-    return base_model.make_tokenizer(talk, LABELS, 500)
+@pytest.fixture
+def extra(tmp_path: Path) -> Path:
+    folder = tmp_path / "extra"
+    (folder / "tales").mkdir(parents=True)
+    (folder / "b.txt").write_text("One\nline.\n\n \nAnother.\n", "utf-8")
+    (folder / "tales/a.txt").write_text("A tale.", "utf-8")
+    (folder / "notes.md").write_text("not read", "utf-8")
+    return folder
 
 
-def ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def test_extra_text_is_read_by_paragraphs_where_its_content_is_pinned(extra: Path) -> None:
+    with pytest.raises(InputError, match=r"extra_revision must pin .* found sha256 (\w{64}), .* has None") as refused:
+        base_model.paragraphs(str(extra), None)
+    revision = str(refused.value).split("sha256 ")[1][:64]
+    assert base_model.paragraphs(str(extra), revision) == ["One line.", "Another.", "A tale."]
+    (extra / "tales/a.txt").write_text("A tail.", "utf-8")
+    with pytest.raises(InputError, match=f"params.yaml has {revision}"):
+        base_model.paragraphs(str(extra), revision)
 
 
-@pytest.mark.parametrize("tag", base_model.TAGS)
-def test_a_tag_is_one_token_of_plain_text(tag: str, tokenizer: Any) -> None:
-    for text in (tag, f" {tag}"):
-        [token] = ids(tokenizer, text)
-        assert token not in tokenizer.all_special_ids
-        assert tokenizer.decode([token], skip_special_tokens=True) == text
-
-
-@pytest.mark.parametrize("label", LABELS)
-def test_an_emotion_after_its_tag_is_one_token(label: str, tokenizer: Any) -> None:
-    assert len(ids(tokenizer, f"[EMOTION] {label} [/EMOTION]")) == 3
-
-
-def test_the_special_tokens_are_three_and_all_different(tokenizer: Any) -> None:
-    assert tokenizer.all_special_tokens == ["<s>", "</s>", "<pad>"]
-    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
-    assert tokenizer.unk_token is None
-
-
-def test_the_vocabulary_is_no_larger_than_asked_for(tokenizer: Any) -> None:
-    assert len(tokenizer) == 500
-
-
-@pytest.mark.parametrize("text", ["Hello there!", "naïve café — 100 %", "好的。", "it's\n\nfine  [x]", "🙂"])
-def test_any_text_comes_back_as_it_was(text: str, tokenizer: Any) -> None:
-    assert tokenizer.decode(ids(tokenizer, text)) == text
-
-
-def test_no_token_crosses_from_a_tag_into_text(tokenizer: Any) -> None:
-    text = "[INST] [EMOTION] fear [/EMOTION] I heard[EMOTION]a noise."
-    pieces = [tokenizer.decode([token]) for token in ids(tokenizer, text)]
-    assert "".join(pieces) == text
-    assert all(piece.strip() in base_model.TAGS for piece in pieces if "[" in piece or "]" in piece)
-
-
-def test_it_speaks_the_native_template(tokenizer: Any, talk: list[Dialogue]) -> None:
-    question, answer = talk[0].turns[:2]
-    row, _ = Prompter(tokenizer, None, 256).training_row((question, answer))
-    assert tokenizer.decode(row) == f"<s>[INST] {question.content} [/INST] {answer.content}</s>"
-
-
-def test_equal_dialogues_make_equal_tokenizers(tokenizer: Any, talk: list[Dialogue]) -> None:
-    again = base_model.make_tokenizer(talk, LABELS, 500)
-    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-
-
-def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[Dialogue]) -> None:
-    logged: list[tuple[float, int]] = []
-
-    def log(values: Mapping[str, float], step: int) -> None:
-        logged.append((values["loss"], step))
-
-    train, validation = talk[:60], talk[60:70]
-    model, measured = base_model.pretrain(tokenizer, train, validation, PRETRAIN, 256, log)
-    torch.rand(3)  # whatever was drawn before
-    again, measured_again = base_model.pretrain(tokenizer, train, validation, PRETRAIN, 256, lambda values, step: None)
-    assert measured == measured_again
-    state, other = model.state_dict(), again.state_dict()
-    assert all(torch.equal(weight, other[name]) for name, weight in state.items())
-    # 60 rows, 8 a step, twice.
-    assert [step for _, step in logged] == list(range(1, 17))
-    assert logged[-1][0] < logged[0][0] - 1
-    assert measured["vocabulary"] == 500
-    assert measured["parameters"] == model.num_parameters()
-    assert not model.training
-    assert not model.config.tie_word_embeddings
-
-
-def test_the_model_never_sees_an_emotions_tag(tokenizer: Any, talk: list[Dialogue]) -> None:
-    tags = {token for tag in base_model.TAGS[2:] for text in (tag, f" {tag}") for token in ids(tokenizer, text)}
-    rows = [Prompter(tokenizer, None, 256).training_row(dialogue.turns)[0] for dialogue in talk]
-    assert not any(tags.intersection(row) for row in rows)
+def test_a_folder_without_text_is_no_extra(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n", "utf-8")
+    with pytest.raises(InputError, match=r"pretrain\.extra must be a folder with text .*; found none"):
+        base_model.paragraphs(str(tmp_path), None)

@@ -188,7 +188,26 @@ def dialogues(count: int, seed: int) -> dict[str, list[Dialogue]]:
             if turns not in seen:
                 seen.add(turns)
                 chosen.append(Dialogue(f"{split}-{len(chosen):05d}", turns))
-        replies = (turn.content for dialogue in chosen for turn in dialogue.turns if turn.role == ASSISTANT)
-        taken.update(reply for reply in replies if len(reply.split()) >= 4)
+        taken |= long_replies(chosen)
         splits[split] = chosen
     return splits
+
+
+def reading(count: int, seed: int, held_out: Iterable[Dialogue]) -> list[Dialogue]:
+    """`count` dialogues of all words and phrases, for a base model to read before anything is split.
+
+    None is one of those held out, and none has a reply of four words or more that one of those has.
+    """
+    taken = long_replies(held_out)
+    rng = random.Random(f"reading {seed}")
+    chosen: dict[tuple[Turn, ...], Dialogue] = {}
+    while len(chosen) < count:
+        turns = _turns(rng, True, taken)
+        chosen.setdefault(turns, Dialogue(f"reading-{len(chosen):06d}", turns))
+    return list(chosen.values())
+
+
+def long_replies(dialogues: Iterable[Dialogue]) -> set[str]:
+    """The replies of four words or more, which no two splits share."""
+    replies = (turn.content for dialogue in dialogues for turn in dialogue.turns if turn.role == ASSISTANT)
+    return {reply for reply in replies if len(reply.split()) >= 4}

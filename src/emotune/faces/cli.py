@@ -16,6 +16,7 @@ from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.faces import report
 from emotune.faces.profiles import apply, pinned_data, pinned_model, profiles, read_profile
+from emotune.models import pins
 from emotune.preferences import journal
 from emotune.runs import link, lock, mirror, tables, tracking
 from emotune.runs.params import PARAMS, parse
@@ -73,7 +74,7 @@ def _command(help: str, *arguments: Argument) -> Callable[[Face], Face]:
     "put a profile, a data set or a model into params.yaml",
     _argument("name", nargs="?", help="profiles/NAME.yaml"),
     _argument("--data", metavar="PATH", help="folder or zip of JSONL or of DailyDialog, pinned by its content"),
-    _argument("--model", help="local folder, pinned by its content; owner/model@commit; or embedded"),
+    _argument("--model", help="local folder, pinned by its content; owner/model@commit; embedded or scratch"),
     _argument("--list", action="store_true", help="the profiles there are"),
 )
 def _profile(chosen: argparse.Namespace) -> None:
@@ -90,6 +91,9 @@ def _profile(chosen: argparse.Namespace) -> None:
         pinned, said = pinned_data(chosen.data, PARAMS)
         overlays["--data"] = {"data": pinned}
         print(said)
+        if read_yaml(PARAMS)["model"]["base"] == pins.EMBEDDED:
+            # It has read nothing but embedded dialogues. A profile or --model may name another.
+            overlays = {"--data, and no --model": {"model": {"base": pins.SCRATCH}}} | overlays
     if chosen.model:
         overlays["--model"] = {"model": pinned_model(chosen.model)}
     for change in apply(PARAMS, overlays) or [f"{PARAMS} says all of it already"]:

@@ -360,7 +360,8 @@ def _profile(root: Path, name: str, content: Mapping[str, Any], gpu: Gpu | None)
     judges = [content[part][kind] for part in ("reward", "evaluate") for kind in ("emotion_judge", "gibberish_judge")]
     for base, revision in [(model["base"], model["revision"]), *((j["name"], j["revision"]) for j in judges)]:
         lacks += _lacking_model(root, base, revision)
-    found = ", ".join([model["base"] if model["base"] != "embedded" else "a model trained here", *needs])
+    own = {"embedded": "the model that comes with it", "scratch": "a model trained from nothing"}
+    found = ", ".join([own.get(model["base"], model["base"]), *needs])
     if not lacks:
         return Finding("ok", name, found)
     to_do = f"lacks {', '.join(lack.what for lack in dict.fromkeys(lacks))}"
@@ -396,7 +397,7 @@ def _lacking_data(root: Path, data: Mapping[str, Any]) -> list[Lack]:
 def _lacking_model(root: Path, name: str, revision: str | None) -> list[Lack]:
     """A local folder that is not there, or a model of the Hub that is not whole in its cache."""
     folder = root / Path(name).expanduser()
-    if name == "embedded" or folder.is_dir():
+    if name in ("embedded", "scratch") or folder.is_dir():
         return []
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return [Lack(f"its model (no such folder: {folder})")]

@@ -57,8 +57,8 @@ def pinned_data(path: str, params: Path) -> tuple[dict[str, Any], str]:
 
 
 def pinned_model(name: str) -> dict[str, str | None]:
-    """`model.base` and `model.revision`: a Hub name and its commit, a local folder and its sha256, or `embedded`."""
-    if name == pins.EMBEDDED:
+    """`model.base` and `model.revision`: a Hub name and its commit, a local folder and its sha256, or one of ours."""
+    if name in pins.OWN:
         return {"base": name, "revision": None}
     if hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", name):
         return {"base": hub[1], "revision": hub[2]}
@@ -66,7 +66,7 @@ def pinned_model(name: str) -> dict[str, str | None]:
     if not (folder / "config.json").is_file():
         raise InputError(
             f"--model: {name} is no folder with a config.json; accepted: a saved transformers model, "
-            "owner/model@commit with the commit's 40 digits, or embedded"
+            "owner/model@commit with the commit's 40 digits, embedded or scratch"
         )
     return {"base": name, "revision": pins.folder_revision(folder)}
 

@@ -1,4 +1,4 @@
-"""What a user may turn of the base model, and of the one that is trained here."""
+"""What a user may turn of the base model, and of one that is trained from nothing."""
 
 from typing import Annotated, Literal, Self
 
@@ -16,7 +16,9 @@ class Model(Section):
     context: Annotated[int, Field(ge=32)]
 
 
-class Pretrain(Section):
+class Learning(Section):
+    """How a model learns from nothing."""
+
     vocabulary: Annotated[int, Field(ge=300)]
     hidden_size: Annotated[int, Field(ge=16)]
     layers: Count
@@ -31,3 +33,8 @@ class Pretrain(Section):
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"hidden_size must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden_size}")
         return self
+
+
+class Pretrain(Learning):
+    extra: str | None
+    extra_revision: str | None

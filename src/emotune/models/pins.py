@@ -8,8 +8,25 @@ from typing import Any
 from emotune.core import processes, records, seeds
 from emotune.core.errors import InputError
 
-EMBEDDED = "embedded"
+# The base model that comes with the package, and one that the base_model stage trains from nothing.
+EMBEDDED, SCRATCH = "embedded", "scratch"
+OWN = (EMBEDDED, SCRATCH)
 BASE_FILE = "base.json"
+WEIGHTS = Path(__file__).with_name("weights")
+# Beside the weights: their sha256, and what they measured when they were made.
+MADE = WEIGHTS.with_name("embedded.json")
+
+
+def embedded() -> dict[str, Any]:
+    """What was measured of the model that comes with the package; InputError where its files are not what was made."""
+    made: dict[str, Any] = records.read_json(MADE)
+    pinned, content = made.pop("sha256"), folder_revision(WEIGHTS) if WEIGHTS.is_dir() else None
+    if content != pinned:
+        raise InputError(
+            f"model.base: embedded: {WEIGHTS} should have sha256 {pinned}, found {content}; `git checkout` brings the "
+            "files back, `make base` makes them again"
+        )
+    return made
 
 
 def resolve(base: str, revision: str | None) -> dict[str, Any]:
@@ -32,7 +49,7 @@ def resolve(base: str, revision: str | None) -> dict[str, Any]:
         return {"name": base, "revision": content, "files": files}
     if base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise InputError(
-            f"model.base: no such folder {folder}; accepted: embedded, a local folder, a Hub name owner/model"
+            f"model.base: no such folder {folder}; accepted: embedded, scratch, a local folder, a Hub name owner/model"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise InputError(f"model.revision must be a 40-digit commit of {base} on the Hub, not a branch; got {revision}")
@@ -78,7 +95,7 @@ def where(folder: Path) -> dict[str, Any]:
     """
     pin = folder / BASE_FILE
     pinned: dict[str, Any] = records.read_json(pin) if pin.exists() else {"name": EMBEDDED}
-    if pinned["name"] == EMBEDDED:
+    if pinned["name"] in OWN:
         return {"pretrained_model_name_or_path": str(folder)}
     if not pinned["files"]:
         return {"pretrained_model_name_or_path": pinned["name"], "revision": pinned["revision"]}

@@ -9,6 +9,7 @@ from emotune.core import git, records
 from emotune.core.errors import InputError
 from emotune.core.nested import overlaid
 from emotune.core.sections import check, read_yaml
+from emotune.models import pins
 from emotune.publish import gate
 from emotune.publish.gate import Licenses
 from emotune.publish.hub import MAIN, Repository
@@ -45,14 +46,14 @@ class Facts:
     reason: str | None
     # The release that the parts are sent as.
     tag: str | None = None
-    # The commit that the base model trained here has on the Hub; None where that is not known before it is sent.
+    # The commit that our own base model has on the Hub; None where that is not known before it is sent.
     base_commit: str | None = None
 
     @property
     def base(self) -> Repository | None:
-        """The base model's place on the Hub: ours where it was trained here, None where it lies in a folder alone."""
+        """The base model's place on the Hub: ours where it comes from here, None where it lies in a folder alone."""
         name = self.p.model.base
-        if name == "embedded":
+        if name in pins.OWN:
             return self.repositories["base"]
         return None if is_folder(name) else Repository(name, MAIN, "model")
 
@@ -62,7 +63,7 @@ class Facts:
         if self.base is None:
             return None
         own = self.base_commit or self.base.revision(self.tag)
-        return replace(self.base, branch=own if self.p.model.base == "embedded" else self.p.model.revision or MAIN)
+        return replace(self.base, branch=own if self.p.model.base in pins.OWN else self.p.model.revision or MAIN)
 
     def released(self, part: str) -> Repository:
         """The place of a part, at the release that it is sent as: its card loads what it was sent with."""

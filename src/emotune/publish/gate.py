@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from emotune.core import records
 from emotune.core.errors import InputError
+from emotune.models import pins
 from emotune.preferences.pairs import audit
 from emotune.runs import tables
 from emotune.runs.params import Params
@@ -32,8 +33,10 @@ def licenses(p: Params) -> Licenses:
     own = p.publish.license or data
     if why := forbidden(data, own):
         raise InputError(f"publish.license: {own} is not possible: the data is under {data}, {why}")
-    if p.model.base == "embedded":
+    if p.model.base == pins.SCRATCH:
         return Licenses(data, own, own)
+    if p.model.base == pins.EMBEDDED:
+        return Licenses(data, own, DATA_LICENSES["embedded"])
     if p.publish.base_license is None:
         raise InputError(f"publish.base_license must state the licence of {p.model.base}, got null")
     return Licenses(data, own, p.publish.base_license)

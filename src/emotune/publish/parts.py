@@ -7,6 +7,7 @@ from typing import Any
 
 from emotune.core import records
 from emotune.core.errors import InputError
+from emotune.models import pins
 from emotune.publish import cards, example
 from emotune.publish.facts import ADAPTERS, STAGES, Facts
 from emotune.publish.gate import forbidden
@@ -29,7 +30,7 @@ def names(facts: Facts, merged: bool) -> list[str]:
     base, own = facts.licenses.base, facts.licenses.own
     if merged and (why := forbidden(base, own)):
         raise InputError(f"--merged: the base model is under {base}, {why}; this would be {own}")
-    absent = {"base": facts.p.model.base != "embedded", "merged": not merged}
+    absent = {"base": facts.p.model.base not in pins.OWN, "merged": not merged}
     return [part for part in STAGES if not absent.get(part)]
 
 

@@ -13,6 +13,7 @@ from emotune.data.params import Data
 from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Generation
 from emotune.judges.params import Judges
+from emotune.models import pins
 from emotune.models.params import Model, Pretrain
 from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.params import Template
@@ -65,7 +66,7 @@ class Params(Section):
     def quantizes(self) -> bool:
         """Whether it may need bitsandbytes: for 4-bit weights, which a named base may bring, or an 8-bit optimizer."""
         optimizers = {self.sft.optimizer, self.dpo.optimizer}
-        return self.model.base != "embedded" or self.model.quantization != "none" or optimizers != {"adamw_torch"}
+        return self.model.base not in pins.OWN or self.model.quantization != "none" or optimizers != {"adamw_torch"}
 
     @model_validator(mode="after")
     def _two_judges(self) -> Self:

@@ -1,23 +1,17 @@
-"""base_model: a small Llama trained here on the dialogues without their emotions, or the pin of another model."""
+"""base_model: the small Llama that comes with the package, one trained here from nothing, or the pin of another."""
 
 import re
-import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+import shutil
+from collections.abc import Sequence
 
-from emotune.core import records, seeds
+from emotune.core import records
 from emotune.core.contract import Dep, Log, Metrics, Out
-from emotune.core.dialogue import Dialogue
+from emotune.core.errors import InputError
 from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.models import pins
 from emotune.models.params import Pretrain
-from emotune.prompts.prompter import Prompter, template_text
-
-TAGS = ("[INST]", "[/INST]", "[EMOTION]", "[/EMOTION]", "[U_EMOTION]", "[/U_EMOTION]", "[C_EMOTION]", "[/C_EMOTION]")
-POINTS = 20
-# What GPT-2 takes for a word (Radford et al. 2019): no merge crosses its end.
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from emotune.prompts.prompter import Prompter
 
 
 class Data(Section):
@@ -43,127 +37,51 @@ class Params(Section):
 
 
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
-    """Write the embedded model and its tokenizer, or the name, commit and hashes of `model.base`."""
-    if p.model.base != pins.EMBEDDED:
+    """Write a model and its tokenizer, `embedded` or from `scratch`, or the name, commit and hashes of `model.base`."""
+    if p.model.base not in pins.OWN:
         pinned = pins.resolve(p.model.base, p.model.revision)
         records.write_json(out / pins.BASE_FILE, pinned)
         return {"files": len(pinned["files"])}
-    train, validation = (records.read_dialogues(dialogues / f"{split}.jsonl") for split in ("train", "validation"))
-    tokenizer = make_tokenizer(train, p.data.labels, p.pretrain.vocabulary)
-    model, metrics = pretrain(tokenizer, train, validation, p.pretrain, p.model.context, log)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    records.write_json(out / pins.BASE_FILE, {"name": pins.EMBEDDED})
+    if p.model.base == pins.EMBEDDED:
+        metrics: Metrics = pins.embedded()
+        shutil.copytree(pins.WEIGHTS, out, dirs_exist_ok=True)
+    else:
+        metrics = from_nothing(p, log, dialogues, out)
+    records.write_json(out / pins.BASE_FILE, {"name": p.model.base})
     return metrics
 
 
-def make_tokenizer(dialogues: Iterable[Dialogue], labels: Sequence[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens, with a pad token that is none of the others.
+def from_nothing(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
+    """A Llama that has read the train dialogues without their emotions, and `pretrain.extra` before them."""
+    from emotune.models.pretraining import contents, dialogue_rows, make_tokenizer, pretrain, text_rows
 
-    It reads the tags and the emotions' names beside the dialogues, and never splits a tag, so that one costs a token.
-    They remain plain text: merges, not special tokens; and the model never sees those of emotion.
+    train, validation = (records.read_dialogues(dialogues / f"{split}.jsonl") for split in ("train", "validation"))
+    extra = paragraphs(p.pretrain.extra, p.pretrain.extra_revision) if p.pretrain.extra else []
+    tokenizer = make_tokenizer([*contents(train), *extra], p.data.labels, p.pretrain.vocabulary)
+    prompter = Prompter(tokenizer, None, p.model.context)
+    rows = dialogue_rows(prompter, train) + text_rows(tokenizer, extra, p.model.context)
+    held_out = dialogue_rows(prompter, validation)
+    model, metrics = pretrain(tokenizer, rows, held_out, p.pretrain, p.model.context, log)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return metrics
+
+
+def paragraphs(path: str, revision: str | None) -> Sequence[str]:
+    """The paragraphs of a folder's .txt files, in the order of their names; a line that is empty ends one.
+
+    InputError where the folder is missing, holds no text, or is not what `revision` pins.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    texts = [turn.content for dialogue in dialogues for turn in dialogue.turns]
-    marks = [f"{tag} {label} {tag}" for tag in TAGS for label in labels]
-    bpe = Tokenizer(models.BPE())
-    pieces = Regex(f" ?(?:{'|'.join(map(re.escape, TAGS))})|{WORDS}")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts + marks * (1 + len(texts) // len(marks)), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = template_text("native")
-    return tokenizer
-
-
-def pretrain(
-    tokenizer: Any, dialogues: Sequence[Dialogue], validation: Sequence[Dialogue], p: Pretrain, context: int, log: Log
-) -> tuple[Any, Metrics]:
-    """A Llama that predicts every token of the dialogues in the native chat format; returns it and its metrics."""
-    import torch
-    from transformers import set_seed
-
-    set_seed(p.seed)
-    model = _untrained(tokenizer, p, context)
-    prompter = Prompter(tokenizer, None, context)
-    rows, held_out = (
-        [prompter.training_row(piece)[0] for talk in split for piece in prompter.pieces(talk.turns)]
-        for split in (dialogues, validation)
-    )
-    in_order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
-    _train(model, _batches([rows[i] for i in in_order], p.batch_size), p.learning_rate, log)
-    with torch.inference_mode():
-        losses = [_loss(model, batch).item() for batch in _batches(held_out, p.batch_size)]
-    return model, {
-        "parameters": model.num_parameters(),
-        "vocabulary": len(tokenizer),
-        "train_tokens": sum(map(len, rows)),
-        "validation_loss": sum(losses) / len(losses),
-    }
-
-
-def _untrained(tokenizer: Any, p: Pretrain, context: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=p.hidden_size,
-            intermediate_size=8 * p.hidden_size // 3,
-            num_hidden_layers=p.layers,
-            num_attention_heads=p.heads,
-            num_key_value_heads=p.heads,
-            max_position_embeddings=context,
-            # Untied, so that tokens the dialogues lack (the tags) keep input embeddings that differ from one another.
-            tie_word_embeddings=False,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    folder = pins.located(path)
+    files = sorted(folder.rglob("*.txt")) if folder.is_dir() else []
+    texts = [part for file in files for part in re.split(r"\n\s*\n", records.read_text(file))]
+    texts = [" ".join(text.split()) for text in texts if text.strip()]
+    if not texts:
+        raise InputError(f"pretrain.extra must be a folder with text in files named *.txt; found none in {folder}")
+    content = records.content_hash({file.relative_to(folder).as_posix(): records.sha256(file) for file in files})
+    if revision != content:
+        raise InputError(
+            f"pretrain.extra_revision must pin the content of {path}, which DVC cannot hash: found sha256 {content}, "
+            f"params.yaml has {revision}"
         )
-    )
-
-
-def _batches(rows: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _train(model: Any, batches: Sequence[Sequence[list[int]]], learning_rate: float, log: Log) -> None:
-    """One step a batch, with AdamW: a twentieth of the steps warms up, a cosine leads down to 0."""
-    import torch
-    from transformers import get_cosine_schedule_with_warmup
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
-    began, every = time.monotonic(), max(1, len(batches) // POINTS)
-    model.train()
-    for step, batch in enumerate(batches, start=1):
-        loss = _loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % every == 0:
-            log({"loss": loss.item()}, step)
-            left = (time.monotonic() - began) / step * (len(batches) - step)
-            print(f"base_model: step {step} of {len(batches)}, loss {loss.item():.3f}, {left:.0f} s left", flush=True)
-    model.eval()
-
-
-def _loss(model: Any, rows: Sequence[list[int]]) -> Any:
-    """The mean negative log-likelihood of every token of the rows but each first, in nats."""
-    from emotune.models.likelihood import padded
-
-    ids = padded(rows, model.config.pad_token_id)
-    mask = padded([[1] * len(row) for row in rows], 0)
-    return model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+    return texts
