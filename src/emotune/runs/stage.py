@@ -6,7 +6,6 @@ is told here, what it cost is noted here; what fails is one message and exit cod
 
 import argparse
 import errno
-import gc
 import importlib
 import inspect
 import os
@@ -48,7 +47,6 @@ def start(arguments: Sequence[str]) -> None:
         whole = params.parse()
         if parallel and launchers.is_wanted():
             sys.exit(launchers.launch(name, cost))
-        _collect_seldom_while_importing()
         _prepare(name, parallel)
         if not whole.quantizes:
             # Where it is installed peft imports it, and with it torch's compiler: a quarter of a start.
@@ -139,24 +137,6 @@ def take_code_of_this_workspace() -> None:
     if is_other and str(here) not in sys.path:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
         os.execv(sys.executable, sys.orig_argv)
-
-
-def _collect_seldom_while_importing() -> None:
-    """Look for garbage as ever once a look finds no module that the look before it did not know.
-
-    What is imported stays: to look through it while it grows is a fifth of a stage's start. What a stage makes does
-    not: a cycle may hold a GPU's memory.
-    """
-    usual, known = gc.get_threshold(), [0]
-
-    def look(phase: str, _: Mapping[str, int]) -> None:
-        known.append(len(sys.modules))
-        if phase == "start" and known[-1] == known[-2]:
-            gc.set_threshold(*usual)
-            gc.callbacks.remove(look)
-
-    gc.set_threshold(30_000, 50, 100)
-    gc.callbacks.append(look)
 
 
 def _prepare(name: str, parallel: bool) -> None:
