@@ -29,7 +29,7 @@ SFT = Sft(
     seed=7,
     loss_on="replies",
     neutral_replies=None,
-    lora=Lora(rank=2, alpha=4, dropout=0.0, rslora=True, target_modules="all-linear"),
+    lora=Lora(rank=2, alpha=4, dropout=0.0, rslora=True, tags=True, target_modules="all-linear"),
 )
 DPO = Dpo(
     **{name: getattr(SFT, name) for name in Training.model_fields},
@@ -56,11 +56,20 @@ def rows_of(tokenizer: Any, dialogues: list[Dialogue], p: Sft, context: int = 25
 def save_adapter(base: Path, tokenizer: Any, folder: Path) -> Path:
     """An adapter that changes what the tiny model says, with dropout, saved in a folder."""
     torch.manual_seed(7)
-    lora = LoraConfig(
-        r=2, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    loading.save_adapter(
+        with_tags(base, tokenizer, r=2, lora_dropout=0.1, init_lora_weights=False), tokenizer, base, folder
     )
-    loading.save_adapter(get_peft_model(loading.load_base(base, CHOICE), lora), tokenizer, base, folder)
     return folder
+
+
+def with_tags(base: Path, tokenizer: Any, **lora: Any) -> Any:
+    """The tiny model under a LoRA adapter to which embeddings of the tags of three emotions belong, moved already."""
+    tags = Prompter(tokenizer, None, CHOICE.context).tag_ids(("neutral", "sadness", "surprise"))
+    config = LoraConfig(target_modules="all-linear", trainable_token_indices=tags, task_type="CAUSAL_LM", **lora)
+    model = get_peft_model(loading.load_base(base, CHOICE), config)
+    delta = model.get_input_embeddings().token_adapter.trainable_tokens_delta["default"]
+    delta.data += torch.randn(delta.shape)
+    return model
 
 
 def pair(number: int) -> dict[str, Any]:

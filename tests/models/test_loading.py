@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
 from conftest import contents
 from emotune.core import records
@@ -19,6 +19,7 @@ from emotune.core.errors import InputError
 from emotune.judges import hub
 from emotune.models import loading, pins
 from emotune.models.params import Model
+from tiny import with_tags
 
 CHOICE = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
 
@@ -28,16 +29,16 @@ def choice(**changes: Any) -> Model:
 
 
 @pytest.fixture
-def adapted(base: Path) -> Any:
-    """The tiny model under a LoRA adapter that changes what it says."""
+def adapted(base: Path, tokenizer: Any) -> Any:
+    """The tiny model under an adapter, LoRA and tags, that changes what it says."""
     torch.manual_seed(7)
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    return get_peft_model(loading.load_base(base, CHOICE), lora).eval()
+    return with_tags(base, tokenizer, r=4, init_lora_weights=False).eval()
 
 
 @torch.inference_mode()
 def logits(model: Any) -> torch.Tensor:
-    return model(input_ids=torch.arange(3, 40)[None]).logits
+    # All tokens there are, those of tags too.
+    return model(input_ids=torch.arange(model.config.vocab_size)[: 4 * 90].view(4, 90)).logits
 
 
 # --- what pins a base model
@@ -305,8 +306,9 @@ def test_an_adapter_that_goes_on_training_trains_its_own_weights_alone(
     loading.save_adapter(adapted, tokenizer, base, tmp_path)
     loaded = loading.load_adapter(loading.load_base(base, CHOICE), tmp_path, trainable=True)
     trainable = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
-    assert trainable == {name for name, _ in loaded.named_parameters() if "lora_" in name}
-    assert len(trainable) == 2 * 2 * 7
+    own = ("lora_", "trainable_tokens_delta")
+    assert trainable == {name for name, _ in loaded.named_parameters() if any(kind in name for kind in own)}
+    assert len(trainable) == 2 * 2 * 7 + 1
 
 
 def test_an_adapters_folder_holds_what_the_next_reader_needs_and_no_more(
@@ -341,5 +343,10 @@ def test_an_adapter_of_another_model_is_refused_in_one_line(
 ) -> None:
     loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
     other = loading.load_base(shared / "models" / "tiny1m", CHOICE)
-    with pytest.raises(InputError, match=r"adapter does not fit the base model: .*size mismatch .*\[4, 128\]\)\.$"):
+    with pytest.raises(InputError, match=r"adapter does not fit the base model: .*size mismatch .*\[5, 128\]\)\.$"):
         loading.load_adapter(other, tmp_path / "adapter")
+    # Of the same width, but without the tags' tokens.
+    smaller = loading.load_base(base, CHOICE)
+    smaller.resize_token_embeddings(300)
+    with pytest.raises(InputError, match=r"adapter does not fit the base model: index \d+ is out of bounds .*$"):
+        loading.load_adapter(smaller, tmp_path / "adapter")

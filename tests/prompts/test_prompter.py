@@ -227,6 +227,28 @@ def test_letters_of_several_bytes_belong_to_the_reply(base: Path) -> None:
     assert marked(tokenizer, row) == ["…é😀!</s>"]
 
 
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [
+        ("in_inst", [" [U_EMOTION]", " [/U_EMOTION]", " [C_EMOTION]", " [/C_EMOTION]"]),
+        ("out_inst_uni", [" [EMOTION]", " [/EMOTION]"]),
+        ("native", None),
+    ],
+)
+def test_tags_are_what_a_template_writes_of_emotions_alone(name: str, tags: list[str] | None, base: Path) -> None:
+    tokenizer = load_tokenizer(base, name)
+    ids = speaks(tokenizer).tag_ids(["anger", "fear"])
+    assert ids == sorted(ids)
+    assert {tokenizer.decode([token]) for token in ids} == ({*tags, " anger", " fear"} if tags else set())
+
+
+def test_tags_that_a_tokenizer_splits_share_no_part_with_what_any_prompt_has(llama_2: Path) -> None:
+    tokenizer = load_tokenizer(llama_2, "out_inst_uni")
+    parts = {tokenizer.decode([token]) for token in speaks(tokenizer).tag_ids(["anger"])}
+    assert parts
+    assert not parts & set("[]INST.")
+
+
 def test_a_history_that_fits_is_the_longest_end_from_a_user_turn(tokenizer: Any) -> None:
     def fitting(room: int) -> tuple[Turn, ...]:
         return speaks(tokenizer, SYSTEM, room).fitting_history(TURNS[:3], "happiness", 0)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from emotune.core.contract import Log
 from emotune.core.dialogue import Dialogue
@@ -54,11 +56,13 @@ def test_a_reference_that_is_the_policy_passes(policy: Any) -> None:
     assert_reference_is_policy(policy)
 
 
-def test_a_reference_with_one_other_number_is_refused(policy: Any) -> None:
-    name, weight = next((name, weight) for name, weight in policy.named_parameters() if ".ref." in name)
+@pytest.mark.parametrize("kind", ["lora_A", "trainable_tokens_delta"])
+def test_a_reference_with_one_other_number_is_refused(kind: str, policy: Any) -> None:
+    weights = policy.named_parameters()
+    name, weight = next((name, weight) for name, weight in weights if f"{kind}.ref" in name)
     with torch.no_grad():
-        weight[0, 0] += 1e-7
-    own = name.replace(".ref.", ".default.").replace(".", r"\.")
+        weight[0, 0] = weight[0, 0].nextafter(torch.tensor(torch.inf))
+    own = name.replace(".ref", ".default").replace(".", r"\.")
     with pytest.raises(AssertionError, match=f"the reference lacks what the policy learned in sft: {own} differs"):
         assert_reference_is_policy(policy)
 
@@ -73,6 +77,25 @@ def test_a_policy_that_cannot_learn_is_refused(base: Path, adapter: Path) -> Non
     model = loading.load_adapter(loading.load_base(base, CHOICE), adapter)
     with pytest.raises(AssertionError, match="the policy has no trainable adapter weights"):
         assert_reference_is_policy(model)
+
+
+def test_the_tags_are_trained_and_the_reference_stays_what_sft_left(
+    base: Path, tokenizer: Any, adapter: Path, tmp_path: Path
+) -> None:
+    before = load_file(adapter / "adapter_model.safetensors")
+    aligned, _, _ = dpo_of_12_steps(base, adapter, tmp_path / "work", None)
+    policy, reference = (
+        get_peft_model_state_dict(aligned, adapter_name=name, save_embedding_layers=False)
+        for name in ("default", "ref")
+    )
+    assert reference.keys() == policy.keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in reference.items())
+    [tags] = [name for name in before if "trainable_tokens_delta" in name]
+    trained = torch.tensor(aligned.peft_config["default"].trainable_token_indices)[
+        (policy[tags] != before[tags]).any(1)
+    ]
+    # Of the emotions that the adapter has embeddings of, all pairs ask for sadness.
+    assert set(tokenizer.convert_ids_to_tokens(trained)) == {"Ġ[EMOTION]", "Ġ[/EMOTION]", "Ġsadness"}
 
 
 @pytest.mark.parametrize(

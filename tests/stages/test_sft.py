@@ -64,17 +64,24 @@ def sft(
     return tune(loading.load_base(base, choice), tokenizer, dialogues, dialogues, "neutral", p, folder, log)
 
 
-def test_sft_trains_lora_and_nothing_else(
+def test_sft_trains_lora_and_the_tags_and_nothing_else(
     base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path
 ) -> None:
     before = {name: weight.clone() for name, weight in loading.load_base(base, CHOICE).named_parameters()}
     model, curve, measured = sft(base, tokenizer, dialogues, tmp_path, epochs=4.0)
     after = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+        name.removeprefix("base_model.model.").replace(".token_adapter", "").replace(".base_layer", ""): weight
         for name, weight in model.named_parameters()
     }
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
-    assert all("lora_" in name for name, weight in model.named_parameters() if weight.requires_grad)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    [tags] = [name for name in trained if "lora_" not in name]
+    embeddings = model.get_input_embeddings().token_adapter
+    written = tokenizer.convert_ids_to_tokens(embeddings.token_indices["default"])
+    names = {"Ġneutral", "Ġsadness", "Ġhappiness", "Ġsurprise"}
+    assert set(written) == {"Ġ[EMOTION]", "Ġ[/EMOTION]"} | names
+    moved = (trained[tags] != embeddings.trainable_tokens_original["default"]).any(1)
+    assert moved.all()
     # 5 rows, 2 a step, 4 times.
     assert (measured["rows"], measured["steps"]) == (5, 10)
     assert [row["step"] for row in curve] == list(range(1, 11))

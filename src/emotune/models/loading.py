@@ -109,7 +109,7 @@ def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
 
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         # The first tensor that differs says enough; torch lists them all.
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
         raise InputError(f"{adapter} does not fit the base model: {reason}") from None

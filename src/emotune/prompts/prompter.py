@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from emotune.core.dialogue import ASSISTANT, Turn, history, trim
+from emotune.core.dialogue import ASSISTANT, USER, Turn, history, trim
 from emotune.core.errors import InputError
 
 # A row for a language model: token ids, and for each whether it belongs to a reply (its end token included).
@@ -60,6 +60,17 @@ class Prompter:
     def ids(self, history: Sequence[Turn], emotion: str) -> list[int]:
         """The token ids of `text`: a prefix of every training row that goes on from there."""
         return self.encoded(self.text(history, emotion))
+
+    def tag_ids(self, labels: Iterable[str]) -> list[int]:
+        """The tokens that the template writes for these emotions, tags and names, and never without one; in order."""
+        tagged: set[int] = set()
+        plain: set[int] = set()
+        for label in labels:
+            turns = [Turn(role, ".", label) for role in (USER, ASSISTANT, USER)]
+            tagged.update(self.ids(turns, label))
+            without = self._rendered(turns, chat_template=template_text("native"), add_generation_prompt=True)
+            plain.update(self.encoded(without))
+        return sorted(tagged - plain)
 
     def training_row(self, turns: Sequence[Turn]) -> Row:
         """A whole dialogue as ids, with True for each reply's tokens and its end token and False for all else."""

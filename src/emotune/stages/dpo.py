@@ -123,10 +123,13 @@ def align(
     ln p(chosen) - ln p(rejected); with `sft_weight` times the chosen reply's own negative log-likelihood. Before the
     first step policy and reference are equal, and this asserts it.
     """
+    from peft import get_peft_model_state_dict
+
     from emotune.evaluation.control import judge_gap
     from emotune.training import distributed, heads, trainer
 
     dpo = _trainer(model, tokenizer, train, validation[: trainer.VALIDATION_ROWS], p, folder)
+    fill_reference(dpo.model, get_peft_model_state_dict(dpo.model, save_embedding_layers=False))
     heads.score_labelled(dpo.model)
     nothing = {"prompt_ids": [tokenizer.pad_token_id], "chosen_ids": [], "rejected_ids": []}
     distributed.share_rows(dpo, nothing, partial(mean_over_all_pairs, p.dpo.sft_weight))
@@ -212,8 +215,21 @@ def control_by(judges: Mapping[str, Judge], tokenizer: Any, dialogues: Path, p: 
     return probe if questions else None
 
 
+def fill_reference(model: Any, weights: Mapping[str, Any]) -> None:
+    """Give the frozen reference all weights of an adapter, by the names that it is saved with.
+
+    TRL copies the policy's LoRA alone and not its tags, which PEFT makes trainable where the base model is in 16 bits.
+    """
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, dict(weights), adapter_name="ref")
+    for name, weight in model.named_parameters():
+        if "ref" in name.split("."):
+            weight.requires_grad_(False)
+
+
 def assert_reference_is_policy(model: Any) -> None:
-    """Every adapter weight of the policy equals its twin in the reference, exactly (TRL does not copy all kinds)."""
+    """Every adapter weight of the policy equals its twin in the reference, exactly."""
     weights = dict(model.named_parameters())
     twins = [(name, ".".join("ref" if part == "default" else part for part in name.split("."))) for name in weights]
     pairs = [(name, twin) for name, twin in twins if name != twin]

@@ -35,6 +35,7 @@ class Lora(Section):
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
     rslora: bool
+    tags: bool
     target_modules: Literal["all-linear"] | tuple[str, ...]
 
     @field_validator("target_modules")
@@ -101,7 +102,10 @@ def tune(
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
     rows, left_out = sft_rows(prompter, train, neutral, neutral_share(train, neutral, p.sft.neutral_replies), p.sft)
     held_out, _ = sft_rows(prompter, validation, neutral, 1.0, p.sft)
-    sft = _trainer(model, tokenizer, rows, held_out[: trainer.VALIDATION_ROWS], p, folder)
+    # Of the train split alone: what it has no reply of is asked of nobody.
+    emotions = {turn.emotion for dialogue in train for turn in dialogue.turns}
+    tags = prompter.tag_ids(emotions) if p.sft.lora.tags else None
+    sft = _trainer(model, tokenizer, rows, held_out[: trainer.VALIDATION_ROWS], tags, p, folder)
     heads.score_labelled(sft.model)
     nothing = {"input_ids": [tokenizer.pad_token_id], "labels": [UNLEARNED]}
     distributed.share_rows(sft, nothing, mean_over_all_tokens)
@@ -118,8 +122,10 @@ def tune(
     return distributed.whole(sft.model), curve, metrics
 
 
-def _trainer(model: Any, tokenizer: Any, rows: Rows, held_out: Rows, p: Params, folder: Path) -> Any:
-    """TRL's trainer of a new adapter, over the rows in the order of training."""
+def _trainer(
+    model: Any, tokenizer: Any, rows: Rows, held_out: Rows, tags: list[int] | None, p: Params, folder: Path
+) -> Any:
+    """TRL's trainer of a new adapter, to which the embeddings of the `tags` belong, over rows in training order."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -143,6 +149,7 @@ def _trainer(model: Any, tokenizer: Any, rows: Rows, held_out: Rows, p: Params, 
                 target_modules=lora.target_modules
                 if lora.target_modules == "all-linear"
                 else list(lora.target_modules),
+                trainable_token_indices=tags,
                 task_type="CAUSAL_LM",
             ),
         )
