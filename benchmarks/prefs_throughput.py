@@ -160,7 +160,7 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
                 do_sample=True,
                 num_return_sequences=CANDIDATES // copies,
                 pad_token_id=tokenizer.pad_token_id,
-                **s.model_dump(),
+                **s.model_dump(exclude={"guidance"}),
             )[:, longest:]
             lengths = (written != tokenizer.pad_token_id).sum(1).tolist()
             tokens += sum(lengths)

@@ -20,7 +20,9 @@ from emotune.generation.params import Sampling
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
 
-SAMPLING = Sampling(temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=3)
+SAMPLING = Sampling(
+    temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=3, guidance=1.0
+)
 
 
 def neutral(texts: Sequence[str]) -> list[tuple[str, float]]:

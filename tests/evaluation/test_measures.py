@@ -35,7 +35,9 @@ EVALUATE = Evaluate(
     seed=7,
     emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
-    sampling=Sampling(temperature=0.7, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8),
+    sampling=Sampling(
+        temperature=0.7, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
+    ),
 )
 TURNS = alternate(
     ("I lost my keys.", "That is a pity.", "I found them!", "Great!", "Shall we go?", "Yes."),

@@ -20,7 +20,9 @@ from emotune.generation.params import Sampling
 from emotune.models.params import Model
 from emotune.runs.params import parse
 
-SAMPLING = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.3, min_new_tokens=3, max_new_tokens=12)
+SAMPLING = Sampling(
+    temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.3, min_new_tokens=3, max_new_tokens=12, guidance=1.0
+)
 
 
 @pytest.fixture
@@ -35,6 +37,10 @@ def repository(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="module")
 def voice(tuned: Path, model_choice: Model) -> chat.Voice:
     return chat.open_voice(tuned, "dpo", model_choice)
+
+
+def hello(voice: chat.Voice, text: str = "<s>[INST] Hello. [/INST]") -> Request:
+    return Request(tuple(voice.tokenizer(text, add_special_tokens=False)["input_ids"]), (7,))
 
 
 def say(monkeypatch: pytest.MonkeyPatch, *lines: str, model: str = "dpo") -> int:
@@ -158,7 +164,7 @@ def test_a_model_is_asked_the_latest_turns_whole_as_in_the_pipeline(voice: chat.
     def asked(history_turns: int, context: int) -> str:
         model = p.model.model_copy(update={"context": context})
         changed = p.model_copy(update={"history_turns": history_turns, "model": model})
-        return voice.tokenizer.decode(chat.prompt_ids(voice.tokenizer, turns, "fear", changed))
+        return voice.tokenizer.decode(chat.request(voice.tokenizer, turns, "fear", changed, 1).prompt)
 
     # A window of four would begin with a reply.
     assert asked(4, 256) == asked(3, 256) == f"<s>{three}"
@@ -170,32 +176,32 @@ def test_a_model_is_asked_the_latest_turns_whole_as_in_the_pipeline(voice: chat.
 
 
 def test_where_nothing_is_drawn_the_reply_is_the_one_of_the_pipeline_piece_by_piece(voice: chat.Voice) -> None:
-    prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
+    prompt = hello(voice)
     texts = []
     for how in (SAMPLING, SAMPLING.model_copy(update={"temperature": 1.5, "top_k": 1})):
-        [[reply]] = local.replies(voice.model, voice.tokenizer, [Request(tuple(prompt), (1,))], how)
+        [[reply]] = local.replies(voice.model, voice.tokenizer, [prompt], how)
         pieces: list[str] = []
-        text, whole = chat.stream(voice, prompt, how, 7, pieces.append)
+        text, whole = chat.stream(voice, prompt, how, pieces.append)
         assert (text, whole) == (reply.text, True)
         assert "".join(pieces) == text
         assert len(pieces) > 1
         texts.append(text)
-    assert texts[0] != chat.stream(voice, prompt, SAMPLING.model_copy(update={"repetition_penalty": 1.0}), 7, print)[0]
+    assert texts[0] != chat.stream(voice, prompt, SAMPLING.model_copy(update={"repetition_penalty": 1.0}), print)[0]
 
 
 def test_a_setting_of_the_model_s_own_does_not_count(voice: chat.Voice) -> None:
-    prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
-    before = chat.stream(voice, prompt, SAMPLING, 7, lambda piece: None)
+    prompt = hello(voice)
+    before = chat.stream(voice, prompt, SAMPLING, lambda piece: None)
     voice.model.generation_config.update(no_repeat_ngram_size=1, suppress_tokens=list(range(50, 300)))
-    assert chat.stream(voice, prompt, SAMPLING, 7, lambda piece: None) == before
+    assert chat.stream(voice, prompt, SAMPLING, lambda piece: None) == before
 
 
 def test_the_settings_count_where_the_adapter_stays_on_top_too(tuned: Path, model_choice: Model) -> None:
     voice = chat.open_voice(tuned, "dpo", model_choice.model_copy(update={"dtype": "bfloat16"}))
-    prompt = voice.tokenizer("<s>[INST] Hello. [/INST]", add_special_tokens=False)["input_ids"]
+    prompt = hello(voice)
 
     def said(**changed: float) -> str:
-        return chat.stream(voice, prompt, SAMPLING.model_copy(update=changed), 7, lambda piece: None)[0]
+        return chat.stream(voice, prompt, SAMPLING.model_copy(update=changed), lambda piece: None)[0]
 
     # Of one token there is no choice.
     assert said() == said(temperature=1.5, top_k=1) != said(temperature=1.5)

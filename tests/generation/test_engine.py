@@ -14,6 +14,13 @@ def test_the_first_requests_that_fit_are_taken_and_one_always(rows: int, count: 
     assert leading(requests, rows) == count
 
 
+def test_a_guided_candidate_counts_twice() -> None:
+    requests = [Request((1,), (1, 2, 3), twin=(1, 2)), Request((1, 2, 3), (4,), twin=(2,)), Request((1,), (5,))]
+    assert [request.rows for request in requests] == [6, 2, 1]
+    assert [request.longest for request in requests] == [2, 3, 1]
+    assert [leading(requests, rows) for rows in (9, 8, 7, 5)] == [3, 2, 1, 1]
+
+
 def test_an_engine_is_chosen_without_loading_what_it_samples_by() -> None:
     code = """
 import sys

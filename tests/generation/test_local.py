@@ -4,6 +4,7 @@ import copy
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,25 +25,35 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
 from emotune.core.seeds import key
 from emotune.generation import local
 from emotune.generation.engine import Reply, Request
 from emotune.generation.local import end_tokens, replies
-from emotune.generation.noise import draw, gumbel
+from emotune.generation.noise import draw, guided, gumbel, largest
 from emotune.generation.params import Sampling
 from emotune.models import loading
 from emotune.models.params import Model
 
-PUBLISHED = Sampling(temperature=2.0, top_k=5, top_p=1.0, repetition_penalty=1.5, min_new_tokens=5, max_new_tokens=20)
-NUCLEUS = Sampling(temperature=0.7, top_k=0, top_p=0.9, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20)
-GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20)
+PUBLISHED = Sampling(
+    temperature=2.0, top_k=5, top_p=1.0, repetition_penalty=1.5, min_new_tokens=5, max_new_tokens=20, guidance=1.0
+)
+NUCLEUS = Sampling(
+    temperature=0.7, top_k=0, top_p=0.9, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20, guidance=1.0
+)
+GREEDY = Sampling(
+    temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=20, guidance=1.0
+)
 WAYS = {"published": PUBLISHED, "nucleus": NUCLEUS, "greedy": GREEDY}
 
 
 def way(sampling: Sampling, **changes: Any) -> Sampling:
     return Sampling.model_validate(sampling.model_dump() | changes)
+
+
+WAYS |= {"guided": way(NUCLEUS, guidance=1.5), "guided greedy": way(GREEDY, guidance=3.0, repetition_penalty=1.3)}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +85,23 @@ def requests(model: Any) -> list[Request]:
     ]
 
 
+def with_twins(requests: list[Request]) -> list[Request]:
+    """Prompts with a twin of another length each, but for every fourth, which has none."""
+    return [
+        request if number % 4 == 3 else replace(request, twin=(1, *range(90, 90 + number % 3), *request.prompt[2:]))
+        for number, request in enumerate(requests)
+    ]
+
+
 @pytest.fixture(params=WAYS)
 def sampling(request: pytest.FixtureRequest) -> Sampling:
     return WAYS[request.param]
+
+
+@pytest.fixture
+def questions(requests: list[Request], sampling: Sampling) -> list[Request]:
+    """The prompts, with their twins where a way of sampling guides."""
+    return requests if sampling.guidance == 1 else with_twins(requests)
 
 
 @pytest.fixture
@@ -96,21 +121,21 @@ def passes(model: Any) -> Iterator[Counter[str]]:
 
 
 def test_a_reply_does_not_depend_on_the_batch(
-    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
+    model: Any, tokenizer: Any, questions: list[Request], sampling: Sampling
 ) -> None:
-    found = replies(model, tokenizer, requests, sampling)
-    assert [len(texts) for texts in found] == [len(request.keys) for request in requests]
+    found = replies(model, tokenizer, questions, sampling)
+    assert [len(texts) for texts in found] == [len(request.keys) for request in questions]
     for rows in (1, 3, 7, 64):
-        assert replies(model, tokenizer, requests, sampling, rows=rows) == found
+        assert replies(model, tokenizer, questions, sampling, rows=rows) == found
 
 
 def test_a_reply_does_not_depend_on_order_and_company(
-    model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
+    model: Any, tokenizer: Any, questions: list[Request], sampling: Sampling
 ) -> None:
-    found = replies(model, tokenizer, requests, sampling)
-    assert replies(model, tokenizer, requests[::-1], sampling) == found[::-1]
-    for request, together in zip(requests, found, strict=True):
-        alone = [replies(model, tokenizer, [Request(request.prompt, (one,))], sampling)[0][0] for one in request.keys]
+    found = replies(model, tokenizer, questions, sampling)
+    assert replies(model, tokenizer, questions[::-1], sampling) == found[::-1]
+    for request, together in zip(questions, found, strict=True):
+        alone = [replies(model, tokenizer, [replace(request, keys=(one,))], sampling)[0][0] for one in request.keys]
         assert alone == together
 
 
@@ -134,9 +159,9 @@ def test_candidates_differ_and_so_do_seeds(model: Any, tokenizer: Any, requests:
 
 
 def test_second_looks_are_rare(
-    model: Any, tokenizer: Any, requests: list[Request], passes: Counter[str], sampling: Sampling
+    model: Any, tokenizer: Any, questions: list[Request], passes: Counter[str], sampling: Sampling
 ) -> None:
-    many = [Request(request.prompt, tuple(key("rare", i, n) for n in range(8))) for i, request in enumerate(requests)]
+    many = [replace(request, keys=tuple(key("rare", i, n) for n in range(8))) for i, request in enumerate(questions)]
     found = replies(model, tokenizer, many, sampling)
     tokens = sum(reply.tokens + reply.ended for texts in found for reply in texts)
     assert passes["alone"] < 0.02 * tokens
@@ -145,17 +170,63 @@ def test_second_looks_are_rare(
 def test_a_second_look_at_every_token_changes_nothing(
     model: Any,
     tokenizer: Any,
-    requests: list[Request],
+    questions: list[Request],
     sampling: Sampling,
     passes: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = way(sampling, max_new_tokens=8)
-    found = replies(model, tokenizer, requests[:6], few)
+    found = replies(model, tokenizer, questions[:6], few)
     passes.clear()
     monkeypatch.setattr("emotune.generation.noise.TOLERANCE", 1e6)
-    assert replies(model, tokenizer, requests[:6], few) == found
-    assert passes["alone"] == sum(reply.tokens + reply.ended for texts in found for reply in texts)
+    assert replies(model, tokenizer, questions[:6], few) == found
+    readings = [1 if request.twin is None else 2 for request in questions[:6]]
+    tokens = [sum(reply.tokens + reply.ended for reply in texts) for texts in found]
+    assert passes["alone"] == sum(n * count for n, count in zip(readings, tokens, strict=True))
+
+
+# --- guidance
+
+
+def test_a_prompt_without_a_twin_is_not_guided_whatever_its_company(
+    model: Any, tokenizer: Any, requests: list[Request], passes: Counter[str]
+) -> None:
+    found = replies(model, tokenizer, with_twins(requests), way(PUBLISHED, guidance=4.0))
+    unguided = replies(model, tokenizer, requests, PUBLISHED)
+    assert found[3::4] == unguided[3::4]
+    assert all(one != other for one, other in zip(found[::4], unguided[::4], strict=True))
+    passes.clear()
+    replies(model, tokenizer, requests[3:4], way(NUCLEUS, guidance=4.0, max_new_tokens=1))
+    assert passes["batch"] == 1
+
+
+def test_guidance_of_nothing_says_what_the_twin_says_and_of_one_what_the_prompt_says(
+    model: Any, tokenizer: Any, requests: list[Request]
+) -> None:
+    both = [request for request in with_twins(requests) if request.twin]
+    twins = [Request(request.twin or (), request.keys) for request in both]
+    assert replies(model, tokenizer, both, way(NUCLEUS, guidance=0.0)) == replies(model, tokenizer, twins, NUCLEUS)
+    prompts = [Request(request.prompt, request.keys) for request in both]
+    assert replies(model, tokenizer, both, NUCLEUS) == replies(model, tokenizer, prompts, NUCLEUS)
+
+
+def test_no_sure_token_is_another_where_both_readings_round_as_far_as_they_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rounding of a guided logit is that of both readings, and guidance multiplies it."""
+    monkeypatch.setattr("emotune.generation.noise.TOLERANCE", 1e-3)
+    torch.manual_seed(7)
+    rows, vocabulary, end = 4000, 30, torch.tensor([2])
+    keys, seen = torch.tensor([key("sure", n) for n in range(rows)]), torch.rand(rows, vocabulary) < 0.5
+    readings = [torch.randn(rows, vocabulary) * 3 + shift for shift in (0, 20)]
+    rounded = [
+        logits + torch.empty_like(logits).bernoulli_().mul(2).sub(1) * 1e-3 * largest(logits) for logits in readings
+    ]
+    for sampling in (way(GREEDY, guidance=8.0), way(NUCLEUS, guidance=8.0), way(PUBLISHED, guidance=0.5)):
+        tokens, unsure = draw(*guided(*readings, sampling.guidance), seen, keys, 9, sampling, end)
+        others, _ = draw(*guided(*rounded, sampling.guidance), seen, keys, 9, sampling, end)
+        assert 0 < (tokens != others).sum() <= unsure.sum() < rows
+        assert not (tokens != others)[~unsure].any()
 
 
 # --- layers that look at less than all, or keep a state
@@ -214,14 +285,18 @@ KINDS: dict[str, Any] = {
 
 
 @torch.inference_mode()
-def alone(model: Any, tokenizer: Any, prompt: tuple[int, ...], one: int, sampling: Sampling) -> Reply:
+def alone(model: Any, tokenizer: Any, request: Request, one: int, sampling: Sampling) -> Reply:
     """A reply written token by token, each from all that stands before it, read anew: no batch, no cache."""
     end, written = torch.tensor(sorted(end_tokens(model, tokenizer))), list[int]()
     for step in range(sampling.max_new_tokens):
-        ids = torch.tensor([[*prompt, *written]])
+        ids = torch.tensor([[*request.prompt, *written]])
         logits = model(input_ids=ids, use_cache=False).logits[:, -1].float()
         seen = torch.zeros(logits.shape, dtype=torch.bool).index_fill_(1, ids[0], True)
-        token = int(draw(logits, seen, torch.tensor([one]), step, sampling, end)[0])
+        weighed = logits, largest(logits)
+        if request.twin:
+            twins = model(input_ids=torch.tensor([[*request.twin, *written]]), use_cache=False).logits[:, -1].float()
+            weighed = guided(logits, twins, sampling.guidance)
+        token = int(draw(*weighed, seen, torch.tensor([one]), step, sampling, end)[0])
         if token in end:
             break
         written.append(token)
@@ -229,8 +304,11 @@ def alone(model: Any, tokenizer: Any, prompt: tuple[int, ...], one: int, samplin
     return Reply(" ".join(tokenizer.decode(written, skip_special_tokens=True).split()), len(written), ended)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_replies_are_those_of_each_candidate_alone_whatever_the_layers(kind: str, tokenizer: Any) -> None:
+def test_replies_are_those_of_each_candidate_alone_whatever_the_layers(
+    kind: str, guidance: float, tokenizer: Any
+) -> None:
     torch.manual_seed(7)
     config = KINDS[kind](len(tokenizer))
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -243,8 +321,11 @@ def test_replies_are_those_of_each_candidate_alone_whatever_the_layers(kind: str
         )
         for length in (24, 40, 7)
     ]
-    expected = [[alone(model, tokenizer, r.prompt, one, NUCLEUS) for one in r.keys] for r in requests]
-    assert replies(model, tokenizer, requests, NUCLEUS) == expected
+    sampling = way(NUCLEUS, guidance=guidance)
+    if guidance != 1:
+        requests = with_twins(requests)
+    expected = [[alone(model, tokenizer, r, one, sampling) for one in r.keys] for r in requests]
+    assert replies(model, tokenizer, requests, sampling) == expected
     # They all speak: long enough to leave a window, and each in its own words.
     assert len({reply for own in expected for reply in own}) > 5
     assert max(reply.tokens for own in expected for reply in own) > 8
@@ -254,11 +335,13 @@ def test_replies_are_those_of_each_candidate_alone_whatever_the_layers(kind: str
 # --- the model's own distribution
 
 
-@pytest.mark.parametrize(("penalty", "shortest"), [(1.0, 0), (1.5, 6)])
+@pytest.mark.parametrize(("penalty", "shortest", "guidance"), [(1.0, 0, 1.0), (1.5, 6, 1.0), (1.5, 6, 1.5)])
 def test_greedy_is_what_transformers_generates(
-    model: Any, tokenizer: Any, requests: list[Request], penalty: float, shortest: int
+    model: Any, tokenizer: Any, requests: list[Request], penalty: float, shortest: int, guidance: float
 ) -> None:
-    greedy = way(GREEDY, repetition_penalty=penalty, min_new_tokens=shortest)
+    greedy = way(GREEDY, repetition_penalty=penalty, min_new_tokens=shortest, guidance=guidance)
+    if guidance != 1:
+        requests = with_twins(requests)
     found = replies(model, tokenizer, requests, greedy)
     ends = end_tokens(model, tokenizer)
     for request, (reply, *others) in zip(requests, found, strict=True):
@@ -271,6 +354,8 @@ def test_greedy_is_what_transformers_generates(
             min_new_tokens=shortest,
             max_new_tokens=20,
             pad_token_id=0,
+            guidance_scale=None if request.twin is None else guidance,
+            negative_prompt_ids=None if request.twin is None else torch.tensor([request.twin]),
         )[0, len(request.prompt) :].tolist()
         ended = written[-1] in ends
         text = tokenizer.decode(written[:-1] if ended else written, skip_special_tokens=True)
@@ -284,17 +369,32 @@ def test_greedy_is_what_transformers_generates(
     [
         way(PUBLISHED, min_new_tokens=0, max_new_tokens=1),
         way(NUCLEUS, temperature=1.3, max_new_tokens=1),
-        Sampling(temperature=1.0, top_k=40, top_p=0.8, repetition_penalty=1.2, min_new_tokens=0, max_new_tokens=1),
+        Sampling(
+            temperature=1.0,
+            top_k=40,
+            top_p=0.8,
+            repetition_penalty=1.2,
+            min_new_tokens=0,
+            max_new_tokens=1,
+            guidance=1.0,
+        ),
+        way(NUCLEUS, temperature=1.3, max_new_tokens=1, guidance=2.5),
     ],
-    ids=["top-k", "top-p", "all"],
+    ids=["top-k", "top-p", "all", "guided"],
 )
 def test_a_token_is_drawn_as_often_as_the_filtered_softmax_says(
     model: Any, tokenizer: Any, requests: list[Request], sampling: Sampling
 ) -> None:
     draws, prompt = 4000, requests[5].prompt
-    [found] = replies(model, tokenizer, [Request(prompt, tuple(key("draw", n) for n in range(draws)))], sampling)
+    twin = None if sampling.guidance == 1 else requests[2].prompt
+    keys = tuple(key("draw", n) for n in range(draws))
+    [found] = replies(model, tokenizer, [Request(prompt, keys, twin=twin)], sampling)
+    guidance = (
+        [UnbatchedClassifierFreeGuidanceLogitsProcessor(sampling.guidance, model, torch.tensor([twin]))] if twin else []
+    )
     filters = LogitsProcessorList(
         [
+            *guidance,
             RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty),
             TemperatureLogitsWarper(sampling.temperature),
             TopKLogitsWarper(sampling.top_k or model.config.vocab_size),
@@ -416,7 +516,7 @@ def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(
         assert replies(model, tokenizer, requests, NUCLEUS, rows=30) == expected
     finally:
         hook.remove()
-    assert capsys.readouterr().out.startswith("out of memory: 15 replies at once from here on\n")
+    assert capsys.readouterr().out.startswith("out of memory: 15 rows at once from here on\n")
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(model: Any, tokenizer: Any, requests: list[Request]) -> None:
@@ -429,6 +529,24 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(model: Any, tokenizer: 
             replies(model, tokenizer, requests, NUCLEUS)
     finally:
         hook.remove()
+
+
+def test_a_guided_row_takes_two(model: Any, tokenizer: Any, requests: list[Request]) -> None:
+    both = with_twins(requests)
+    guided = way(NUCLEUS, guidance=1.5)
+    expected = replies(model, tokenizer, both, guided)
+    most: list[int] = []
+
+    def count(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if "past_key_values" in given:
+            most.append(int((given["input_ids"] != tokenizer.pad_token_id).sum()))
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        assert replies(model, tokenizer, both, guided, rows=8) == expected
+    finally:
+        hook.remove()
+    assert max(most) == 8
 
 
 def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,9 @@ from emotune.runs.params import parse
 # What a request is answered with: status, body, and headers.
 Answer = tuple[int, bytes, dict[str, str]]
 
-SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.1, min_new_tokens=2, max_new_tokens=16)
+SAMPLING = Sampling(
+    temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.1, min_new_tokens=2, max_new_tokens=16, guidance=1.0
+)
 WORDS = ("so", "glad", "you", "came", "back", "home", "at", "last")
 
 

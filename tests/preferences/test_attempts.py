@@ -33,7 +33,9 @@ from emotune.prompts.prompter import Prompter
 from emotune.runs.params import parse
 
 LABELS = ("neutral", "happiness", "sadness")
-SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8)
+SAMPLING = Sampling(
+    temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
+)
 PREFS = Prefs(
     prompts=100,
     emotions="dataset",

@@ -23,7 +23,9 @@ from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import Params, Sampled, align, assert_first_step, assert_reference_is_policy
 from tiny import CHOICE, DPO, changed, ignore, pair, save_adapter
 
-SAMPLING = Sampling(temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8)
+SAMPLING = Sampling(
+    temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
+)
 JUDGE = EmotionJudge(emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None))
 
 

@@ -112,14 +112,14 @@ def human(
 def requests_of(
     prompter: Prompter, questions: Sequence[Question], sampling: Sampling, seed: int
 ) -> tuple[list[tuple[Turn, ...]], list[Request]]:
-    """What each question keeps of its history, and its prompt with the key of the one reply that is wanted.
+    """What each question keeps of its history, and its prompt and twin with the key of the one reply that is wanted.
 
     A history that leaves no room for the reply loses its oldest turns, whole.
     """
     prompts = [prompter.fitting_prompt(q.history, q.emotion, sampling.max_new_tokens) for q in questions]
     keys = [(seeds.key(seed, q.id),) for q in questions]
-    requests = [Request(tuple(ids), own) for (_, ids), own in zip(prompts, keys, strict=True)]
-    return [turns for turns, _ in prompts], requests
+    requests = [Request(ids, own, twin=twin) for (_, ids, twin), own in zip(prompts, keys, strict=True)]
+    return [turns for turns, _, _ in prompts], requests
 
 
 def _replies(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, log: Log) -> list[Reply]:

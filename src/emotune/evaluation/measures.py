@@ -110,6 +110,8 @@ def side_by_side(
     """What each model's answers and the human replies are worth, the majority's label, and what each step changed."""
     measured = {name: measure(rows, labels, neutral, p) for name, rows in answers.items()}
     measured["human"] = said(by_human, labels, neutral, p)
+    if p.sampling.guidance != 1:
+        measured["guidance"] = p.sampling.guidance
     measured["majority"] = majority(answers["sft"], labels, neutral)
     measured["paired"] = {
         f"{before}_to_{after}": compare(answers[before], answers[after], labels, neutral, p)

@@ -20,6 +20,7 @@ from emotune.core.dialogue import ASSISTANT, USER, Turn
 from emotune.core.errors import InputError
 from emotune.data.splits import clean
 from emotune.generation import local
+from emotune.generation.engine import Request
 from emotune.generation.params import Sampling
 from emotune.judges.files import open_judge
 from emotune.judges.verdicts import Judge
@@ -68,18 +69,20 @@ def heard(judge: Judge, text: str) -> Turn:
     return Turn(USER, cleaned, emotion)
 
 
-def prompt_ids(tokenizer: Any, turns: Sequence[Turn], emotion: str, p: Params) -> list[int]:
-    """What a model is asked that shall answer `turns` in `emotion`, trimmed as the pipeline trims it.
+def request(tokenizer: Any, turns: Sequence[Turn], emotion: str, p: Params, key: int) -> Request:
+    """What a model is asked that shall answer `turns` in `emotion`, trimmed and guided as the pipeline does.
 
     At most `history_turns` turns, and of these as many, whole, as leave room for the reply; a last turn that alone is
     too long loses its beginning.
     """
-    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns)
+    how = p.evaluate.sampling
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, how.twin(p.data.neutral))
     latest = prompter.history(turns, len(turns))
-    return prompter.fitting_prompt(latest, emotion, p.evaluate.sampling.max_new_tokens)[1]
+    _, ids, twin = prompter.fitting_prompt(latest, emotion, how.max_new_tokens)
+    return Request(ids, (key,), twin=twin)
 
 
-def stream(voice: Voice, prompt: Sequence[int], how: Sampling, seed: int, say: Say) -> tuple[str, bool]:
+def stream(voice: Voice, request: Request, how: Sampling, say: Say) -> tuple[str, bool]:
     """One reply by the settings of the pipeline, and whether it is whole: Ctrl-C cuts it short.
 
     `say` hears it piece by piece as it comes.
@@ -94,14 +97,16 @@ def stream(voice: Voice, prompt: Sequence[int], how: Sampling, seed: int, say: S
         repetition_penalty=how.repetition_penalty,
         min_new_tokens=how.min_new_tokens,
         max_new_tokens=how.max_new_tokens,
+        guidance_scale=None if request.twin is None else how.guidance,
         eos_token_id=sorted(local.end_tokens(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
     streamer = _Streamer(tokenizer, say)
-    ids = torch.tensor([list(prompt)], device=model.device)
-    torch.manual_seed(seed)
+    ids = torch.tensor([request.prompt], device=model.device)
+    twin = None if request.twin is None else torch.tensor([request.twin], device=model.device)
+    torch.manual_seed(request.keys[0])
     try:
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), negative_prompt_ids=twin, streamer=streamer)
     except KeyboardInterrupt:
         return streamer.text, False
     return streamer.text, True
@@ -210,8 +215,8 @@ def converse(voice: Voice, judge: Judge, p: Params, lines: Iterable[str], patien
             turns = turns[:-1] if name == "again" else [*turns, heard(judge, text)]
             wanted = name if name in p.data.labels else emotion
             print(f"{wanted}> ", end="", flush=True)
-            ids = prompt_ids(voice.tokenizer, turns, wanted, p)
-            reply, whole = stream(voice, ids, p.evaluate.sampling, seeds.key(p.evaluate.seed, "chat", replies), show)
+            key = seeds.key(p.evaluate.seed, "chat", replies)
+            reply, whole = stream(voice, request(voice.tokenizer, turns, wanted, p, key), p.evaluate.sampling, show)
             print(flush=True)
             if not whole and not patient:
                 raise SystemExit(128 + signal.SIGINT)

@@ -27,8 +27,9 @@ from emotune.core import records, seeds
 from emotune.core.dialogue import ASSISTANT, USER, Turn
 from emotune.core.errors import InputError
 from emotune.core.sections import Section
-from emotune.faces.chat import Voice, heard, located, open_listener, open_voice, prompt_ids
-from emotune.generation import engine, local
+from emotune.faces import chat
+from emotune.faces.chat import Voice, heard, located, open_listener, open_voice
+from emotune.generation import local
 from emotune.judges.verdicts import Judge
 from emotune.models import loading
 from emotune.models.params import Model
@@ -96,10 +97,7 @@ def replies_to(voice: Voice, judge: Judge, p: Params, inquiry: Inquiry) -> dict[
     message = heard(judge, inquiry.message)
     turns = [*(Turn(turn.role, turn.content, turn.emotion) for turn in inquiry.history), message]
     requests = [
-        engine.Request(
-            tuple(prompt_ids(voice.tokenizer, turns, emotion, p)),
-            (seeds.key(p.evaluate.seed, "compare", inquiry.draw, emotion),),
-        )
+        chat.request(voice.tokenizer, turns, emotion, p, seeds.key(p.evaluate.seed, "compare", inquiry.draw, emotion))
         for emotion in inquiry.emotions
     ]
     began = time.perf_counter()

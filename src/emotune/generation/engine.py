@@ -12,12 +12,25 @@ from emotune.generation.params import Sampling
 class Request:
     """A prompt (token ids), the 63-bit key of each candidate that is wanted for it, and the prompt's text.
 
-    This machine reads the ids and a server the text, which begins with the beginning-of-sequence token.
+    This machine reads the ids and a server the text, which begins with the beginning-of-sequence token. Where replies
+    are guided, away from what they would be without the emotion, `twin` is the prompt (token ids) that does not ask for
+    it; None where the prompt itself does not.
     """
 
     prompt: tuple[int, ...]
     keys: tuple[int, ...]
     text: str = ""
+    twin: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch it takes: one a candidate, and one more for each that a twin guides."""
+        return len(self.keys) * (1 if self.twin is None else 2)
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the prompt or of its twin, whichever has more."""
+        return max(len(self.prompt), len(self.twin or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +55,5 @@ class Engine(Protocol):
 
 
 def leading(requests: Sequence[Request], rows: int) -> int:
-    """How many of the first requests want at most `rows` replies together; one, where the first wants more."""
-    return max(1, sum(total <= rows for total in accumulate(len(request.keys) for request in requests)))
+    """How many of the first requests take at most `rows` rows together; one, where the first takes more."""
+    return max(1, sum(total <= rows for total in accumulate(request.rows for request in requests)))

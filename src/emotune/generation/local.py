@@ -3,12 +3,14 @@
 The prompt of several candidates is read once, and they share its cache where the model's layers allow it. Each draws
 by a noise of its own (noise.py), so what is left is arithmetic: a matrix product rounds differently in another batch.
 Where rounding could decide, that is where two tokens are closer than noise.TOLERANCE of the largest logit, a row's
-logits are computed again for it alone.
+logits are computed again for it alone. A row that is guided is read twice, on its prompt and on the prompt's twin, in
+the same batch and cache, and draws once.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ class Local:
     def at_once(self, requests: Sequence[Request], sampling: Sampling) -> int:
         """As many as one batch holds, by what memory is free now."""
         most = requests[: leading(requests, GPU_ROWS)]
-        longest = max(len(request.prompt) for request in most) + sampling.max_new_tokens
+        longest = max(request.longest for request in most) + sampling.max_new_tokens
         return leading(most, fitting_rows(self.model, longest))
 
     def replies(
@@ -57,16 +59,16 @@ def replies(
 ) -> list[list[Reply]]:
     """One reply for each key of each request, in the order of the requests.
 
-    At most `rows` replies (what memory holds where None) are sampled at once, half as many each time that memory runs
+    At most `rows` rows (what memory holds where None) are sampled at once, half as many each time that memory runs
     out, unless `halve` forbids it; `done` hears how many each batch ended.
     """
     if model.config.get_text_config()._attn_implementation == "flash_attention_2":
         # Candidates that share a cache need a mask of who sees what, and flash-attention takes none.
         getattr(model, "get_base_model", lambda: model)().set_attn_implementation("sdpa")
     results: list[list[Reply]] = [[] for _ in requests]
-    waiting = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+    waiting = sorted(range(len(requests)), key=lambda i: requests[i].longest)
     while waiting:
-        rows = rows or fitting_rows(model, len(requests[waiting[-1]].prompt) + sampling.max_new_tokens)
+        rows = rows or fitting_rows(model, requests[waiting[-1]].longest + sampling.max_new_tokens)
         # The longest go first: what memory holds of them, it holds of all others.
         count = leading([requests[i] for i in reversed(waiting)], rows)
         batch = [requests[i] for i in waiting[-count:]]
@@ -75,9 +77,9 @@ def replies(
         except RuntimeError as error:
             if not out_of_memory(error) or not halve or count == 1:
                 raise
-            rows = max(1, sum(len(request.keys) for request in batch) // 2)
+            rows = max(1, sum(request.rows for request in batch) // 2)
             torch.cuda.empty_cache()
-            print(f"out of memory: {rows} replies at once from here on", flush=True)
+            print(f"out of memory: {rows} rows at once from here on", flush=True)
             continue
         for i, own in zip(waiting[-count:], sampled, strict=True):
             results[i] = own
@@ -116,7 +118,7 @@ def shares_cache(config: Any, requests: Sequence[Request], sampling: Sampling) -
     """
     from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    widest = max(len(r.prompt) for r in requests) + max(len(r.keys) for r in requests) * sampling.max_new_tokens
+    widest = max(r.longest for r in requests) + max(len(r.keys) for r in requests) * sampling.max_new_tokens
     layers = DynamicCache(config=config).layers
     windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
     no_state = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
@@ -145,25 +147,33 @@ def _sample(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: S
 class _Batch:
     """Requests whose replies are written together, token by token.
 
-    A row is a candidate, a line is what the model is given of a prompt: all of a prompt's rows are queries on its one
-    line, so that its cache is held and read once, and what each of them writes only itself can see. Where a model has
-    layers that cannot tell them apart, each row has a line of its own.
+    A row is a candidate, a line is what the model is given of a prompt or of its twin: all of a prompt's rows are
+    queries on its one line, so that its cache is held and read once, and what each of them writes only itself can see.
+    Where a model has layers that cannot tell them apart, each row has a line of its own. A row is read on its prompt's
+    line and, where it is guided, on its twin's.
     """
 
     def __init__(self, model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling) -> None:
         self.model, self.tokenizer, self.requests, self.sampling = model, tokenizer, requests, sampling
         self.device = model.device
         self.end = self._tensor(sorted(end_tokens(model, tokenizer)))
-        # Of each row: its key, its line, what it has written, and whether it has ended by itself; the rows that go on.
+        # Of each row: its key, what it has written, and whether it has ended by itself; the rows that go on.
         self.keys = self._tensor([key for request in requests for key in request.keys])
-        self.lines = torch.arange(len(requests), device=self.device)
-        self.owner = torch.repeat_interleave(self.lines, self._tensor([len(request.keys) for request in requests]))
         self.written: list[list[int]] = [[] for _ in range(len(self.keys))]
         self.ended = [False] * len(self.keys)
-        self.alive = torch.arange(len(self.owner), device=self.device)
+        self.alive = torch.arange(len(self.keys), device=self.device)
+        # Of each reading: its row and its line. Those on the twins stand behind all others, so that both orders rise.
+        ends = accumulate(len(request.keys) for request in requests)
+        own = [(request, range(end - len(request.keys), end)) for request, end in zip(requests, ends, strict=True)]
+        lines = [(request.prompt, rows) for request, rows in own]
+        lines += [(request.twin, rows) for request, rows in own if request.twin is not None]
+        self.prompts = [prompt for prompt, _ in lines]
+        self.reader = self._tensor([row for _, rows in lines for row in rows])
+        self.owner = self._tensor([line for line, (_, rows) in enumerate(lines) for _ in rows])
+        self.guided = self.reader.bincount() > 1
         # Of each line that the model still holds: the row that wrote a position behind the prompt, -1 where none did.
-        self.writers = self.owner.new_empty((len(requests), 0))
-        self.prompts = [request.prompt for request in requests]
+        self.lines = torch.arange(len(lines), device=self.device)
+        self.writers = self.owner.new_empty((len(lines), 0))
         self.shared = shares_cache(model.config, requests, sampling)
         self._read_prompts()
         if not self.shared:
@@ -185,12 +195,23 @@ class _Batch:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.logits, self.cache = output.logits[self.owner, -1].float(), output.past_key_values
+        self.cache = output.past_key_values
+        self.logits, self.scale = self._weighed(output.logits[self.owner, -1].float(), self.alive)
         counts = torch.zeros(self.logits.shape, dtype=torch.int64, device=self.device)
-        self.seen = counts.scatter_add_(1, ids[self.owner], self.held[self.owner]) > 0
+        own = self.owner[self.alive]
+        self.seen = counts.scatter_add_(1, ids[own], self.held[own]) > 0
+
+    def _weighed(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `rows` draw from, and its scale, of the logits of all that they read: their twins' stand at the end."""
+        own, twins = logits[: len(rows)], logits[len(rows) :]
+        scale = noise.largest(own)
+        if len(twins):
+            at = self.guided[rows]
+            own[at], scale[at] = noise.guided(own[at], twins, self.sampling.guidance)
+        return own, scale
 
     def _part_lines(self) -> None:
-        """Each row becomes a line, with a copy of its prompt's cache: what it writes is then all that it can see."""
+        """Each reading gets a line, with a copy of its prompt's cache: what its row writes is then all that it sees."""
         self.cache.reorder_cache(self.owner)
         self.held, self.prompts = self.held[self.owner], [self.prompts[line] for line in self.owner.tolist()]
         self.lines = self.owner = torch.arange(len(self.owner), device=self.device)
@@ -198,21 +219,23 @@ class _Batch:
 
     def draw(self, step: int) -> torch.Tensor:
         """The next token of each row that goes on [rows alive]."""
-        tokens, unsure = self._draw(self.logits, self.alive, step)
+        tokens, unsure = self._draw(self.logits, self.scale, self.alive, step)
         if self.model.dtype == torch.float32 and self.device.type == "cpu":
             for place in unsure.nonzero().flatten().tolist():
                 tokens[place] = self._draw_alone(self.alive[place : place + 1], step)
         return tokens
 
-    def _draw(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return noise.draw(logits, self.seen[rows], self.keys[rows], step, self.sampling, self.end)
+    def _draw(
+        self, logits: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return noise.draw(logits, scale, self.seen[rows], self.keys[rows], step, self.sampling, self.end)
 
     def _draw_alone(self, row: torch.Tensor, step: int) -> torch.Tensor:
         """The next token of one row [1], by logits that no other row had a part in."""
-        number = int(row)
-        prompt = self.prompts[int(self.owner[number])]
-        logits = self.model(input_ids=self._tensor([[*prompt, *self.written[number]]]), logits_to_keep=1).logits
-        return self._draw(logits[:, -1].float(), row, step)[0][0]
+        prompts = [self.prompts[line] for line in self.owner[self.reader == row].tolist()]
+        texts = [self._tensor([[*prompt, *self.written[int(row)]]]) for prompt in prompts]
+        logits = [self.model(input_ids=ids, logits_to_keep=1).logits[:, -1].float() for ids in texts]
+        return self._draw(*self._weighed(torch.cat(logits), row), row, step)[0][0]
 
     def write(self, tokens: torch.Tensor) -> torch.Tensor:
         """Note a token for each row that goes on; those that go on still, and of `tokens` only theirs, stay."""
@@ -228,12 +251,14 @@ class _Batch:
 
     def read(self, tokens: torch.Tensor, step: int) -> None:
         """The model reads the token of each row that goes on, the `step`-th after its prompt (from 0)."""
-        self._drop_lines()
-        line, place = self._places()
+        readings = torch.isin(self.reader, self.alive)
+        readers, owner = self.reader[readings], self.owner[readings]
+        self._drop_lines(owner.unique())
+        line, place = self._places(owner)
         rows = self.writers.new_full((len(self.lines), int(place.max()) + 1), -1)
-        rows[line, place] = self.alive
+        rows[line, place] = readers
         ids = torch.full_like(rows, self.tokenizer.pad_token_id)
-        ids[line, place] = tokens
+        ids[line, place] = tokens[torch.searchsorted(self.alive, readers)]
         self.writers = torch.cat([self.writers, rows], dim=1)
         output = self.model(
             input_ids=ids,
@@ -242,19 +267,19 @@ class _Batch:
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.logits, self.cache = output.logits[line, place].float(), output.past_key_values
+        self.cache = output.past_key_values
+        self.logits, self.scale = self._weighed(output.logits[line, place].float(), self.alive)
 
-    def _drop_lines(self) -> None:
+    def _drop_lines(self, needed: torch.Tensor) -> None:
         """A line whose rows have all ended is held no longer."""
-        needed = self.owner[self.alive].unique()
         if len(needed) < len(self.lines):
             left = torch.searchsorted(self.lines, needed)
             self.cache.reorder_cache(left)
             self.lines, self.writers = needed, self.writers[left]
 
-    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row that goes on: its line among those held, and its number among the rows of that line."""
-        line = torch.searchsorted(self.lines, self.owner[self.alive])
+    def _places(self, owner: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each reading, whose line is `owner`: that line among those held, and its number among its readings."""
+        line = torch.searchsorted(self.lines, owner)
         return line, torch.arange(len(line), device=self.device) - torch.searchsorted(line, line)
 
     def _mask(self, rows: torch.Tensor) -> torch.Tensor:

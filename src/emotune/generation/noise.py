@@ -14,21 +14,39 @@ from emotune.generation.params import Sampling
 TOLERANCE = 1e-5
 
 
+def largest(logits: torch.Tensor) -> torch.Tensor:
+    """Of each row [rows, vocabulary] the largest logit, whatever its sign: what TOLERANCE is a share of [rows, 1]."""
+    return logits.abs().amax(dim=1, keepdim=True)
+
+
+def guided(logits: torch.Tensor, twins: torch.Tensor, guidance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classifier-free guidance, n + guidance (e - n), of a prompt's logits e and its twin's n (Sanchez et al. 2023).
+
+    And what TOLERANCE is a share of: as much as the rounding of both can add up to. Both are taken as log-softmax: a
+    model's logits mean the same whatever number is added to all of them, but the repetition penalty looks at their
+    sign, and that number may be another for each prompt.
+    """
+    away = twins.log_softmax(dim=1)
+    scale = guidance * largest(logits) + abs(1 - guidance) * largest(twins)
+    return away + guidance * (logits.log_softmax(dim=1) - away), scale
+
+
 def draw(
     logits: torch.Tensor,
+    scale: torch.Tensor,
     seen: torch.Tensor,
     keys: torch.Tensor,
     step: int,
     sampling: Sampling,
     end: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's next token [rows], and whether TOLERANCE in its logits [rows, vocabulary] could change it.
+    """Each row's next token [rows], and whether TOLERANCE of `scale` [rows, 1] in its logits could change it.
 
     Temperature 0 is greedy. Filters apply in the order of transformers: repetition penalty (over the tokens `seen`), no
     end token before `min_new_tokens`, temperature, top-k, top-p.
     """
     penalty = sampling.repetition_penalty
-    tolerance = 2 * TOLERANCE * penalty * logits.abs().amax(dim=1, keepdim=True)
+    tolerance = 2 * TOLERANCE * penalty * scale
     if penalty != 1.0:
         logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if step < sampling.min_new_tokens:

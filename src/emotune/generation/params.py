@@ -14,6 +14,7 @@ class Sampling(Section):
     repetition_penalty: Annotated[float, Field(ge=1)]
     min_new_tokens: Annotated[int, Field(ge=0)]
     max_new_tokens: Count
+    guidance: NotNegative
 
     @model_validator(mode="after")
     def _room(self) -> Self:
@@ -22,6 +23,10 @@ class Sampling(Section):
                 f"min_new_tokens must be at most max_new_tokens = {self.max_new_tokens}, got {self.min_new_tokens}"
             )
         return self
+
+    def twin(self, neutral: str) -> str | None:
+        """The emotion that the twin of a prompt asks for, by which its reply is guided; None where nothing guides."""
+        return None if self.guidance == 1 else neutral
 
 
 class Generation(Section):

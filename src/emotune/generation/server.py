@@ -44,7 +44,9 @@ EXTRAS: dict[str, tuple[float, str, float]] = {
 }
 # Characters shown of an answer that is none.
 SHOWN = 300
-PROBE = Sampling(temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=1)
+PROBE = Sampling(
+    temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, max_new_tokens=1, guidance=1
+)
 
 
 @dataclass(frozen=True, slots=True)

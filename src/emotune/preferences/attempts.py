@@ -52,9 +52,9 @@ def choose_prompts(dialogues: Sequence[Dialogue], prompter: Prompter, labels: Se
         emotion = labels[number % len(labels)] if p.emotions == "balanced" else d.turns[i].emotion
         history = prompter.fitting_history(prompter.history(d.turns, i), emotion, p.sampling.max_new_tokens)
         text = prompter.text(history, emotion)
-        ids = prompter.encoded(text)
-        if len(ids) + p.sampling.max_new_tokens <= prompter.context:
-            chosen.append(Prompt(f"{d.id}/{i}/{emotion}", d.id, history, emotion, text, tuple(ids)))
+        ids, twin = prompter.encoded(text), prompter.twin(history, emotion)
+        if max(len(ids), len(twin or ())) + p.sampling.max_new_tokens <= prompter.context:
+            chosen.append(Prompt(f"{d.id}/{i}/{emotion}", d.id, history, emotion, text, tuple(ids), twin))
     return chosen
 
 

@@ -17,7 +17,7 @@ from emotune.preferences.reward import Judged
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A history to answer in an emotion, and the text and token ids that ask for it."""
+    """A history to answer in an emotion, and the text and token ids that ask for it; `twin` as in Request."""
 
     id: str
     dialogue: str
@@ -25,11 +25,14 @@ class Prompt:
     emotion: str
     text: str
     ids: tuple[int, ...]
+    twin: tuple[int, ...] | None = None
 
     @property
     def digest(self) -> str:
         """Its name in the journal."""
-        return hashlib.sha256(f"{self.id}\0{self.text}".encode()).hexdigest()
+        # The sampling in the journal's key says how much a twin guides, but not which emotion is the neutral one.
+        parts = [self.id, self.text, *([] if self.twin is None else [str(self.twin)])]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 # A prompt and the number of its attempt, from 1.
@@ -57,7 +60,7 @@ def sampling(engine: Engine, p: Prefs) -> Sample:
         requests = []
         for prompt, attempt in wanted:
             keys = tuple(seeds.key(p.seed, prompt.id, attempt, n) for n in range(p.candidates))
-            requests.append(Request(prompt.ids, keys, prompt.text))
+            requests.append(Request(prompt.ids, keys, prompt.text, prompt.twin))
         return engine.replies(requests[: engine.at_once(requests, p.sampling)], p.sampling)
 
     return sample

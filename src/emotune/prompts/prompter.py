@@ -33,12 +33,14 @@ class Prompter:
     """A tokenizer with its template, the system prompt, and how much of a dialogue a row may hold.
 
     `context` is in tokens. `history_turns` is how many turns a prompt has at most, for whoever asks for single replies.
+    `neutral` is the emotion that a prompt's twin asks for, where replies are guided by one.
     """
 
     tokenizer: Any
     system_prompt: str | None
     context: int
     history_turns: int = 0
+    neutral: str | None = None
 
     def history(self, turns: Sequence[Turn], index: int) -> tuple[Turn, ...]:
         """The turns before turn `index` that a prompt for it begins with."""
@@ -71,6 +73,13 @@ class Prompter:
             without = self._rendered(turns, chat_template=template_text("native"), add_generation_prompt=True)
             plain.update(self.encoded(without))
         return sorted(tagged - plain)
+
+    def twin(self, history: Sequence[Turn], emotion: str) -> tuple[int, ...] | None:
+        """The token ids of the prompt that asks for `neutral`; None without one, and where it is the same prompt."""
+        if self.neutral in (None, emotion):
+            return None
+        ids = self.ids(history, str(self.neutral))
+        return None if ids == self.ids(history, emotion) else tuple(ids)
 
     def training_row(self, turns: Sequence[Turn]) -> Row:
         """A whole dialogue as ids, with True for each reply's tokens and its end token and False for all else."""
@@ -125,16 +134,25 @@ class Prompter:
         return ids[:end]
 
     def fitting_history(self, history: Sequence[Turn], emotion: str, reply_tokens: int) -> tuple[Turn, ...]:
-        """The latest turns of `history`, whole, that leave room for the reply (never less than the last)."""
-        room = self.context - reply_tokens
-        return trim(history, lambda turns: len(self.ids(turns, emotion)) <= room)
+        """The latest turns of `history`, whole, that leave room for the reply (never less than the last).
+
+        They leave it in the prompt's twin too, which begins where the prompt does.
+        """
+        room, emotions = self.context - reply_tokens, {emotion, self.neutral or emotion}
+        return trim(history, lambda turns: all(len(self.ids(turns, each)) <= room for each in emotions))
 
     def fitting_prompt(
         self, history: Sequence[Turn], emotion: str, reply_tokens: int
-    ) -> tuple[tuple[Turn, ...], list[int]]:
-        """`fitting_history` and its prompt's ids; a last turn that alone leaves no room is cut in front."""
+    ) -> tuple[tuple[Turn, ...], tuple[int, ...], tuple[int, ...] | None]:
+        """`fitting_history`, its prompt's ids and its twin's; a last turn that alone leaves no room is cut in front.
+
+        The twin loses as many tokens as the prompt.
+        """
         turns = self.fitting_history(history, emotion, reply_tokens)
-        return turns, self.ids(turns, emotion)[-(self.context - reply_tokens) :]
+        ids, twin = tuple(self.ids(turns, emotion)), self.twin(turns, emotion)
+        over = max(0, len(ids) - self.context + reply_tokens, len(twin or ()) - self.context + reply_tokens)
+        ids, twin = ids[over:], twin and twin[over:]
+        return turns, ids, None if twin == ids else twin
 
     def pieces(self, turns: Sequence[Turn]) -> list[tuple[Turn, ...]]:
         """A dialogue cut between turns into as few pieces that fit the context as will do, in order.

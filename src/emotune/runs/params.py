@@ -79,6 +79,16 @@ class Params(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _guided_here(self) -> Self:
+        guidance = self.prefs.sampling.guidance
+        if self.generation.engine == "server" and guidance != 1:
+            raise ValueError(
+                "prefs.sampling.guidance must be 1 where generation.engine is server: no server reads a prompt and its "
+                f"twin together; or set generation.engine to local; got {guidance}"
+            )
+        return self
+
 
 def parse(path: Path = PARAMS) -> Params:
     """All of a params.yaml, checked."""

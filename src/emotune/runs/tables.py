@@ -81,8 +81,11 @@ def number(figure: Sequence[float | None], form: str, interval: str) -> str:
 
 
 def comparison(evaluated: Mapping[str, Any], interval: str) -> Table:
-    """A row a model; `interval` formats the bounds of a value's 95 % interval, to stand after it."""
-    table = [["", *COLUMNS]]
+    """A row a model; `interval` formats the bounds of a value's 95 % interval, to stand after it.
+
+    Where replies were guided, its corner says by how much.
+    """
+    table = [[f"guidance {evaluated['guidance']}" if "guidance" in evaluated else "", *COLUMNS]]
     # Runs from before the human replies were judged have no row of them.
     for model in (model for model in MODELS if model in evaluated):
         figures = ((figure(evaluated[model], column), f".{column.digits}f") for column in COLUMNS.values())

@@ -201,14 +201,16 @@ def control_by(judges: Mapping[str, Judge], tokenizer: Any, dialogues: Path, p: 
     from emotune.evaluation import control
     from emotune.evaluation.answers import control as in_every_emotion
 
+    names = records.read_json(dialogues / "labels.json")
     questions = in_every_emotion(
         records.read_dialogues(dialogues / "validation.jsonl"),
         p.history_turns,
         p.dpo.control_contexts,
-        records.read_json(dialogues / "labels.json")["labels"],
+        names["labels"],
         p.dpo.seed,
     )
-    prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
+    twin = p.prefs.sampling.twin(names["neutral"])
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, neutral=twin)
     probe = partial(
         control.control_by, judges, prompter=prompter, questions=questions, sampling=p.prefs.sampling, seed=p.dpo.seed
     )

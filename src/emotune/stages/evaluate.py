@@ -54,10 +54,11 @@ def main(
     answers = {
         "baseline": Answers(list(records.read_jsonl(baseline_replies)), list(records.read_jsonl(baseline_control)))
     }
+    twin = p.evaluate.sampling.twin(neutral)
     for name, adapter in (("sft", sft), ("dpo", dpo)):
         answers[name] = answer(
             loading.load_tuned(base, p.model, adapter),
-            Prompter(loading.load_tokenizer(adapter, None), p.system_prompt, p.model.context, p.history_turns),
+            Prompter(loading.load_tokenizer(adapter, None), p.system_prompt, p.model.context, p.history_turns, twin),
             held_out,
             labels,
             p.evaluate,

@@ -37,10 +37,12 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
         rewarding = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
         return rewarding, files.open_judge(judges / "reward_gibberish.skops", p.reward.gibberish_judge)
 
-    labels = records.read_json(dialogues / "labels.json")["labels"]
+    names = records.read_json(dialogues / "labels.json")
+    labels, neutral = names["labels"], names["neutral"]
     tokenizer = loading.load_tokenizer(sft, None)
     train = records.read_dialogues(dialogues / "train.jsonl")
-    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns)
+    twin = p.prefs.sampling.twin(neutral)
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, twin)
     prompts = attempts.choose_prompts(train, prompter, labels, p.prefs)
     sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
     judge = judging(open_judges)
