@@ -25,6 +25,7 @@ from emotune.judges.params import JudgeChoice
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
+from emotune.runs.tables import comparison
 
 LABELS = ("neutral", "happiness", "sadness")
 EVALUATE = Evaluate(
@@ -217,6 +218,36 @@ def test_control_is_for_each_context_the_share_that_a_judge_finds_in_the_emotion
     assert heard["one"] == heard["other"][:6] * 2
     control_by(judges, model, prompter, asked, EVALUATE.sampling, 8)
     assert heard["one"][12:] != heard["one"][:6]
+
+
+def test_guided_questions_are_answered_otherwise_and_neutral_ones_as_ever(base: Path) -> None:
+    choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
+    model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, "out_inst_uni")
+    asked, replies = control(TALK, 5, 2, LABELS, 7), list[list[str]]()
+
+    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+        replies.append(list(texts))
+        return [("neutral", 0.5)] * len(texts)
+
+    # A random model hardly hears what emotion is asked for.
+    for guidance in (1.0, 1e3):
+        sampling = EVALUATE.sampling.model_copy(update={"guidance": guidance})
+        prompter = Prompter(tokenizer, None, 256, neutral=sampling.twin("neutral"))
+        control_by({"one": judge}, model, prompter, asked, sampling, 7)
+    same = [one == other for one, other in zip(*replies, strict=True)]
+    assert same == [question.emotion == "neutral" for question in asked]
+
+
+def test_tables_say_by_how_much_replies_were_guided() -> None:
+    rows = [row("a", label, label, **with_reference(1.0, 1)) for label in LABELS]
+    answers = Answers(rows, rows)
+    three = dict.fromkeys(("baseline", "sft", "dpo"), answers)
+    corners = []
+    for guidance in (1.0, 1.5):
+        sampling = EVALUATE.sampling.model_copy(update={"guidance": guidance})
+        p = EVALUATE.model_copy(update={"sampling": sampling})
+        corners.append(comparison(measures.side_by_side(three, answers.replies, LABELS, "neutral", p), "")[0][0])
+    assert corners == ["", "guidance 1.5"]
 
 
 def test_the_judges_gap_is_how_much_more_control_rose_by_the_one_that_rewards() -> None:

@@ -189,6 +189,20 @@ def test_where_nothing_is_drawn_the_reply_is_the_one_of_the_pipeline_piece_by_pi
     assert texts[0] != chat.stream(voice, prompt, SAMPLING.model_copy(update={"repetition_penalty": 1.0}), print)[0]
 
 
+def test_a_model_is_guided_as_in_the_pipeline(voice: chat.Voice) -> None:
+    p = parse(ROOT / "params.yaml")
+    how = SAMPLING.model_copy(update={"guidance": 4.0})
+    guided = p.model_copy(update={"evaluate": p.evaluate.model_copy(update={"sampling": how})})
+    turns, said = [Turn("user", "We won the match!", "happiness")], []
+    for emotion in ("fear", "neutral"):
+        plain, asked = (chat.request(voice.tokenizer, turns, emotion, each, 7) for each in (p, guided))
+        assert (plain.twin, asked.prompt) == (None, plain.prompt)
+        [[reply]] = local.replies(voice.model, voice.tokenizer, [asked], how)
+        assert chat.stream(voice, asked, how, lambda piece: None) == (reply.text, True)
+        said.append((asked.twin, reply.text == chat.stream(voice, plain, SAMPLING, lambda piece: None)[0]))
+    assert said == [(chat.request(voice.tokenizer, turns, "neutral", p, 7).prompt, False), (None, True)]
+
+
 def test_a_setting_of_the_model_s_own_does_not_count(voice: chat.Voice) -> None:
     prompt = hello(voice)
     before = chat.stream(voice, prompt, SAMPLING, lambda piece: None)

@@ -107,6 +107,37 @@ def choose(
 # --- the prompts
 
 
+def test_a_guided_prompt_has_a_twin_and_another_name_in_the_journal(
+    talk: list[Dialogue], model: Any, tokenizer: Any
+) -> None:
+    # A random model hardly hears what emotion is asked for.
+    guided = prefs(emotions="balanced", prompts=6, sampling=SAMPLING.model_dump() | {"guidance": 1e3})
+    plain, asked = (
+        attempts.choose_prompts(talk, Prompter(tokenizer, None, 256, 5, neutral), LABELS, guided)
+        for neutral in (None, "neutral")
+    )
+    assert [replace(prompt, twin=None) for prompt in asked] == plain
+    assert [prompt.emotion for prompt in asked if prompt.twin is None] == ["neutral"] * 2
+    ids = Prompter(tokenizer, None, 256).ids
+    assert all(prompt.twin in (None, tuple(ids(prompt.history, "neutral"))) for prompt in asked)
+    replies = [sampling(Local(lambda: model, tokenizer), guided)([(p, 1) for p in own]) for own in (plain, asked)]
+    for one, other, prompt in zip(*replies, asked, strict=True):
+        assert (one == other) == (prompt.twin is None)
+    assert [one.digest == other.digest for one, other in zip(plain, asked, strict=True)] == [
+        prompt.twin is None for prompt in asked
+    ]
+
+
+def test_a_place_that_leaves_the_twin_no_room_is_passed_over(talk: list[Dialogue], tokenizer: Any) -> None:
+    neutral = "as if nothing had happened at all"
+    room = max(len(Prompter(tokenizer, None, 256).ids(d.turns[:1], neutral)) for d in talk) + SAMPLING.max_new_tokens
+    counts = [
+        len(attempts.choose_prompts(talk, Prompter(tokenizer, None, context, 1, neutral), ("sadness",), prefs()))
+        for context in (room, room - 1)
+    ]
+    assert counts == [12, 6]
+
+
 def test_every_place_for_a_reply_is_asked_once_in_the_datas_emotion(talk: list[Dialogue], tokenizer: Any) -> None:
     asked = choose(talk, tokenizer, prefs())
     assert len(asked) == len({prompt.id for prompt in asked}) == 12

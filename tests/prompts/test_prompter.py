@@ -260,6 +260,46 @@ def test_a_history_that_fits_is_the_longest_end_from_a_user_turn(tokenizer: Any)
     assert fitting(1) == TURNS[2:3]
 
 
+@pytest.mark.parametrize("template", TEMPLATES[:4])
+def test_a_twin_is_the_same_prompt_in_the_neutral_emotion(base: Path, template: str) -> None:
+    tokenizer = load_tokenizer(base, template)
+    prompter = Prompter(tokenizer, SYSTEM, 256, neutral="neutral")
+    turns, ids, twin = prompter.fitting_prompt(TURNS[:3], "happiness", 8)
+    assert turns == TURNS[:3]
+    assert ids == tuple(speaks(tokenizer, SYSTEM).ids(TURNS[:3], "happiness"))
+    assert twin == tuple(speaks(tokenizer, SYSTEM).ids(TURNS[:3], "neutral")) == prompter.twin(TURNS[:3], "happiness")
+    assert prompter.fitting_prompt(TURNS[:3], "neutral", 8)[1:] == (twin, None)
+    assert speaks(tokenizer, SYSTEM).fitting_prompt(TURNS[:3], "happiness", 8) == (turns, ids, None)
+
+
+def test_a_prompt_that_knows_no_emotion_has_no_twin(base: Path) -> None:
+    prompter = Prompter(load_tokenizer(base, "native"), None, 256, neutral="neutral")
+    assert prompter.twin(TURNS[:3], "anger") is None
+    assert prompter.fitting_prompt(TURNS[:3], "anger", 8)[2] is None
+
+
+@pytest.mark.parametrize("template", ["in_inst_uni", "out_inst_uni"])
+def test_a_prompt_and_its_twin_are_cut_alike(base: Path, template: str) -> None:
+    """Whichever of the two is the longer one: the name of an emotion may be many tokens."""
+    tokenizer = load_tokenizer(base, template)
+    long = "as if nothing had happened"
+    for emotion, neutral in (("fear", long), (long, "fear")):
+        longer = len(speaks(tokenizer).ids(TURNS[:3], long))
+        whole = Prompter(tokenizer, None, longer, neutral=neutral)
+        assert whole.fitting_prompt(TURNS[:3], emotion, 0)[0] == TURNS[:3]
+        less = Prompter(tokenizer, None, longer - 1, neutral=neutral)
+        assert less.fitting_prompt(TURNS[:3], emotion, 0)[0] == TURNS[2:3]
+        last = [tuple(speaks(tokenizer).ids(TURNS[2:3], each)) for each in (emotion, neutral)]
+        room = max(map(len, last)) - 3
+        turns, *cut = Prompter(tokenizer, None, room, neutral=neutral).fitting_prompt(TURNS[:3], emotion, 0)
+        assert (turns, cut) == (TURNS[2:3], [ids[3:] for ids in last])
+
+
+def test_where_nothing_of_the_emotion_is_left_there_is_no_twin(base: Path) -> None:
+    prompter = Prompter(load_tokenizer(base, "in_inst_uni"), None, 1, neutral="neutral")
+    assert prompter.fitting_prompt(TURNS[:1], "fear", 0)[2] is None
+
+
 def test_a_long_dialogue_is_cut_between_exchanges(tokenizer: Any) -> None:
     turns = TURNS * 3
     length = len(speaks(tokenizer).training_row(turns)[0])

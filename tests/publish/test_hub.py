@@ -37,7 +37,7 @@ stages:
   dpo: {cmd: "true", params: [dpo, model, system_prompt], outs: [models/dpo]}
   evaluate: {cmd: "true", params: [evaluate], metrics: [metrics/evaluate.json: {cache: false}]}
 """
-CHANGES = {"sft.lora.rank": 4, "prefs.validation": 0.25}
+CHANGES = {"sft.lora.rank": 4, "prefs.validation": 0.25, "evaluate.sampling.guidance": 1.5}
 BETTER = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.002}
 ADAPTER = {
     "README.md",
@@ -304,6 +304,13 @@ def test_pairs_are_parquet_with_the_published_columns_first(dry: Path, made: Pat
 def test_an_adapter_names_the_base_model_that_is_published_with_it(dry: Path) -> None:
     config = records.read_json(dry / "dpo/adapter_config.json")
     assert (config["base_model_name_or_path"], config["revision"]) == ("OWNER/emotune-base", "main")
+
+
+def test_a_card_s_code_guides_as_the_replies_of_its_figures_were_guided(dry: Path) -> None:
+    codes = {name: code_of((dry / name / "README.md").read_text()) for name in ("base", "sft", "dpo")}
+    by_code = {name: "guidance_scale=1.5, negative_prompt_ids=neutral" in code for name, code in codes.items()}
+    # The base model is told no emotion, so nothing can guide it.
+    assert by_code == {"base": False, "sft": True, "dpo": True}
 
 
 @pytest.mark.parametrize(("tag", "revision"), [((), "small"), (("--tag", "v1"), "small-v1")])

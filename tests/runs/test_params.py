@@ -122,6 +122,11 @@ def test_reward_weights_is_the_last_key_of_the_file() -> None:
             21,
             "params.yaml: prefs.sampling.min_new_tokens must be at most max_new_tokens = 20, got 21",
         ),
+        (
+            "prefs.sampling.guidance",
+            -0.5,
+            "params.yaml: prefs.sampling.guidance: input should be greater than or equal to 0, got -0.5",
+        ),
         ("reward.length.low", 20, "params.yaml: reward.length.low must be below high = 20.0, got 20.0"),
     ],
 )
@@ -151,6 +156,15 @@ def test_the_judge_that_rewards_cannot_evaluate(kind: str) -> None:
     assert found.endswith("got 'someone/texts' for both")
     # Two embedded judges have the same name and are not the same judge.
     assert getattr(parsed().reward, kind) == getattr(parsed().evaluate, kind)
+
+
+def test_no_server_guides() -> None:
+    served = [("generation.engine", "server"), ("generation.model", "sft")]
+    found = error(*served, ("prefs.sampling.guidance", 1.5))
+    assert found.startswith("params.yaml: prefs.sampling.guidance must be 1 where generation.engine is server: ")
+    assert found.endswith("; got 1.5")
+    # Evaluation samples here, whoever samples the candidates.
+    assert parsed(*served, ("evaluate.sampling.guidance", 1.5)).evaluate.sampling.guidance == 1.5
 
 
 def test_a_whole_number_is_accepted_for_a_float() -> None:

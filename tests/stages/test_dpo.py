@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from emotune.core import records
 from emotune.core.contract import Log
 from emotune.core.dialogue import Dialogue
 from emotune.evaluation.answers import control as questions_of
@@ -21,6 +23,7 @@ from emotune.judges.params import EmotionJudge, JudgeChoice
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import Params, Sampled, align, assert_first_step, assert_reference_is_policy
+from emotune.stages.dpo import control_by as probe_of
 from tiny import CHOICE, DPO, changed, ignore, pair, save_adapter
 
 SAMPLING = Sampling(
@@ -195,6 +198,18 @@ def test_control_by_both_judges_is_asked_for_at_five_steps(base: Path, adapter: 
     ]
     assert rows[0]["control"] == {"control_reward_judge": [0.5, 0.0], "control_evaluate_judge": [0.25, 0.25]}
     assert [row["step"] for row in curve] == list(range(13))
+
+
+@pytest.mark.parametrize(("guidance", "twin"), [(1.0, None), (1.5, "calm")])
+def test_control_is_asked_for_as_the_candidates_were_guided(
+    adapter: Path, dialogues: list[Dialogue], tmp_path: Path, guidance: float, twin: str | None
+) -> None:
+    records.write_jsonl(tmp_path / "validation.jsonl", map(asdict, dialogues))
+    records.write_json(tmp_path / "labels.json", {"labels": ["calm", "sadness"], "neutral": "calm"})
+    sampling = SAMPLING.model_copy(update={"guidance": guidance})
+    p = params(control_contexts=1).model_copy(update={"prefs": Sampled(sampling=sampling)})
+    probe: Any = probe_of({}, loading.load_tokenizer(adapter, None), tmp_path, p)
+    assert probe.keywords["prompter"].neutral == twin
 
 
 def test_asking_for_control_changes_no_weight(

@@ -13,9 +13,8 @@ from emotune.prompts.prompter import Prompter
 SYSTEM = "Answer in one sentence."
 
 
-def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
-    tuned: Path, dialogues: list[Dialogue], tmp_path: Path
-) -> None:
+def lay_out(tuned: Path, dialogues: list[Dialogue], tmp_path: Path) -> None:
+    """What evaluate reads, but for the baseline's answers."""
     shutil.copytree(tuned, tmp_path / "models")
     # What it says of the replies is no matter here.
     shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/evaluate_gibberish.skops")
@@ -23,6 +22,12 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
     records.write_json(tmp_path / "data/dialogues/labels.json", {"labels": LABELS, "neutral": "neutral"})
     records.write_metrics(tmp_path / "metrics/prefs.json", {"pairs": 9, "yield_total": 0.9})
     records.write_metrics(tmp_path / "metrics/dpo.json", {})
+
+
+def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
+    tuned: Path, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    lay_out(tuned, dialogues, tmp_path)
     # The base model's template holds the longest question and its answer, and the others', with tags, do not.
     native = Prompter(loading.load_tokenizer(tuned / "base", None), SYSTEM, 256)
     longest = max(len(native.reply_row(d.turns[at - 1 : at], d.turns[at])[0]) for d in dialogues for at in (1, 3))
@@ -45,3 +50,24 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
     for model in ("sft", "dpo"):
         rows = list(records.read_jsonl(tmp_path / f"data/replies/{model}.jsonl"))
         assert sum("reference" not in row for row in rows) == left_out
+
+
+def test_every_emotion_but_neutral_is_guided_and_the_baseline_knows_none(
+    tuned: Path, dialogues: list[Dialogue], tmp_path: Path
+) -> None:
+    lay_out(tuned, dialogues, tmp_path)
+    replies: list[dict[str, list[str]]] = []
+    few = {"evaluate.control_contexts": 2, "evaluate.resamples": 100, "evaluate.sampling.max_new_tokens": 6}
+    for guidance in (1.0, 8.0):
+        write_params(tmp_path, few | {"evaluate.sampling.guidance": guidance})
+        for stage in ("baseline", "evaluate"):
+            run_stage(stage, tmp_path)
+        files = {name: tmp_path / f"data/replies/{name}.control.jsonl" for name in ("baseline", "sft", "dpo")}
+        rows = {name: list(records.read_jsonl(path)) for name, path in files.items()}
+        replies.append({name: [row["reply"] for row in own] for name, own in rows.items()})
+    plain, guided = replies
+    assert guided["baseline"] == plain["baseline"]
+    for name in ("sft", "dpo"):
+        same = [one == other for one, other in zip(plain[name], guided[name], strict=True)]
+        assert same == [row["emotion"] == "neutral" for row in rows[name]]
+    assert records.read_metrics(tmp_path / "metrics/evaluate.json")["guidance"] == 8.0

@@ -108,7 +108,7 @@ def side_by_side(
     answers: Mapping[str, Answers], by_human: Rows, labels: Sequence[str], neutral: str, p: Evaluate
 ) -> dict[str, Any]:
     """What each model's answers and the human replies are worth, the majority's label, and what each step changed."""
-    measured = {name: measure(rows, labels, neutral, p) for name, rows in answers.items()}
+    measured: dict[str, Any] = {name: measure(rows, labels, neutral, p) for name, rows in answers.items()}
     measured["human"] = said(by_human, labels, neutral, p)
     if p.sampling.guidance != 1:
         measured["guidance"] = p.sampling.guidance

@@ -16,6 +16,7 @@ CLAIMS = {
     "reward_sweep": "wall time of generate_prefs' first run, over that after a change of weights, published settings",
     "reward_sweep-none": "the same, settings of params.yaml, whose first run is short",
     "sft_throughput": "trained tokens per second, over `trl sft`",
+    "guidance": "guided candidates per second, over unguided ones",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
     "stage_start": "seconds from process start to first work, over the eight stages, before the rooms over after",
 }
