@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -133,9 +133,11 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
         adapted = get_peft_model(loading.load_base(base, model_choice), lora)
         loading.save_adapter(adapted, loading.load_tokenizer(base, "out_inst_uni"), base, folder / name)
     turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-    judge = emotion.train_emotion([turn.content for turn in turns], [turn.emotion for turn in turns], "characters", 7)
+    texts, labels = [turn.content for turn in turns], [turn.emotion for turn in turns]
     (folder / "judges").mkdir()
-    files.save(judge, folder / "judges" / "evaluate.skops")
+    path = folder / "judges" / "evaluate.skops"
+    files.save(emotion.train_emotion(texts, labels, "characters", 7), path)
+    files.save_prior(replace(files.load(path), prior=emotion.shares(labels, "characters", 7), tau=0.5), path)
     return folder
 
 

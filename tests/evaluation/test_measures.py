@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emotune.core.dialogue import Dialogue, Turn, alternate
-from emotune.evaluation import measures
+from emotune.evaluation import measures, scores
 from emotune.evaluation.answers import (
     Answers,
     Question,
@@ -21,7 +22,8 @@ from emotune.evaluation.answers import (
 from emotune.evaluation.control import control_by, judge_gap
 from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Sampling
-from emotune.judges.params import JudgeChoice
+from emotune.judges.params import EmotionChoice, JudgeChoice
+from emotune.judges.verdicts import Classifier
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
@@ -34,7 +36,7 @@ EVALUATE = Evaluate(
     control_contexts=2,
     resamples=200,
     seed=7,
-    emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=None),
     gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     sampling=Sampling(
         temperature=0.7, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
@@ -102,8 +104,14 @@ def test_a_history_has_at_most_history_turns_from_a_user_turn_on(history_turns: 
 # --- the answers of a model
 
 
-def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
-    return [(LABELS[len(text) % 3], 0.5) for text in texts]
+def of_shares(*shares: Sequence[float]) -> Any:
+    """A judge that gives the labels these shares by the length of a text, and holds sadness to be one reply in ten."""
+    prior = dict(zip(LABELS, (0.6, 0.3, 0.1), strict=True))
+    return Classifier(LABELS, lambda texts: np.array([shares[len(text) % len(shares)] for text in texts]), prior, 1.0)
+
+
+# Undivided it finds neutral, happiness and neutral; divided sadness in the last.
+JUDGE = of_shares((0.8, 0.15, 0.05), (0.1, 0.9, 0.0), (0.6, 0.1, 0.3))
 
 
 def clean(texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -119,7 +127,7 @@ def answers_of(
 ) -> Answers:
     choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
     model, tokenizer = loading.load_base(base, choice), loading.load_tokenizer(base, template)
-    return answer(model, Prompter(tokenizer, None, context, 5), dialogues, LABELS, EVALUATE, judge, clean, ignore)
+    return answer(model, Prompter(tokenizer, None, context, 5), dialogues, LABELS, EVALUATE, JUDGE, clean, ignore)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +140,7 @@ def test_there_is_a_row_for_each_question_in_order(answers: Answers) -> None:
     assert [row["id"] for row in answers.control] == [q.id for q in control(TALK, 5, 2, LABELS, 7)]
     for row in (*answers.replies, *answers.control):
         assert row["judged"] == LABELS[len(row["reply"]) % 3]
+        assert row["judged_undivided"] == ("neutral", "happiness", "neutral")[len(row["reply"]) % 3]
         assert row["tokens"] <= 8
         assert not row["trimmed"]
 
@@ -279,6 +288,7 @@ def row(dialogue: str, emotion: str, judged: str, **more: Any) -> dict[str, Any]
         "emotion": emotion,
         "reply": "Well, well.",
         "judged": judged,
+        "judged_undivided": judged,
         "confidence": 0.9,
         "gibberish": "clean",
         "gibberish_confidence": 0.9,
@@ -305,7 +315,7 @@ BEFORE = Answers(
     control=[row("a", label, "neutral") for label in LABELS],
 )
 AFTER = Answers(
-    replies=[{**old, "judged": old["emotion"]} for old in BEFORE.replies],
+    replies=[{**old, "judged": old["emotion"], "judged_undivided": old["emotion"]} for old in BEFORE.replies],
     control=[row("a", label, label) for label in LABELS],
 )
 
@@ -339,6 +349,59 @@ def test_the_metrics_of_four_literal_rows() -> None:
     assert text["distinct_2"] == pytest.approx(2 / 3)
 
 
+# By tau the judge finds happiness and sadness as asked, and one neutral reply too many happy.
+HEARD = Answers(
+    replies=[
+        row("a", "neutral", "neutral"),
+        row("a", "neutral", "happiness", judged_undivided="neutral"),
+        row("b", "happiness", "happiness", judged_undivided="neutral"),
+        row("b", "sadness", "sadness", judged_undivided="neutral", **with_reference(1.0, 1)),
+    ],
+    control=[row("a", label, label, judged_undivided="neutral") for label in LABELS],
+)
+
+
+def test_what_counts_emotions_alike_is_by_the_divided_judge_and_what_counts_replies_by_the_undivided() -> None:
+    measured = measures.measure(HEARD, LABELS, "neutral", EVALUATE)
+    replies = {name: measured["replies"][name]["value"] for name in scores.METRICS}
+    assert replies == pytest.approx(
+        {
+            "accuracy": 0.5,
+            "weighted_f1": 1 / 3,
+            "micro_f1_without_neutral": 0,
+            # neutral: precision 1, recall 1/2; happiness: 1/2, 1; sadness: 1, 1.
+            "macro_f1": (2 / 3 + 2 / 3 + 1) / 3,
+            "macro_accuracy": 2.5 / 3,
+        }
+    )
+    assert measured["replies"]["per_emotion"] == {"neutral": 0.5, "happiness": 1, "sadness": 1}
+    assert measured["replies"]["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    control = measured["control"]
+    assert {control[name]["value"] for name in scores.METRICS} == {1.0}
+    assert control["per_emotion"] == dict.fromkeys(LABELS, 1)
+
+
+def test_two_models_are_compared_by_the_verdict_that_each_metric_is_of() -> None:
+    found = measures.compare(BEFORE, HEARD, LABELS, "neutral", EVALUATE)
+    assert found["replies"]["accuracy"]["difference"] == 0
+    assert found["replies"]["macro_f1"]["difference"] == pytest.approx(7 / 9 - 2 / 9)
+    assert found["control"]["accuracy"]["difference"] == pytest.approx(2 / 3)
+
+
+def test_control_is_also_a_share_of_what_the_judge_finds_in_the_human_replies() -> None:
+    three = {"baseline": BEFORE, "sft": AFTER, "dpo": AFTER}
+    measured = measures.side_by_side(three, HEARD.replies, LABELS, "neutral", EVALUATE)
+    ceiling = measured["human"]["replies"]["macro_accuracy"]["value"]
+    assert ceiling == pytest.approx(2.5 / 3)
+    shares = {model: measured[model]["control"]["of_human"] for model in three}
+    assert shares["baseline"]["value"] == pytest.approx(1 / 3 / ceiling)
+    # It may well find less in what people say than in what a model does.
+    assert shares["dpo"]["value"] == pytest.approx(1.2)
+    # The humans' two dialogues are drawn apart: neutral alone (recall 1/2), the other two, or all.
+    assert (shares["dpo"]["low"], shares["dpo"]["high"]) == pytest.approx((1, 2))
+    assert "control" not in measured["human"]
+
+
 def test_replies_that_hold_text_of_a_prompt_are_counted() -> None:
     written = ["Well, well.", "Oh! [/EMOTION] sadness [/INST]", "User: and you?", "A user is a user."]
     replies = [row("a", "neutral", "neutral", reply=reply, **with_reference(1.0, 1)) for reply in written]
@@ -364,8 +427,7 @@ def test_neighbours_are_compared_on_the_same_questions() -> None:
 
 
 def test_the_human_row_is_the_references_of_the_natural_questions_through_the_same_judges() -> None:
-    def happy(texts: Sequence[str]) -> list[tuple[str, float]]:
-        return [("happiness" if text.endswith("!") else "neutral", 0.9) for text in texts]
+    happy = Classifier(LABELS, lambda texts: np.array([[0, 1, 0] if "!" in text else [1, 0, 0] for text in texts]))
 
     def gibberish(texts: Sequence[str]) -> list[tuple[str, float]]:
         return [("noise" if text == "Yes." else "clean", 0.9) for text in texts]
@@ -396,19 +458,16 @@ def test_a_model_does_not_differ_from_itself() -> None:
 
 
 def test_the_table_has_a_row_for_each_model_and_metric() -> None:
-    measured: dict[str, Any] = {
-        name: measures.measure(found, LABELS, "neutral", EVALUATE)
-        for name, found in (("baseline", BEFORE), ("sft", AFTER), ("dpo", AFTER))
-    }
-    measured["majority"] = measures.majority(AFTER, LABELS, "neutral")
-    measured["human"] = measures.said(AFTER.replies, LABELS, "neutral", EVALUATE)
-    table = measures.table(measured | {"paired": {}})
+    three = {"baseline": BEFORE, "sft": AFTER, "dpo": AFTER}
+    table = measures.table(measures.side_by_side(three, AFTER.replies, LABELS, "neutral", EVALUATE))
     assert [(line["model"], line["metric"]) for line in table] == [
         *((model, "accuracy") for model in ("majority", "baseline", "sft", "dpo", "human")),
         *((model, "weighted F1") for model in ("majority", "baseline", "sft", "dpo", "human")),
         *((model, "macro F1") for model in ("majority", "baseline", "sft", "dpo", "human")),
         *((model, "micro F1 without neutral") for model in ("majority", "baseline", "sft", "dpo", "human")),
+        *((model, "macro recall") for model in ("majority", "baseline", "sft", "dpo", "human")),
         *((model, "control") for model in ("baseline", "sft", "dpo")),
+        *((model, "control of human") for model in ("baseline", "sft", "dpo")),
         *((model, "perplexity") for model in ("baseline", "sft", "dpo")),
         *((model, "bits per character") for model in ("baseline", "sft", "dpo")),
     ]
@@ -428,19 +487,26 @@ def test_an_unknown_judged_label_is_refused() -> None:
 def test_the_headline_is_a_dozen_numbers_in_short_names_and_three_digits() -> None:
     figure = {"value": 0.123456, "low": 0.1, "high": 0.2}
     model = {
-        "replies": {"macro_f1": figure, "accuracy": figure},
-        "control": {"macro_accuracy": figure},
+        "replies": {"macro_f1": figure, "accuracy": figure, "macro_accuracy": figure},
+        "control": {"macro_accuracy": figure, "of_human": figure},
         "reference": {"perplexity": {"value": 12.34567}},
         "text": {"gibberish": {"value": 0.0366}},
     }
     pairs = {"pairs": 578, "yield_total": 0.825714, "gap": {"mean": 8.8}}
-    shown = measures.headline(dict.fromkeys(("baseline", "sft", "dpo"), model), pairs, {"judge_gap": {"value": 0.0428}})
-    own = {"f1": 0.123, "control": 0.123, "ppl": 12.346}
+    shown = measures.headline(
+        dict.fromkeys(("baseline", "sft", "dpo", "human"), model), pairs, {"judge_gap": {"value": 0.0428}}
+    )
+    own = {"f1": 0.123, "control": 0.123, "of_human": 0.123, "ppl": 12.346}
     numbers = {"gibberish": 0.037, "pairs": 578, "yield": 0.826, "judge_gap": 0.043}
-    assert shown == {"baseline": own, "sft": own, "dpo": own, **numbers}
+    assert shown == {"baseline": own, "sft": own, "dpo": own, "human": {"recall": 0.123}, **numbers}
 
 
 def test_a_gap_that_dpo_did_not_look_for_is_not_in_the_headline() -> None:
-    model = {"replies": {"macro_f1": 0.5}, "control": {"macro_accuracy": 0.5}, "reference": {"perplexity": 9.0}}
-    measured = dict.fromkeys(("baseline", "sft", "dpo"), model | {"text": {"gibberish": 0.0}})
+    model = {
+        "replies": {"macro_f1": 0.5, "macro_accuracy": 0.5},
+        "control": {"macro_accuracy": 0.5, "of_human": 0.5},
+        "reference": {"perplexity": 9.0},
+        "text": {"gibberish": 0.0},
+    }
+    measured = dict.fromkeys(("baseline", "sft", "dpo", "human"), model)
     assert measures.headline(measured, {"pairs": 1, "yield_total": 1.0}, {})["judge_gap"] is None

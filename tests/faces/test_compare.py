@@ -22,7 +22,7 @@ from emotune.core.errors import InputError
 from emotune.faces import chat, compare
 from emotune.generation import local
 from emotune.generation.engine import Request
-from emotune.judges.verdicts import Judge
+from emotune.judges.verdicts import Classifier
 from emotune.runs.params import Params, parse
 
 MARKUP = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
@@ -37,12 +37,12 @@ def p() -> Params:
 
 
 @pytest.fixture(scope="module")
-def judge(tuned: Path, p: Params) -> Judge:
+def judge(tuned: Path, p: Params) -> Classifier:
     return chat.open_listener(tuned, p)
 
 
 @pytest.fixture(scope="module")
-def url(tuned: Path, judge: Judge, p: Params) -> Iterator[str]:
+def url(tuned: Path, judge: Classifier, p: Params) -> Iterator[str]:
     """The page, served in a thread."""
     app = compare.app(compare.open_voices(tuned, p.model), judge, p, compare.LOOPBACK, {"dpo": "follows sft"})
     listening = compare.listen("127.0.0.1", 0)
@@ -74,11 +74,11 @@ def refusal(url: str, body: Any, **headers: str) -> tuple[int, str]:
 
 
 def test_a_reply_is_what_the_pipeline_samples_and_its_verdict_what_the_judge_says(
-    url: str, tuned: Path, judge: Judge, p: Params
+    url: str, tuned: Path, judge: Classifier, p: Params
 ) -> None:
     found = ask(url, emotions=LABELS)
     assert [reply["emotion"] for reply in found["replies"]] == list(LABELS)
-    assert found["heard"] == judge(["We won the match!"])[0][0]
+    assert found["heard"] == judge.undivided(["We won the match!"])[0][0]
     voice = chat.open_voice(tuned, "dpo", p.model)
     for reply, (judged, confidence) in zip(
         found["replies"], judge([reply["reply"] for reply in found["replies"]]), strict=True
@@ -151,7 +151,7 @@ def test_no_page_from_elsewhere_can_ask(url: str) -> None:
     assert "frame-ancestors 'none'" in httpx2.get(url, trust_env=False).headers["content-security-policy"]
 
 
-def statuses(hosts: list[str], judge: Judge, p: Params, *named: str) -> list[int]:
+def statuses(hosts: list[str], judge: Classifier, p: Params, *named: str) -> list[int]:
     """What the page answers to a request that names each host."""
     page = compare.app(lambda name: pytest.fail("nobody was asked"), judge, p, hosts, {})
 
@@ -162,7 +162,7 @@ def statuses(hosts: list[str], judge: Judge, p: Params, *named: str) -> list[int
     return asyncio.run(ask_all())
 
 
-def test_beyond_this_machine_too_a_request_must_name_where_it_is_listened_to(judge: Judge, p: Params) -> None:
+def test_beyond_this_machine_too_a_request_must_name_where_it_is_listened_to(judge: Classifier, p: Params) -> None:
     other = "192.168.7.7"
     named = ("box.lan:8765", f"{other}:8765", "evil.example", "localhost")
     assert statuses(compare.hosts("box.lan", other), judge, p, *named) == [200, 200, 400, 400]
@@ -209,7 +209,7 @@ def test_only_this_machine_is_listened_to_unless_told_otherwise_and_ctrl_c_ends_
 
 
 def test_where_adapters_stay_on_top_the_three_share_one_base_and_say_the_same(
-    tuned: Path, judge: Judge, p: Params
+    tuned: Path, judge: Classifier, p: Params
 ) -> None:
     choice = p.model.model_copy(update={"dtype": "bfloat16"})
     lend = compare.open_voices(tuned, choice)

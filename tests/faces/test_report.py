@@ -1,6 +1,7 @@
 """Laws of the report, on metrics that the project's own measuring wrote of a few rows."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def answers(skill: float) -> Answers:
         {
             "dialogue": f"d{n % 10}",
             "emotion": LABELS[n % 7],
-            "judged": LABELS[n % 7] if rng.random() < skill else rng.choice(LABELS),
+            "judged": (label := LABELS[n % 7] if rng.random() < skill else rng.choice(LABELS)),
+            "judged_undivided": label,
             "reply": f"Well, that is number {n}.",
             "context": ["How are you?"],
             "trimmed": False,
@@ -63,14 +65,8 @@ def write_metrics(folder: Path) -> None:
     """The files that a report reads, of models that meet an emotion more and more often."""
     p = parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
     rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
-    measured = {name: measures.measure(found, LABELS, "neutral", p) for name, found in rows.items()}
-    measured["majority"] = measures.majority(rows["sft"], LABELS, "neutral")
-    measured["human"] = measures.said(answers(0.7).replies, LABELS, "neutral", p)
-    measured["paired"] = {
-        f"{a}_to_{b}": measures.compare(rows[a], rows[b], LABELS, "neutral", p)
-        for a, b in (("baseline", "sft"), ("sft", "dpo"))
-    }
-    records.write_metrics(folder / "evaluate.json", measured)
+    by_human = answers(0.7).replies
+    records.write_metrics(folder / "evaluate.json", measures.side_by_side(rows, by_human, LABELS, "neutral", p))
     records.write_metrics(folder / "prefs.json", prefs())
     found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
     records.write_metrics(folder / "judges.json", {"evaluate_emotion": found})
@@ -111,16 +107,17 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
     assert tables.markdown([["run", "why"], ["a", "x | y"]]) == "| run | why |\n| --- | ---: |\n| a | x \\| y |"
 
 
-def test_the_table_shows_each_model_with_the_interval_below_its_value(metrics, capsys):
+def test_the_table_shows_each_model_with_the_interval_behind_its_value(metrics, capsys):
     assert cli.main(["report"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("  ")[-1] == "words"
-    assert [lines[n].split()[0] for n in (1, 2, 4, 6, 8)] == ["majority", "baseline", "sft", "dpo", "human"]
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert lines[0].split() == ["majority", "baseline", "sft", "dpo", "human"]
+    assert lines[-1].split()[0] == "words"
     sft = records.read_metrics(metrics / "evaluate.json")["sft"]["control"]["macro_accuracy"]
-    assert f"{sft['value']:.3f}" in lines[4]
-    assert f"{sft['low']:.3f}–{sft['high']:.3f}" in lines[5]
-    # The majority's answer is a label without a text: no interval, no control, no likelihood, no words.
-    assert lines[1].split()[-5:] == ["–", "–", "–", "–", "–"]
+    [control] = (re.split("  +", line) for line in lines if line.startswith("control  "))
+    assert control[3] == f"{sft['value']:.3f} [{sft['low']:.3f}, {sft['high']:.3f}]"
+    # The majority's answer is a label without a text: no control, no likelihood, no words. The human's is the ceiling.
+    assert [re.split("  +", line)[1] for line in lines[-6:]] == ["–"] * 6
+    assert (control[1], control[5]) == ("–", "–")
 
 
 def test_likelihood_stands_in_bits_per_character_too_where_it_was_measured(metrics):

@@ -51,6 +51,25 @@ def test_weights_are_one_on_average_and_equal_labels_out_at_evenness_one() -> No
     assert emotion._weights(["a", "a", "a", "b"], 1) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
 
 
+def test_the_shares_are_of_the_rows_that_are_learned_from_by_their_weight() -> None:
+    # 3.5 x 10 of the 90 neutral ones, 9 afraid, the angry one three times; each weighs its label's count ** -0.28.
+    shares = emotion.shares(["neutral"] * 90 + ["fear"] * 9 + ["anger"], "words", 0)
+    weights = {"neutral": 35**0.72, "fear": 9**0.72, "anger": 3**0.72}
+    assert shares == pytest.approx({label: weight / sum(weights.values()) for label, weight in weights.items()})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_shares_are_those_that_a_judge_expects_on_average(recipe: str) -> None:
+    rng = random.Random(0)
+    labels = rng.choices(["neutral", "happiness", "sadness"], [8, 3, 1], k=600)
+    # A third of the texts says nothing of its label, so that no probability is near 1.
+    texts = [f"It is {rng.choice([label, label, 'so'])} {rng.random():.2f}." for label in labels]
+    judge = files.verdicts_of(emotion.train_emotion(texts, labels, recipe, 0))
+    rows, _, weights = emotion._sample(labels, recipe, 0)
+    means = np.average(judge.probabilities([texts[row] for row in rows]), axis=0, weights=weights)
+    assert dict(zip(judge.labels, means, strict=True)) == pytest.approx(emotion.shares(labels, recipe, 0), abs=0.03)
+
+
 def test_an_unknown_recipe_and_a_single_label_are_refused() -> None:
     with pytest.raises(InputError, match=r"unknown recipe 'letters'.*words, characters"):
         emotion.train_emotion(TEXTS, LABELS, "letters", 0)

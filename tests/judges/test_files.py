@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from emotune.core.errors import InputError
 from emotune.judges import files
 from emotune.judges.emotion import RECIPES, train_emotion
 from emotune.judges.gibberish import train_gibberish
+from emotune.judges.params import EmotionChoice, JudgeChoice
 
 
 def trained(kind: str) -> Any:
@@ -27,6 +29,25 @@ def test_a_saved_judge_says_the_same_and_training_again_writes_the_same_bytes(ki
     files.save(trained(kind), tmp_path / "second.skops")
     assert (tmp_path / "first.skops").read_bytes() == (tmp_path / "second.skops").read_bytes()
     assert files.load(tmp_path / "first.skops")(NEW) == files.verdicts_of(estimator)(NEW)
+
+
+def test_a_judge_of_emotions_is_divided_as_far_as_its_section_says_or_else_the_judges_stage(tmp_path: Path) -> None:
+    path = tmp_path / "evaluate.skops"
+    files.save(trained("words"), path)
+    plain = files.load(path)
+    choice = JudgeChoice(name="embedded", revision=None, labels=None)
+    # What needs no prior asks for none; a prior is not made up.
+    assert files.open_judge(path, choice)(NEW) == plain(NEW)
+    assert files.open_judge(path, EmotionChoice(**dict(choice), tau=0))(NEW) == plain(NEW)
+    with pytest.raises(InputError, match=r"evaluate\.prior\.json: no such file"):
+        files.open_judge(path, EmotionChoice(**dict(choice), tau=None))
+    prior = {"happiness": 0.01, "sadness": 0.495, "neutral": 0.495}
+    files.save_prior(replace(plain, prior=prior, tau=0.7), path)
+    for asked, tau in ((None, 0.7), (1.3, 1.3)):
+        assert files.open_judge(path, EmotionChoice(**dict(choice), tau=asked)).tau == tau
+    divided = files.open_judge(path, EmotionChoice(**dict(choice), tau=1.5))
+    assert {label for label, _ in divided(NEW)} == {"happiness"} != {label for label, _ in plain(NEW)}
+    assert divided.undivided(NEW) == plain(NEW)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ WRITTEN = {
     },
     "base_model": {f"models/base/{name}" for name in MODEL} | {"metrics/base_model.json"},
     "judges": {
+        "models/judges/evaluate.prior.json",
         "models/judges/evaluate.skops",
         "models/judges/evaluate_gibberish.skops",
+        "models/judges/reward.prior.json",
         "models/judges/reward.skops",
         "models/judges/reward_gibberish.skops",
         "metrics/judges.json",

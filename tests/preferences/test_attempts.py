@@ -17,7 +17,7 @@ from emotune.generation import local
 from emotune.generation.engine import Reply
 from emotune.generation.local import Local
 from emotune.generation.params import Sampling
-from emotune.judges.params import JudgeChoice
+from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.judges.verdicts import Judge
 from emotune.models import loading
 from emotune.models.params import Model
@@ -58,7 +58,7 @@ PREFS = Prefs(
     ),
 )
 REWARD = Reward(
-    emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0),
     gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     bias=0.001,
     length=Length(shape="published", unit="characters", low=5, high=20),

@@ -19,7 +19,7 @@ from emotune.core.dialogue import Dialogue
 from emotune.evaluation.answers import control as questions_of
 from emotune.evaluation.control import control_by
 from emotune.generation.params import Sampling
-from emotune.judges.params import EmotionJudge, JudgeChoice
+from emotune.judges.params import EmotionChoice, EmotionJudge
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import Params, Sampled, align, assert_first_step, assert_reference_is_policy
@@ -29,7 +29,7 @@ from tiny import CHOICE, DPO, changed, ignore, pair, save_adapter
 SAMPLING = Sampling(
     temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
 )
-JUDGE = EmotionJudge(emotion_judge=JudgeChoice(name="embedded", revision=None, labels=None))
+JUDGE = EmotionJudge(emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0))
 
 
 def params(**changes: Any) -> Params:

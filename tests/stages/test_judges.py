@@ -4,18 +4,23 @@ import random
 import string
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skops.io
 
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, alternate, to_record
 from emotune.judges import files
-from emotune.judges.params import JudgeChoice, Judges, JudgesOf
-from emotune.stages.judges import Data, Params, halves, main, measure
+from emotune.judges.params import EmotionChoice, JudgeChoice, Judges, JudgesOf
+from emotune.judges.verdicts import Classifier
+from emotune.stages.judges import TAUS, Data, Params, halves, main, measure, measure_both, with_prior
 
 LABELS = ("neutral", "happiness", "sadness")
 EMBEDDED = JudgeChoice(name="embedded", revision=None, labels=None)
-BOTH = JudgesOf(emotion_judge=EMBEDDED, gibberish_judge=EMBEDDED)
+REWARD, EVALUATE = (
+    JudgesOf(emotion_judge=EmotionChoice(**EMBEDDED.model_dump(), tau=tau), gibberish_judge=EMBEDDED)
+    for tau in (0, None)
+)
 JUDGES = [("reward", "evaluate"), ("reward_gibberish", "evaluate_gibberish")]
 
 
@@ -37,10 +42,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         Dialogue(f"talk-{n}", alternate((f"Is it the {word}?", f"It is the {word}."), (LABELS[n % 3],) * 2))
         for n, word in enumerate(words)
     ]
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         records.write_jsonl(folder / f"{split}.jsonl", map(to_record, talks))
     p = Params(
-        data=Data(labels=LABELS, seed=7), evaluate=BOTH, judges=Judges(share_dialogues=request.param), reward=BOTH
+        data=Data(labels=LABELS, seed=7),
+        evaluate=EVALUATE,
+        judges=Judges(share_dialogues=request.param),
+        reward=REWARD,
     )
     main(p, lambda *_: None, folder, folder / "out")
     return folder / "out", words, request.param
@@ -67,6 +75,51 @@ def test_both_halves_have_half_of_the_dialogues_of_a_rare_emotion() -> None:
     for half in both:
         assert [talk.turns[1].emotion for talk in half] == ["neutral"] * 15 + ["sadness"] * 2 + ["happiness"] * 3
     assert halves(talks, 8) != both
+
+
+def test_the_stage_writes_the_prior_and_tau_of_both_emotion_judges_and_of_no_other(
+    trained: tuple[Path, list[str], bool],
+) -> None:
+    folder, _, _ = trained
+    assert sorted(path.name for path in folder.glob("*.json")) == ["evaluate.prior.json", "reward.prior.json"]
+    for name, of in (("reward", REWARD), ("evaluate", EVALUATE)):
+        written = records.read_json(folder / f"{name}.prior.json")
+        assert written["prior"].keys() == set(LABELS)
+        assert sum(written["prior"].values()) == pytest.approx(1, abs=2e-6)
+        assert written["tau"] in TAUS
+        judge = files.open_judge(folder / f"{name}.skops", of.emotion_judge)
+        assert judge.tau == (0 if name == "reward" else written["tau"])
+
+
+# A judge that expects two in three to be neutral: of happiness it hears 0.2, 0.4 or 0.6, of neutral the rest.
+HAPPY = {"a": 0.2, "b": 0.4, "c": 0.6}
+DOUBTFUL = Classifier(LABELS, lambda texts: np.array([[1 - HAPPY[text], HAPPY[text], 0.0] for text in texts]))
+LEARNED = {"neutral": 0.65, "happiness": 0.35, "sadness": 0.0}
+
+
+def test_tau_is_the_least_that_finds_human_emotions_best() -> None:
+    gold = ["neutral", "happiness", "happiness"]
+    # b is happy from 0.4 / 0.35 ** tau > 0.6 / 0.65 ** tau on, which is tau 0.66; a (0.2, 0.8) from 2.24 on.
+    assert with_prior(DOUBTFUL, LEARNED, None, list("abc"), gold, LABELS).tau == 0.7
+    assert with_prior(DOUBTFUL, LEARNED, None, list("ac"), ["neutral", "happiness"], LABELS).tau == 0
+    assert with_prior(DOUBTFUL, LEARNED, 1.25, list("abc"), gold, LABELS).tau == 1.25
+
+
+def test_a_judge_of_unknown_training_has_what_it_says_on_average_as_its_prior() -> None:
+    learned = with_prior(DOUBTFUL, LEARNED, 0, list("abc"), LABELS, LABELS).prior
+    # No share is 0: something is divided by it.
+    assert learned == {"neutral": 0.65, "happiness": 0.35, "sadness": 1e-6}
+    unknown = with_prior(DOUBTFUL, None, 0, list("abc"), LABELS, LABELS).prior
+    assert unknown == {"neutral": 0.6, "happiness": 0.4, "sadness": 1e-6}
+
+
+def test_an_emotion_judge_is_measured_with_tau_and_without() -> None:
+    judge = with_prior(DOUBTFUL, LEARNED, 1, list("abc"), LABELS, LABELS)
+    measured = measure_both(judge, list("abc"), ["neutral", "happiness", "happiness"], LABELS)
+    assert (measured["accuracy"], measured["macro_recall"]) == (pytest.approx(2 / 3), 0.75)
+    assert (measured["divided"]["accuracy"], measured["divided"]["macro_recall"]) == (1, 1)
+    assert measured["divided"]["per_class"]["happiness"]["recall"] == 1
+    assert (measured["tau"], measured["prior"]) == (1, judge.prior)
 
 
 def test_measure_counts_what_a_judge_gets_right() -> None:

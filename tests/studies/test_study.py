@@ -150,6 +150,7 @@ def answers(judged: str, nats: float, reply: str = "Oh.") -> Rows:
             "dialogue": f"{n}",
             "emotion": "fear",
             "judged": {"f": "fear", "n": "neutral"}[judge],
+            "judged_undivided": {"f": "fear", "n": "neutral"}[judge],
             "reply": reply if n < 30 else "Oh.",
             "reference": "Help me!",
             "reference_nats": nats,
@@ -179,6 +180,16 @@ def test_a_difference_is_the_other_minus_the_first_with_its_interval() -> None:
     assert bits["difference"] == pytest.approx(0.721348)
     prompt = difference("prompt text", first, other, 100)
     assert prompt["difference"] == pytest.approx(0.3)
+
+
+def test_a_metric_of_a_study_is_by_the_verdict_that_a_runs_is() -> None:
+    rows = [{**row, "judged": "fear"} for row in answers("f" * 50 + "n" * 50, 4.0)]
+    values = {
+        column: differences.drawn(column, rows, LABELS, "neutral", 100, 7)[0]
+        for column in ("accuracy", "weighted F1", "F1 w/o neutral", "macro F1", "control")
+    }
+    f1 = pytest.approx(2 / 3)
+    assert values == {"accuracy": 0.5, "weighted F1": f1, "F1 w/o neutral": f1, "macro F1": 1, "control": 1}
 
 
 def test_equal_answers_do_not_differ() -> None:
@@ -263,8 +274,8 @@ def main(p: Params, log: Log, replies: Out, control: Out) -> Metrics:
     time.sleep(size / 64)
     size -= 16 * (p.pretrain.heads == 2)
     labels = ["neutral", "fear"]
-    rows = [{"id": str(n), "dialogue": str(n), "emotion": "fear", "judged": labels[n % 128 < size], "reply": "Oh."}
-            for n in range(256)]
+    rows = [{"id": str(n), "dialogue": str(n), "emotion": "fear", "reply": "Oh.",
+             **dict.fromkeys(("judged", "judged_undivided"), labels[n % 128 < size])} for n in range(256)]
     for path in (replies, control):
         records.write_jsonl(path, rows)
     columns = [[row[name] for row in rows] for name in ("dialogue", "emotion", "judged")]

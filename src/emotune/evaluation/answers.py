@@ -19,7 +19,7 @@ from emotune.evaluation.params import Evaluate
 from emotune.generation import local
 from emotune.generation.engine import Reply, Request
 from emotune.generation.params import Sampling
-from emotune.judges.verdicts import Judge
+from emotune.judges.verdicts import Classifier, Judge
 from emotune.models import likelihood
 from emotune.prompts.prompter import Prompter, Row
 
@@ -79,7 +79,7 @@ def answer(
     dialogues: Sequence[Dialogue],
     labels: Sequence[str],
     p: Evaluate,
-    emotion_judge: Judge,
+    emotion_judge: Classifier,
     gibberish_judge: Judge,
     log: Log,
 ) -> Answers:
@@ -98,7 +98,7 @@ def answer(
 
 
 def human(
-    dialogues: Iterable[Dialogue], history_turns: int, p: Evaluate, emotion_judge: Judge, gibberish_judge: Judge
+    dialogues: Iterable[Dialogue], history_turns: int, p: Evaluate, emotion_judge: Classifier, gibberish_judge: Judge
 ) -> Rows:
     """The natural questions' reference replies, as rows of a model that says what the human said: no model, no tokens.
 
@@ -142,11 +142,12 @@ def _rows(
     questions: Sequence[Question],
     histories: Sequence[Sequence[Turn]],
     replies: Sequence[Reply],
-    emotion_judge: Judge,
+    emotion_judge: Classifier,
     gibberish_judge: Judge,
 ) -> Rows:
-    """One row a question, in order: the reply, and what both judges say of it."""
+    """One row a question, in order: the reply, and what both judges say of it, that of emotions undivided too."""
     texts = [reply.text for reply in replies]
+    by_tau, undivided = emotion_judge.both(texts)
     return [
         {
             "id": q.id,
@@ -156,14 +157,15 @@ def _rows(
             "emotion": q.emotion,
             "reply": reply.text,
             "judged": judged,
+            "judged_undivided": plainly,
             "confidence": confidence,
             "gibberish": gibberish,
             "gibberish_confidence": gibberish_confidence,
             "tokens": reply.tokens,
             "ended": reply.ended,
         }
-        for q, turns, reply, (judged, confidence), (gibberish, gibberish_confidence) in zip(
-            questions, histories, replies, emotion_judge(texts), gibberish_judge(texts), strict=True
+        for q, turns, reply, (judged, confidence), (plainly, _), (gibberish, gibberish_confidence) in zip(
+            questions, histories, replies, by_tau, undivided, gibberish_judge(texts), strict=True
         )
     ]
 

@@ -1,6 +1,7 @@
 """The same questions to every model: held-out prompts -> replies -> what a judge and plain counting say of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,37 @@ def measure(answers: Answers, labels: Sequence[str], neutral: str, p: Evaluate) 
 
 def said(rows: Rows, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
     """What replies to natural questions are worth, whoever gave them: a model or the human."""
-    replies = scores.score(*_columns(rows), labels, neutral, p.resamples, p.seed)
-    return {"replies": replies, "text": _text(rows)}
+    replies = _by_verdict(
+        "replies", lambda verdict: scores.score(*_columns(rows, verdict), labels, neutral, p.resamples, p.seed)
+    )
+    recalls = scores.per_label(*_columns(rows)[1:], labels)
+    return {
+        "replies": replies | {"per_emotion": {label: recalls[label]["recall"] for label in labels}},
+        "text": _text(rows),
+    }
+
+
+def _by_verdict(part: str, of: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Each metric by the verdict that it is of, where `of` has all metrics by one: `judged` or `judged_undivided`."""
+    verdicts = {name: scores.verdict_of(part, name) for name in scores.METRICS}
+    measured = {verdict: of(verdict) for verdict in {"judged", *verdicts.values()}}
+    return measured["judged"] | {name: measured[verdict][name] for name, verdict in verdicts.items()}
 
 
 def compare(before: Answers, after: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
     """Paired tests of two models over the same questions: differences after - before, dialogues resampled."""
     result: dict[str, Any] = {}
     for kind in ("replies", "control"):
-        dialogues, emotions, first = _columns(getattr(before, kind))
-        second = _columns(getattr(after, kind))[2]
-        result[kind] = scores.paired(dialogues, emotions, first, second, labels, neutral, p.resamples, p.seed)
+        tested = partial(_paired, getattr(before, kind), getattr(after, kind), labels, neutral, p)
+        result[kind] = _by_verdict(kind, tested)
     return result
+
+
+def _paired(
+    before: Rows, after: Rows, labels: Sequence[str], neutral: str, p: Evaluate, verdict: str
+) -> dict[str, Any]:
+    columns, (_, _, second) = _columns(before, verdict), _columns(after, verdict)
+    return scores.paired(*columns, second, labels, neutral, p.resamples, p.seed)
 
 
 def majority(answers: Answers, labels: Sequence[str], neutral: str) -> dict[str, Any]:
@@ -46,9 +66,9 @@ def majority(answers: Answers, labels: Sequence[str], neutral: str) -> dict[str,
     return {"replies": scores.majority([row["emotion"] for row in answers.replies], labels, neutral)}
 
 
-def _columns(rows: Rows) -> tuple[list[str], list[str], list[str]]:
+def _columns(rows: Rows, verdict: str = "judged") -> tuple[list[str], list[str], list[str]]:
     """Of each row its dialogue, the emotion asked for, and the emotion judged."""
-    return [row["dialogue"] for row in rows], [row["emotion"] for row in rows], [row["judged"] for row in rows]
+    return [row["dialogue"] for row in rows], [row["emotion"] for row in rows], [row[verdict] for row in rows]
 
 
 def _reference(rows: Rows, resamples: int, seed: int) -> dict[str, Any]:
@@ -109,6 +129,10 @@ def side_by_side(
 ) -> dict[str, Any]:
     """What each model's answers and the human replies are worth, the majority's label, and what each step changed."""
     measured: dict[str, Any] = {name: measure(rows, labels, neutral, p) for name, rows in answers.items()}
+    for name, own in answers.items():
+        # What the judge finds in replies that do have the emotion is the most that it can find in a model's.
+        of_model, of_human = (scores.confusions(*_columns(rows), labels) for rows in (own.control, by_human))
+        measured[name]["control"]["of_human"] = scores.recall_share(of_model, of_human, p.resamples, p.seed)
     measured["human"] = said(by_human, labels, neutral, p)
     if p.sampling.guidance != 1:
         measured["guidance"] = p.sampling.guidance
@@ -123,12 +147,14 @@ def side_by_side(
 def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers to compare two runs by, in names and digits that fit a screen, from what three stages measured.
 
-    For each model macro F1, control and perplexity; of dpo's replies the share that is gibberish; the pairs, and the
-    share of prompts that made one; how much more control rose by the judge that rewards than by the other.
+    For each model macro F1, control, that as a share of the human replies' macro recall, and perplexity; that recall;
+    of dpo's replies the share that is gibberish; the pairs, and the share of prompts that made one; how much more
+    control rose by the judge that rewards than by the other.
     """
     names = {
         "f1": ("replies", "macro_f1"),
         "control": ("control", "macro_accuracy"),
+        "of_human": ("control", "of_human"),
         "ppl": ("reference", "perplexity"),
     }
     shown: dict[str, Any] = {
@@ -136,6 +162,7 @@ def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Ma
         for model in ("baseline", "sft", "dpo")
     }
     return shown | {
+        "human": {"recall": _digits(measured["human"]["replies"]["macro_accuracy"])},
         "gibberish": _digits(measured["dpo"]["text"]["gibberish"]),
         "pairs": pairs["pairs"],
         "yield": _digits(pairs["yield_total"]),
@@ -156,7 +183,9 @@ def table(measured: Mapping[str, Any]) -> Rows:
         "weighted F1": ("replies", "weighted_f1"),
         "macro F1": ("replies", "macro_f1"),
         "micro F1 without neutral": ("replies", "micro_f1_without_neutral"),
+        "macro recall": ("replies", "macro_accuracy"),
         "control": ("control", "macro_accuracy"),
+        "control of human": ("control", "of_human"),
         "perplexity": ("reference", "perplexity"),
         "bits per character": ("reference", "bits_per_character"),
     }

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from emotune.core.sections import Count, Section
 from emotune.generation.params import Sampling
-from emotune.judges.params import JudgeChoice
+from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.models.params import Model
 
 
@@ -16,7 +16,7 @@ class Evaluate(Section):
     control_contexts: Count
     resamples: Annotated[int, Field(ge=100)]
     seed: int
-    emotion_judge: JudgeChoice
+    emotion_judge: EmotionChoice
     gibberish_judge: JudgeChoice
     sampling: Sampling
 

@@ -23,6 +23,14 @@ LEVEL = 0.95
 # What our templates write around the turns of a dialogue, and what other chat formats write before one.
 PROMPT_TEXT = re.compile(r"\[/?(?:INST|(?:[UC]_)?EMOTION)\]|<</?SYS>>|(?<!\S)(?:user|assistant|system):", re.IGNORECASE)
 METRICS = ("accuracy", "weighted_f1", "macro_f1", "micro_f1_without_neutral", "macro_accuracy")
+# Those that count an emotion as often as people have it: a judge that was divided by how often that is is no judge of
+# these.
+BY_FREQUENCY = ("accuracy", "weighted_f1", "micro_f1_without_neutral")
+
+
+def verdict_of(part: str, metric: str) -> str:
+    """Which of a row's two verdicts a metric is of; `control` asks every emotion as often as any other."""
+    return "judged_undivided" if part == "replies" and metric in BY_FREQUENCY else "judged"
 
 
 def confusions(
@@ -74,7 +82,7 @@ def metrics_of(matrices: Array, neutral: int | None) -> dict[str, Array]:
 
 def _ratio(above: Array, below: Array) -> Array:
     """`above / below`, and 0 where `below` is 0."""
-    return np.where(below > 0, above / np.maximum(below, 1), 0.0)
+    return np.where(below > 0, above / np.where(below > 0, below, 1), 0.0)
 
 
 def _place(label: str, labels: Sequence[str]) -> int | None:
@@ -176,6 +184,20 @@ def tested(difference: float, samples: Array) -> dict[str, float]:
 
 
 # The table's rows, ready for JSON.
+
+
+def recall_share(own: Array, ceiling: Array, resamples: int, seed: int) -> dict[str, float]:
+    """The macro recall of one stack of dialogues' confusion matrices over another's, with a 95 % interval.
+
+    The dialogues of the two are drawn apart from each other. 0 where the other's is 0.
+    """
+    recalls = [
+        metrics_of(np.concatenate([of.sum(axis=0, keepdims=True), resampled(of, resamples, seed + n)]), None)
+        for n, of in enumerate((own, ceiling))
+    ]
+    shares = _ratio(*(recall["macro_accuracy"] for recall in recalls))
+    low, high = _interval(shares[1:])
+    return {"value": float(shares[0]), "low": low, "high": high}
 
 
 def score(

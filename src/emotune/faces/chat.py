@@ -23,7 +23,7 @@ from emotune.generation import local
 from emotune.generation.engine import Request
 from emotune.generation.params import Sampling
 from emotune.judges.files import open_judge
-from emotune.judges.verdicts import Judge
+from emotune.judges.verdicts import Classifier
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
@@ -57,15 +57,18 @@ def open_voice(folder: Path, name: str, choice: Model) -> Voice:
     return Voice(model, loading.load_tokenizer(own, None))
 
 
-def open_listener(folder: Path, p: Params) -> Judge:
+def open_listener(folder: Path, p: Params) -> Classifier:
     """The judge that evaluates, which here also hears the emotion of what the user says: the templates name it."""
     return open_judge(folder / "judges" / "evaluate.skops", p.evaluate.emotion_judge)
 
 
-def heard(judge: Judge, text: str) -> Turn:
-    """The user's turn, cleaned as those of the data are, in the emotion that the judge hears in it."""
+def heard(judge: Classifier, text: str) -> Turn:
+    """The user's turn, cleaned as those of the data are, in the emotion that the undivided judge hears in it.
+
+    People are as often neutral as it learned; only of a reply that was asked for an emotion it should expect any.
+    """
     cleaned = clean(text)
-    [(emotion, _)] = judge([cleaned])
+    [(emotion, _)] = judge.undivided([cleaned])
     return Turn(USER, cleaned, emotion)
 
 
@@ -192,7 +195,7 @@ def typed() -> Iterator[str]:
             return
 
 
-def converse(voice: Voice, judge: Judge, p: Params, lines: Iterable[str], patient: bool) -> None:
+def converse(voice: Voice, judge: Classifier, p: Params, lines: Iterable[str], patient: bool) -> None:
     """Answer line by line on stdout. What cannot be understood is told where `patient`, else it is an InputError."""
     emotion, turns, replies = p.data.neutral, list[Turn](), 0
     for number, line in enumerate(lines, start=1):

@@ -30,7 +30,7 @@ from emotune.core.sections import Section
 from emotune.faces import chat
 from emotune.faces.chat import Voice, heard, located, open_listener, open_voice
 from emotune.generation import local
-from emotune.judges.verdicts import Judge
+from emotune.judges.verdicts import Classifier
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.runs import lock
@@ -92,7 +92,7 @@ def open_voices(folder: Path, choice: Model) -> Lend:
     return lend
 
 
-def replies_to(voice: Voice, judge: Judge, p: Params, inquiry: Inquiry) -> dict[str, Any]:
+def replies_to(voice: Voice, judge: Classifier, p: Params, inquiry: Inquiry) -> dict[str, Any]:
     """A model's reply in each emotion that is asked for, sampled together, and what the judge hears in them."""
     message = heard(judge, inquiry.message)
     turns = [*(Turn(turn.role, turn.content, turn.emotion) for turn in inquiry.history), message]
@@ -134,7 +134,7 @@ def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
     return inquiry
 
 
-def app(lend: Lend, judge: Judge, p: Params, hosts: Sequence[str], doubts: Mapping[str, str]) -> Starlette:
+def app(lend: Lend, judge: Classifier, p: Params, hosts: Sequence[str], doubts: Mapping[str, str]) -> Starlette:
     """The page, what it shows at first, and the answers to its questions, one at a time.
 
     `doubts` says of which stages what is here may be of another run, and why. A request must name one of `hosts` as its

@@ -39,7 +39,8 @@ def text(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapping[str,
     """
     evaluated = records.read_metrics(metrics / "evaluate.json")
     tables = [
-        ("evaluate", "", comparison(evaluated, "\n{}–{}")),
+        # A column a model: of metrics there are too many for 120 columns.
+        ("evaluate", "", [list(row) for row in zip(*comparison(evaluated, " [{}, {}]"), strict=True)]),
         ("evaluate", "Difference [95 % interval], paired over the same questions", differences(evaluated)),
         ("generate_prefs", "Preference pairs", preferences(metrics)),
     ]

@@ -57,15 +57,31 @@ def train_emotion(texts: Sequence[str], labels: Sequence[str], recipe: str, seed
         raise InputError(f"unknown recipe {recipe!r} of an emotion judge; accepted: {', '.join(RECIPES)}")
     if len(set(labels)) < 2:
         raise InputError(f"an emotion judge needs texts of at least two labels, found {sorted(set(labels))}")
-    grams, learner, most, evenness = RECIPES[recipe]
-    rows = _thinned(labels, most, random.Random(f"{recipe} {seed}"))
-    gold = [labels[row] for row in rows]
+    grams, learner, _, _ = RECIPES[recipe]
+    rows, gold, weights = _sample(labels, recipe, seed)
     judge = make_pipeline(
         HashingVectorizer(n_features=2**18, alternate_sign=False, norm=None, dtype=np.float32, **grams),
         TfidfTransformer(sublinear_tf=True),
         CalibratedClassifierCV(learner(seed), cv=FOLDS, ensemble=False),
     )
-    return judge.fit([texts[row] for row in rows], gold, calibratedclassifiercv__sample_weight=_weights(gold, evenness))
+    return judge.fit([texts[row] for row in rows], gold, calibratedclassifiercv__sample_weight=weights)
+
+
+def shares(labels: Sequence[str], recipe: str, seed: int) -> dict[str, float]:
+    """The share of each label in what `train_emotion` learns from these, by weight: its probabilities are under it."""
+    _, gold, weights = _sample(labels, recipe, seed)
+    sums: dict[str, float] = {}
+    for label, weight in zip(gold, weights.tolist(), strict=True):
+        sums[label] = sums.get(label, 0.0) + weight
+    return {label: total / len(gold) for label, total in sums.items()}
+
+
+def _sample(labels: Sequence[str], recipe: str, seed: int) -> tuple[list[int], list[str], np.ndarray]:
+    """The rows that a judge learns from, with the label and the weight of each."""
+    _, _, most, evenness = RECIPES[recipe]
+    rows = _thinned(labels, most, random.Random(f"{recipe} {seed}"))
+    gold = [labels[row] for row in rows]
+    return rows, gold, _weights(gold, evenness)
 
 
 def _thinned(labels: Sequence[str], most: float, rng: random.Random) -> list[int]:

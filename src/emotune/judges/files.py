@@ -2,16 +2,19 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
+import numpy as np
 import sklearn.utils
 from sklearn.pipeline import Pipeline
 
+from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.judges.hub import load_hub
-from emotune.judges.params import JudgeChoice
-from emotune.judges.verdicts import Judge, most_probable
+from emotune.judges.params import EmotionChoice, JudgeChoice
+from emotune.judges.verdicts import Classifier
 
 # What our judges are made of, beside plain numbers, texts and arrays.
 TRUSTED = [
@@ -36,11 +39,32 @@ import skops.io  # noqa: E402
 sklearn.utils.all_estimators = _all_estimators
 
 
-def open_judge(trained: Path, choice: JudgeChoice) -> Judge:
-    """The judge of a params.yaml section: the one that the judges stage trained, or the one that is named there."""
+def open_judge(trained: Path, choice: JudgeChoice) -> Classifier:
+    """The judge of a params.yaml section: the one that the judges stage trained, or the one that is named there.
+
+    One of emotions is divided by the prior that the stage wrote beside it, as far as the section or the stage says.
+    """
+    judge = undivided(trained, choice)
+    if not isinstance(choice, EmotionChoice) or choice.tau == 0:
+        return judge
+    beside = records.read_json(_prior(trained))
+    return replace(judge, prior=beside["prior"], tau=beside["tau"] if choice.tau is None else choice.tau)
+
+
+def undivided(trained: Path, choice: JudgeChoice) -> Classifier:
+    """The same judge with tau 0, whatever the section says."""
     if choice.is_embedded:
         return load(trained)
     return load_hub(choice.name, choice.revision, choice.labels)
+
+
+def save_prior(judge: Classifier, trained: Path) -> None:
+    """Write what `open_judge` divides a judge by, beside where its file is or would be."""
+    records.write_json(_prior(trained), {"prior": judge.prior, "tau": judge.tau})
+
+
+def _prior(trained: Path) -> Path:
+    return trained.with_suffix(".prior.json")
 
 
 def save(estimator: Pipeline, path: Path) -> None:
@@ -65,8 +89,8 @@ def save(estimator: Pipeline, path: Path) -> None:
             file.writestr(ZipInfo(f"{number}.npy"), dumped.read(name), ZIP_DEFLATED)
 
 
-def load(path: Path) -> Judge:
-    """The judge of a file that `save` wrote: texts -> [(label, probability of that label)], in order.
+def load(path: Path) -> Classifier:
+    """The judge of a file that `save` wrote.
 
     InputError where there is no such file or its types are not those of our judges.
     """
@@ -78,7 +102,8 @@ def load(path: Path) -> Judge:
     return verdicts_of(skops.io.load(path, trusted=TRUSTED))
 
 
-def verdicts_of(estimator: Pipeline) -> Judge:
-    """The judge that a fitted scikit-learn classifier of texts is; where labels tie, the first in order."""
+def verdicts_of(estimator: Pipeline) -> Classifier:
+    """The judge that a fitted scikit-learn classifier of texts is."""
     labels = [str(label) for label in estimator.classes_]
-    return lambda texts: most_probable(estimator.predict_proba(list(texts)), labels) if texts else []
+    none = np.zeros((0, len(labels)))
+    return Classifier(labels, lambda texts: estimator.predict_proba(list(texts)) if texts else none)

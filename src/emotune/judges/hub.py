@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from emotune.core.errors import InputError
-from emotune.judges.verdicts import Judge, most_probable
+from emotune.judges.verdicts import Classifier
 from emotune.models import pins
 
 
-def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int = 32) -> Judge:
+def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | None, batch_size: int = 32) -> Classifier:
     """A transformers sequence classifier as a judge: a Hub name at a commit, or a local folder at its content's hash.
 
     `label_map` turns all of the model's labels into ours; labels that become one are added up. None keeps them.
@@ -37,20 +37,20 @@ def load_hub(name: str, revision: str | None, label_map: Mapping[str, str] | Non
         longest -= model.config.pad_token_id + 1
 
     @torch.inference_mode()
-    def judge(texts: Sequence[str]) -> list[tuple[str, float]]:
+    def probabilities(texts: Sequence[str]) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        verdicts: dict[int, tuple[str, float]] = {}
+        table = np.zeros((len(texts), len(ours)))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = tokenizer(
                 [texts[row] for row in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
             )
             batch.pop("token_type_ids", None)
-            probabilities = _probabilities(model(**batch.to(model.device)).logits.double(), model.config.problem_type)
-            verdicts |= zip(rows, most_probable(probabilities.cpu().numpy() @ share, ours), strict=True)
-        return [verdicts[row] for row in range(len(texts))]
+            own = _probabilities(model(**batch.to(model.device)).logits.double(), model.config.problem_type)
+            table[rows] = own.cpu().numpy() @ share
+        return table
 
-    return judge
+    return Classifier(ours, probabilities)
 
 
 def _probabilities(logits: Any, problem_type: str | None) -> Any:

@@ -1,6 +1,6 @@
 """Which judge a user wants."""
 
-from emotune.core.sections import Section
+from emotune.core.sections import NotNegative, Section
 
 
 class JudgeChoice(Section):
@@ -15,10 +15,16 @@ class JudgeChoice(Section):
         return self.name == "embedded"
 
 
+class EmotionChoice(JudgeChoice):
+    """A judge of emotions; null leaves it to the judges stage how far it is divided by its prior."""
+
+    tau: NotNegative | None
+
+
 class EmotionJudge(Section):
     """Of all that `evaluate` or `reward` says, which judge of emotions."""
 
-    emotion_judge: JudgeChoice
+    emotion_judge: EmotionChoice
 
 
 class JudgesOf(EmotionJudge):

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from emotune.core.sections import Count, NotNegative, Positive, Section, Share
 from emotune.generation.params import Sampling
-from emotune.judges.params import JudgeChoice
+from emotune.judges.params import EmotionChoice, JudgeChoice
 
 
 class Length(Section):
@@ -23,7 +23,7 @@ class Length(Section):
 
 
 class Reward(Section):
-    emotion_judge: JudgeChoice
+    emotion_judge: EmotionChoice
     gibberish_judge: JudgeChoice
     bias: float
     length: Length

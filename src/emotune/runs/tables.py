@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emotune.core import records
+from emotune.core import nested, records
 from emotune.core.sections import read_yaml
 from emotune.runs import costs
 
@@ -33,7 +33,9 @@ COLUMNS = {
     "weighted F1": Column("replies", "weighted_f1", 3),
     "macro F1": Column("replies", "macro_f1", 3),
     "F1 w/o neutral": Column("replies", "micro_f1_without_neutral", 3),
+    "macro recall": Column("replies", "macro_accuracy", 3),
     "control": Column("control", "macro_accuracy", 3),
+    "control of human": Column("control", "of_human", 3),
     "perplexity": Column("reference", "perplexity", 1),
     "bits/char": Column("reference", "bits_per_character", 2),
     "distinct-2": Column("text", "distinct_2", 3),
@@ -43,7 +45,15 @@ COLUMNS = {
 MODELS = ("majority", "baseline", "sft", "dpo", "human")
 STEPS = {"baseline → sft": "baseline_to_sft", "sft → dpo": "sft_to_dpo"}
 TESTED = {"macro F1": ("replies", "macro_f1"), "control": ("control", "macro_accuracy")}
-JUDGED = {"accuracy": "accuracy", "weighted F1": "weighted_f1", "macro F1": "macro_f1"}
+JUDGED = {
+    "accuracy": "accuracy",
+    "weighted F1": "weighted_f1",
+    "macro F1": "macro_f1",
+    "macro recall": "macro_recall",
+    "τ": "tau",
+    "accuracy by τ": "divided.accuracy",
+    "macro recall by τ": "divided.macro_recall",
+}
 ABSENT = "–"
 # How an interval stands after its value.
 INTERVAL = " [{}, {}]"
@@ -125,10 +135,13 @@ def preferences(metrics: Path) -> Table:
 
 
 def judges(metrics: Path) -> Table:
-    """How often each judge finds the label that people gave, on the test split."""
+    """How often each judge finds the label that people gave, on the test split; those of emotions by their tau too."""
     table = [["judge", *JUDGED]]
     for name, judged in records.read_metrics(metrics / "judges.json").items():
-        table.append([name.replace("_", " "), *(f"{judged[metric]:.3f}" for metric in JUDGED.values())])
+        # No judge of gibberish is divided, and in runs from before others were, none.
+        figures = dict(nested.leaves(judged))
+        cells = (number((figures.get(name),), ".3f", "") for name in JUDGED.values())
+        table.append([name.replace("_", " "), *cells])
     return table
 
 

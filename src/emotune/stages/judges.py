@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,11 @@ from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.judges.corruption import with_corruptions
 from emotune.judges.params import Judges, JudgesOf
-from emotune.judges.verdicts import GIBBERISH_LABELS, Judge
+from emotune.judges.verdicts import GIBBERISH_LABELS, Classifier, Judge, divided, most_probable
+
+TAUS = tuple(n / 10 for n in range(16))
+# In the file of a prior no share is less: it has six decimals, and nothing can be divided by 0.
+LEAST = 1e-6
 
 
 class Data(Section):
@@ -35,34 +40,37 @@ class Params(Section):
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     """Write the judges that reward and those that evaluate, one of emotions and one of gibberish each; measure them."""
     from emotune.judges import files
-    from emotune.judges.emotion import train_emotion
+    from emotune.judges.emotion import shares, train_emotion
     from emotune.judges.gibberish import train_gibberish
 
     train = records.read_dialogues(dialogues / "train.jsonl")
-    held_out, gold = columns(records.read_dialogues(dialogues / "test.jsonl"))
-    corrupted = with_corruptions(held_out, random.Random(p.data.seed))
+    validation, held_out = (columns(records.read_dialogues(dialogues / f"{n}.jsonl")) for n in ("validation", "test"))
+    corrupted = with_corruptions(held_out[0], random.Random(p.data.seed))
     out.mkdir(parents=True, exist_ok=True)
-    of_emotions, of_gibberish = (held_out, gold, p.data.labels), (*corrupted, GIBBERISH_LABELS)
     seed = p.data.seed
     both = (train, train) if p.judges.share_dialogues else halves(train, seed)
     rewarding, evaluating = map(columns, both)
     measured = {}
-    for name, choice, trained, examples in (
-        ("reward", p.reward.emotion_judge, partial(train_emotion, *rewarding, "words", seed), of_emotions),
-        ("reward_gibberish", p.reward.gibberish_judge, partial(train_gibberish, rewarding[0], seed), of_gibberish),
-        ("evaluate", p.evaluate.emotion_judge, partial(train_emotion, *evaluating, "characters", seed), of_emotions),
-        # With another seed it spoils other texts even of the same dialogues.
-        (
-            "evaluate_gibberish",
-            p.evaluate.gibberish_judge,
-            partial(train_gibberish, evaluating[0], seed + 1),
-            of_gibberish,
-        ),
+    for name, emotions, texts, recipe in (
+        ("reward", p.reward.emotion_judge, rewarding, "words"),
+        ("evaluate", p.evaluate.emotion_judge, evaluating, "characters"),
     ):
+        path = out / f"{name}.skops"
         # A judge that is named instead leaves no file.
+        if emotions.is_embedded:
+            files.save(train_emotion(*texts, recipe, seed), path)
+        learned = shares(texts[1], recipe, seed) if emotions.is_embedded else None
+        judge = with_prior(files.undivided(path, emotions), learned, emotions.tau, *validation, p.data.labels)
+        files.save_prior(judge, path)
+        measured[name] = measure_both(judge, *held_out, p.data.labels)
+    for name, choice, trained in (
+        ("reward_gibberish", p.reward.gibberish_judge, partial(train_gibberish, rewarding[0], seed)),
+        # With another seed it spoils other texts even of the same dialogues.
+        ("evaluate_gibberish", p.evaluate.gibberish_judge, partial(train_gibberish, evaluating[0], seed + 1)),
+    ):
         if choice.is_embedded:
             files.save(trained(), out / f"{name}.skops")
-        measured[name] = measure(files.open_judge(out / f"{name}.skops", choice), *examples)
+        measured[name] = measure(files.open_judge(out / f"{name}.skops", choice), *corrupted, GIBBERISH_LABELS)
     return measured
 
 
@@ -85,13 +93,55 @@ def columns(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[str]]:
     return [turn.content for turn in turns], [turn.emotion for turn in turns]
 
 
+def with_prior(
+    judge: Classifier,
+    learned: Mapping[str, float] | None,
+    tau: float | None,
+    texts: Sequence[str],
+    gold: Sequence[str],
+    label_names: Sequence[str],
+) -> Classifier:
+    """The judge, divided by the label shares that it learned from; where these are unknown, by its mean probabilities.
+
+    Tau, where it is not given, is the one of `TAUS` that makes the macro recall of these human turns the highest, the
+    least of equals. The means are of these turns too (Saerens et al. 2002).
+    """
+    probabilities = judge.probabilities(texts)
+    means = dict(zip(judge.labels, probabilities.mean(0).tolist(), strict=True))
+    prior = {label: max(round(share, 6), LEAST) for label, share in (learned or means).items()}
+
+    def recall(tau: float) -> float:
+        verdicts = most_probable(divided(probabilities, judge.labels, prior, tau), judge.labels)
+        return _measured(gold, [label for label, _ in verdicts], label_names)["macro_recall"]
+
+    return replace(judge, prior=prior, tau=max(TAUS, key=recall) if tau is None else tau)
+
+
+def measure_both(
+    judge: Classifier, texts: Sequence[str], gold: Sequence[str], label_names: Sequence[str]
+) -> dict[str, Any]:
+    """What an emotion judge is worth with tau 0 and, under `divided`, by its tau; its prior."""
+    by_tau, undivided = ([label for label, _ in verdicts] for verdicts in judge.both(texts))
+    return {
+        **_measured(gold, undivided, label_names),
+        "divided": _measured(gold, by_tau, label_names),
+        "prior": judge.prior,
+        "tau": judge.tau,
+    }
+
+
 def measure(judge: Judge, texts: Sequence[str], labels: Sequence[str], label_names: Sequence[str]) -> dict[str, Any]:
-    """How often a judge finds the gold label: accuracy, weighted and macro F1, precision, recall and F1 per class."""
+    """How often a judge finds the gold label."""
+    return _measured(labels, [label for label, _ in judge(texts)], label_names)
+
+
+def _measured(gold: Sequence[str], judged: Sequence[str], label_names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, weighted and macro F1, macro recall; precision, recall and F1 per class."""
     from emotune.evaluation import scores
 
-    judged = [label for label, _ in judge(texts)]
-    metrics = scores.metrics_of(scores.confusion(labels, judged, label_names), None)
+    metrics = scores.metrics_of(scores.confusion(gold, judged, label_names), None)
     return {
         **{name: float(metrics[name]) for name in ("accuracy", "weighted_f1", "macro_f1")},
-        "per_class": scores.per_label(labels, judged, label_names),
+        "macro_recall": float(metrics["macro_accuracy"]),
+        "per_class": scores.per_label(gold, judged, label_names),
     }

@@ -32,7 +32,8 @@ def _contributions(part: str, metric: str, replies: ReplyRows, labels: Sequence[
     """What each dialogue adds to a metric, in order of first appearance."""
     ids = [row["dialogue"] for row in replies]
     if part in ("replies", "control"):
-        return scores.confusions(ids, [row["emotion"] for row in replies], [row["judged"] for row in replies], labels)
+        verdict = scores.verdict_of(part, metric)
+        return scores.confusions(ids, [row["emotion"] for row in replies], [row[verdict] for row in replies], labels)
     places = {id: place for place, id in enumerate(dict.fromkeys(ids))}
     sums = np.zeros((len(places), 2))
     for row in replies:

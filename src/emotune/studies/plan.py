@@ -21,8 +21,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # All but the judge's are a model's own.
 COLUMNS = tables.COLUMNS | {"prompt text": Column("text", "prompt_text_share", 3)}
 JUDGE = "judge"
-# No function of sums over dialogues, so no paired test.
-UNTESTED = ("distinct-2", "words")
+# No function of sums over a model's dialogues, so no paired test.
+UNTESTED = ("control of human", "distinct-2", "words")
 
 
 class Bar(Section):
