@@ -13,8 +13,8 @@ from emotune.core.errors import InputError
 from emotune.evaluation import measures
 from emotune.evaluation.answers import Answers
 from emotune.faces import cli, report
-from emotune.preferences import attempts
 from emotune.preferences.candidates import Prompt
+from emotune.preferences.outcomes import Outcome
 from emotune.preferences.pairs import measure, rows
 from emotune.preferences.selection import Candidate, Pair
 from emotune.runs import lock, tables
@@ -55,8 +55,8 @@ def prefs() -> dict[str, object]:
     hello = (Turn("user", "Hi!", "neutral"),)
     asked = [Prompt(f"d{n}", f"d{n}", hello, "happiness", "Hi!", (1,)) for n in (0, 1)]
     outcomes = [
-        attempts.Outcome(Pair(chosen, rejected), 2, ("emotion",)),
-        attempts.Outcome(None, 30, ("emotion",) * 30),
+        Outcome(Pair(chosen, rejected), 2, ("emotion",)),
+        Outcome(None, 30, ("emotion",) * 30),
     ]
     return measure(asked, outcomes, rows(asked, outcomes), LABELS, [], 5)
 

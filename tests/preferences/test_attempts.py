@@ -22,9 +22,9 @@ from emotune.judges.verdicts import Judge
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.preferences import attempts, journal
-from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt, Wanted, judging, sampling
 from emotune.preferences.journal import Journal
+from emotune.preferences.outcomes import Outcome
 from emotune.preferences.pairs import audit, measure, rows, split
 from emotune.preferences.params import Audit, Length, Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
@@ -44,6 +44,7 @@ PREFS = Prefs(
     target_score_range=0.0,
     min_chosen_score=0.0,
     min_clean_confidence=0.0,
+    rejected="worst",
     validation=0.1,
     seed=7,
     sampling=SAMPLING,
@@ -149,6 +150,15 @@ def test_every_place_for_a_reply_is_asked_once_in_the_datas_emotion(talk: list[D
 def test_balanced_prompts_ask_for_every_emotion_equally_often(talk: list[Dialogue], tokenizer: Any) -> None:
     asked = choose(talk, tokenizer, prefs(emotions="balanced"))
     assert Counter(prompt.emotion for prompt in asked) == {"neutral": 4, "happiness": 4, "sadness": 4}
+
+
+def test_every_emotion_is_asked_for_at_the_first_places(talk: list[Dialogue], tokenizer: Any) -> None:
+    """So many places that the prompts are as many as `prompts` says, to the nearest; one at least."""
+    asked = choose(talk, tokenizer, prefs(emotions="every", prompts=7))
+    assert [prompt.emotion for prompt in asked] == [*LABELS, *LABELS]
+    first, second = [prompt.place for prompt in choose(talk, tokenizer, prefs(prompts=2))]
+    assert [prompt.place for prompt in asked] == [first] * 3 + [second] * 3
+    assert len(choose(talk, tokenizer, prefs(emotions="every", prompts=1))) == 3
 
 
 def test_the_emotions_change_and_the_places_do_not(talk: list[Dialogue], tokenizer: Any) -> None:

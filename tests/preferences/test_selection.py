@@ -78,3 +78,52 @@ def test_the_first_of_equals_is_taken() -> None:
     second_worst = replace(WORST, text="of of")
     assert selected(WORST, BEST, second_worst, second_best) == Pair(BEST, WORST)
     assert selected(second_best, second_worst, BEST, WORST) == Pair(second_best, second_worst)
+
+
+# --- contrast: a pair whose replies differ in their emotion, as far as can be
+
+OTHER = replace(BEST, text="That is a pity!", emotion="sadness", emotion_confidence=0.6, reward=5.0)
+
+
+def contrasted(*candidates: Candidate, **thresholds: float) -> Pair | tuple[str, ...]:
+    limits = {"target_score_range": 4.0, "min_chosen_score": 8.0, "min_clean_confidence": 0.8} | thresholds
+    return select(candidates, "happiness", **limits, rejected="contrast")  # type: ignore[arg-type]
+
+
+def test_a_contrast_is_rejected_where_the_worst_is_gibberish() -> None:
+    assert contrasted(WORST, OTHER, BEST) == Pair(BEST, OTHER)
+    assert selected(WORST, OTHER, BEST) == Pair(BEST, WORST)
+
+
+def test_of_several_contrasts_the_surest_of_its_emotion_is_taken_and_the_first_of_equals() -> None:
+    surer = replace(OTHER, text="That is awful!", emotion="fear", emotion_confidence=0.7)
+    assert contrasted(OTHER, surer, BEST, replace(surer, text="That is a bore!")) == Pair(BEST, surer)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(OTHER, emotion="happiness"),
+        replace(OTHER, gibberish="mild gibberish"),
+        replace(OTHER, gibberish_confidence=0.79),
+        replace(OTHER, text="That is a pity"),
+        # 14 characters are chosen: 9 are too few, and 22 too many.
+        replace(OTHER, text="Oh, fear."),
+        replace(OTHER, text="That is truly so sad!!"),
+        replace(OTHER, reward=8.1),
+        replace(OTHER, text="that IS  great!"),
+    ],
+)
+def test_what_is_no_contrast_makes_no_pair(other: Candidate) -> None:
+    assert contrasted(WORST, other, BEST) == ("contrast",)
+
+
+@pytest.mark.parametrize("text", ["That's bad", "That is a pity for you"])
+def test_a_contrast_is_of_like_length_up_to_a_factor_of_one_and_a_half(text: str) -> None:
+    other = replace(OTHER, text=f"{text[:-1]}.")
+    assert len(other.text) in (10, 22)
+    assert contrasted(other, BEST) == (Pair(BEST, other) if len(other.text) == 10 else ("contrast",))
+
+
+def test_a_best_reply_with_a_fault_is_told_its_faults_and_not_that_it_has_no_contrast() -> None:
+    assert contrasted(replace(BEST, reward=7.9, text="That is great"), WORST) == ("score", "ending")

@@ -3,7 +3,7 @@
 import random
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
@@ -16,20 +16,10 @@ from emotune.core import processes, records, seeds
 from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.preferences.candidates import JudgeReplies, Prompt, Sample
 from emotune.preferences.journal import Journal, Key
+from emotune.preferences.outcomes import NOTHING, Outcome, after, is_enough
 from emotune.preferences.params import Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
-from emotune.preferences.selection import Pair, select
 from emotune.prompts.prompter import Prompter
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a prompt: a pair or none, after how many attempts, and why each failed attempt failed."""
-
-    pair: Pair | None
-    attempts: int
-    failures: tuple[str, ...]
-
 
 # So many attempts are looked for at once, before any of them is sampled.
 AT_ONCE = 512
@@ -40,16 +30,27 @@ LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
 
 
 def choose_prompts(dialogues: Sequence[Dialogue], prompter: Prompter, labels: Sequence[str], p: Prefs) -> list[Prompt]:
-    """`p.prompts` places for a reply, drawn without repetition, fewer where there are fewer.
+    """Prompts for `p.prompts` places for a reply, drawn without repetition, fewer where there are fewer.
 
-    The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`). A place whose last turn alone
-    leaves no room for a reply is passed over: dpo could not train on it.
+    The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`); with `every`, a place is asked
+    for every label, and so many fewer places are drawn. A place whose last turn alone leaves no room for a reply is
+    passed over: dpo could not train on it.
     """
     places = [(d, i) for d in dialogues for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
     random.Random(seeds.key(p.seed, "prompts")).shuffle(places)
+    if p.emotions == "every":
+        wanted = [(*place, label) for place in places[: max(1, round(p.prompts / len(labels)))] for label in labels]
+    elif p.emotions == "balanced":
+        wanted = [(*place, labels[n % len(labels)]) for n, place in enumerate(places[: p.prompts])]
+    else:
+        wanted = [(d, i, d.turns[i].emotion) for d, i in places[: p.prompts]]
+    return prompts_for(wanted, prompter, p)
+
+
+def prompts_for(places: Iterable[tuple[Dialogue, int, str]], prompter: Prompter, p: Prefs) -> list[Prompt]:
+    """What asks for an emotion at each place (a dialogue and a turn of it) that leaves room for a reply."""
     chosen = []
-    for number, (d, i) in enumerate(places[: p.prompts]):
-        emotion = labels[number % len(labels)] if p.emotions == "balanced" else d.turns[i].emotion
+    for d, i, emotion in places:
         history = prompter.fitting_history(prompter.history(d.turns, i), emotion, p.sampling.max_new_tokens)
         text = prompter.text(history, emotion)
         ids, twin = prompter.encoded(text), prompter.twin(history, emotion)
@@ -110,7 +111,7 @@ class Search:
         self.queue: list[Attempt] = []
         self.sampled = self.known = 0
         self._prompts, self._p, self._r, self._memo = prompts, p, r, memo
-        self._failures: list[list[str]] = [[] for _ in prompts]
+        self._begun = [NOTHING for _ in prompts]
         self._next = Attempt(0, 0, 0)
         for place, prompt in enumerate(prompts):
             self._go_on(Attempt(len(prompt.ids), place, 1))
@@ -154,14 +155,11 @@ class Search:
 
     def _conclude(self, attempt: Attempt, replies: Sequence[Judged]) -> None:
         """A pair is a prompt's outcome, and so is its last failure."""
-        p, place = self._p, attempt.place
-        emotion = self._prompts[place].emotion
-        candidates = [candidate(reply, emotion, self._r) for reply in replies]
-        result = select(candidates, emotion, p.target_score_range, p.min_chosen_score, p.min_clean_confidence)
-        pair, reasons = (result, ()) if isinstance(result, Pair) else (None, result)
-        self._failures[place] += reasons
-        if pair or attempt.number == p.attempts:
-            self.outcomes[place] = Outcome(pair, attempt.number, tuple(self._failures[place]))
+        emotion, place = self._prompts[attempt.place].emotion, attempt.place
+        candidates = tuple(candidate(reply, emotion, self._r) for reply in replies)
+        self._begun[place] = outcome = after(self._begun[place], candidates, emotion, self._p)
+        if is_enough(outcome, self._p) or outcome.attempts == self._p.attempts:
+            self.outcomes[place] = outcome
 
     def _key(self, attempt: Attempt) -> Key:
         return self._prompts[attempt.place].digest, attempt.number

@@ -28,6 +28,11 @@ class Prompt:
     twin: tuple[int, ...] | None = None
 
     @property
+    def place(self) -> str:
+        """Where in the dialogues its reply stands, whatever the emotion."""
+        return self.id.removesuffix(f"/{self.emotion}")
+
+    @property
     def digest(self) -> str:
         """Its name in the journal."""
         # The sampling in the journal's key says how much a twin guides, but not which emotion is the neutral one.

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from emotune.core.dialogue import ASSISTANT, Dialogue, history, normal_form
-from emotune.preferences.attempts import Outcome
 from emotune.preferences.candidates import Prompt
+from emotune.preferences.outcomes import Outcome
 from emotune.preferences.params import Audit
 
 Rows = list[dict[str, Any]]

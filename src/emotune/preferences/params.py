@@ -49,12 +49,13 @@ class Audit(Section):
 
 class Prefs(Section):
     prompts: Count
-    emotions: Literal["dataset", "balanced"]
+    emotions: Literal["dataset", "balanced", "every"]
     candidates: Annotated[int, Field(ge=2)]
     attempts: Count
     target_score_range: NotNegative
     min_chosen_score: float
     min_clean_confidence: Share
+    rejected: Literal["worst", "contrast"]
     validation: Annotated[float, Field(ge=0, lt=1)]
     seed: int
     sampling: Sampling

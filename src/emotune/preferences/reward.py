@@ -1,7 +1,7 @@
 """The reward of a reply, as published: a weighted sum of its emotion, its length and how much it is English."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emotune.judges.verdicts import CLEAN, MILD
 from emotune.preferences.params import Reward
@@ -83,3 +83,11 @@ def candidate(reply: Judged, emotion: str, r: Reward) -> Candidate:
         *components,
         reward(components, r.weights, r.bias),
     )
+
+
+def reconsidered(reply: Candidate, emotion: str, r: Reward) -> Candidate:
+    """A candidate as it would be where `emotion` had been asked for: its emotion's score changes, and its reward."""
+    score = emotion_score(reply.emotion, reply.emotion_confidence, emotion)
+    if score == reply.emotion_score:
+        return reply
+    return replace(reply, emotion_score=score, reward=reply.reward + r.weights[0] * (score - reply.emotion_score))

@@ -1,6 +1,6 @@
 """Scored candidates of one prompt -> a pair, or the reasons why this attempt makes none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from emotune.core.dialogue import bare
@@ -24,10 +24,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The best and the worst of one attempt."""
+    """A reply, and one that it is to be preferred to."""
 
     chosen: Candidate
     rejected: Candidate
+
+
+# Of two replies of like length the longer one has at most so many times the characters of the other.
+LIKE_LENGTH = 1.5
 
 
 def select(
@@ -36,22 +40,73 @@ def select(
     target_score_range: float,
     min_chosen_score: float,
     min_clean_confidence: float,
+    rejected: str = "worst",
 ) -> Pair | tuple[str, ...]:
-    """The candidates of highest and lowest reward (the first of equals), or every reason against that pair.
+    """The candidate of highest reward (the first of equals) and the one it is preferred to, or every reason against it.
 
-    Reasons: `range` (best - worst below target_score_range), `score` (best below min_chosen_score), `emotion` (the
-    best is not judged as asked), `gibberish` (the best is not clean with min_clean_confidence), `ending` (the best
-    does not end in . ! or ?), `same` (best and worst tie, or are the same text but for case and spaces).
+    That is the one of lowest reward (`worst`), or the best's `contrast`. Reasons: those of `faults`; with `worst` also
+    `range` (best - worst below target_score_range) and `same` (both tie, or are the same text but for case and spaces);
+    with `contrast`, where the best has no fault, `contrast` (no candidate is one).
     """
     best = max(candidates, key=lambda candidate: candidate.reward)
+    reasons = faults(best, asked, min_chosen_score, min_clean_confidence)
+    if rejected == "contrast":
+        other = contrast(best, candidates, asked, target_score_range, min_clean_confidence)
+        return reasons or (Pair(best, other) if other else ("contrast",))
     worst = min(candidates, key=lambda candidate: candidate.reward)
+    near = ("range",) if best.reward - worst.reward < target_score_range else ()
+    same = ("same",) if best.reward == worst.reward or bare(best.text) == bare(worst.text) else ()
+    return near + reasons + same or Pair(best, worst)
+
+
+def faults(reply: Candidate, asked: str, min_chosen_score: float, min_clean_confidence: float) -> tuple[str, ...]:
+    """Why a reply may not be chosen where `asked` was asked for.
+
+    Reasons: `score` (below min_chosen_score), `emotion` (not judged as asked), `gibberish` (not clean with
+    min_clean_confidence), `ending` (it does not end in . ! or ?).
+    """
     reasons = {
-        "range": best.reward - worst.reward < target_score_range,
-        "score": best.reward < min_chosen_score,
-        "emotion": best.emotion != asked,
-        "gibberish": best.gibberish != CLEAN or best.gibberish_confidence < min_clean_confidence,
-        "ending": not best.text.endswith((".", "!", "?")),
-        "same": best.reward == worst.reward or bare(best.text) == bare(worst.text),
+        "score": reply.reward < min_chosen_score,
+        "emotion": reply.emotion != asked,
+        "gibberish": not _is_clean(reply, min_clean_confidence),
+        "ending": not _is_finished(reply),
     }
-    failed = tuple(reason for reason, holds in reasons.items() if holds)
-    return failed or Pair(best, worst)
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def contrast(
+    chosen: Candidate,
+    candidates: Iterable[Candidate],
+    asked: str,
+    target_score_range: float,
+    min_clean_confidence: float,
+) -> Candidate | None:
+    """The candidate that differs from the chosen one in its emotion, as far as can be: a pair of them teaches that.
+
+    Of those that are clean, finished, of like length, judged to have another emotion than `asked`, and at least
+    `target_score_range` below the chosen, the one whose emotion is surest, the first of equals; None where none is.
+    """
+    others = [
+        reply
+        for reply in candidates
+        if reply.emotion != asked
+        and _is_clean(reply, min_clean_confidence)
+        and _is_finished(reply)
+        and _is_of_like_length(reply, chosen)
+        and chosen.reward - reply.reward >= target_score_range
+        and bare(reply.text) != bare(chosen.text)
+    ]
+    return max(others, key=lambda reply: reply.emotion_confidence, default=None)
+
+
+def _is_clean(reply: Candidate, min_clean_confidence: float) -> bool:
+    return reply.gibberish == CLEAN and reply.gibberish_confidence >= min_clean_confidence
+
+
+def _is_finished(reply: Candidate) -> bool:
+    return reply.text.endswith((".", "!", "?"))
+
+
+def _is_of_like_length(one: Candidate, other: Candidate) -> bool:
+    shorter, longer = sorted((len(one.text), len(other.text)))
+    return longer <= LIKE_LENGTH * shorter

@@ -29,6 +29,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     from emotune.models import loading
     from emotune.preferences import attempts, journal
     from emotune.preferences.candidates import engine_of, judging, sampling
+    from emotune.preferences.outcomes import paired
     from emotune.preferences.pairs import audit, measure, rows, split
 
     def open_judges() -> tuple[Judge, Judge]:
@@ -51,7 +52,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     made_of = attempts.made_of(inputs, p.model_dump(mode="json"))
     with journal.opened(processes.work("journal.sqlite"), made_of) as memo:
         mine = attempts.generate(processes.share(prompts), p.prefs, p.reward, sample, judge, memo, ahead)
-    outcomes = processes.gather(mine)
+    outcomes = paired(prompts, processes.gather(mine), p.prefs, p.reward)
 
     pairs = rows(prompts, outcomes)
     test = records.read_dialogues(dialogues / "test.jsonl")
