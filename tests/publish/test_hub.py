@@ -26,6 +26,7 @@ from emotune.faces import cli
 from emotune.publish import cards, example, gate, hub, parts, release
 from emotune.publish.facts import Facts, as_run
 from emotune.publish.gate import Licenses, forbidden, licenses
+from emotune.runs import tables
 from emotune.runs.params import parse
 
 DVC_YAML = """\
@@ -489,6 +490,26 @@ def test_nothing_speaks_against_a_run_that_is_better_audited_committed_and_curre
 def test_dpo_that_is_not_better_by_the_paired_test_is_refused(made: Path, tmp_path: Path, test: dict[str, Any]) -> None:
     (found,) = objections(made, tmp_path, dpo=test)
     assert found.startswith("dpo is not better than sft in control: ")
+
+
+@pytest.mark.parametrize("p", [0.002, 0.3])
+def test_where_seeds_were_tried_the_test_is_over_them_and_else_the_refusal_says_one_seed(
+    made: Path, tmp_path: Path, p: float
+) -> None:
+    evaluated = records.read_metrics(made / "metrics/evaluate.json")
+    columns = [f"{model} {name}" for model in ("sft", "dpo") for name in tables.TESTED]
+    run = {key: tables.figure(evaluated[key.split()[0]], tables.COLUMNS[key[4:]]).value for key in columns}
+    step = {"of": "sft → dpo", "metric": "control", "seeds": 5, "mean": 0.1, "low": -0.1, "high": 0.3, "p": p}
+    records.write_csv(tmp_path / "studies/seeds.csv", columns, [run])
+    records.write_csv(tmp_path / "studies/seeds-effects.csv", list(step), [step])
+    found = objections(made, tmp_path)
+    expected = "dpo is not better than sft in control: +0.100 [-0.100, +0.300], p 0.300, "
+    assert [line.startswith(expected) for line in found] == ([True] if p == 0.3 else [])
+    assert all(line.endswith("tested over 5 seeds and the dialogues") for line in found)
+    # Of another run, whatever it says.
+    records.write_csv(tmp_path / "studies/seeds.csv", columns, [run | {"sft control": 0.123}])
+    (alone,) = objections(made, tmp_path, dpo=BETTER | {"p": 0.05})
+    assert alone.endswith("tested over the dialogues, of one seed alone (`emotune study seeds` runs others)")
 
 
 def test_pairs_that_break_the_audit_are_refused(made: Path, tmp_path: Path) -> None:

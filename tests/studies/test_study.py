@@ -43,7 +43,10 @@ def test_every_study_of_the_project_asks_for_params_that_are_accepted(name: str)
 
 
 def test_choices_never_look_at_the_test_split() -> None:
-    assert {plan.read(FOLDER, name).common["evaluate.split"] for name in NAMES} == {"validation"}
+    studies = [plan.read(FOLDER, name) for name in NAMES]
+    # Of seeds nothing is chosen.
+    assert {study.common["evaluate.split"] for study in studies if not study.seeds} == {"validation"}
+    assert all("evaluate.split" not in study.common for study in studies if study.seeds)
 
 
 def test_a_grid_is_every_combination_named_after_its_values() -> None:
@@ -78,6 +81,7 @@ runs:
 published:
   Llama-2-7B: {accuracy: 0.718, f1: 0.760}
 """
+STUDY_RUNS = STUDY[STUDY.index("runs:") : STUDY.index("published:")].strip()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,7 @@ published:
         ("name: large", "name: small", r"must name each run once, and two are small"),
         ("name: large", "name: la rge", r"runs\.1\.name: String should match pattern"),
         ("runs:", "queue: 3\nruns:", r"size.yaml: queue: Extra inputs are not permitted"),
+        (STUDY_RUNS, "seeds: [7, 8]", r"seeds must be two or more, with models: \[sft, dpo\], .*, and no against"),
         ("models: [baseline]", "models: [dpo]", r"models must be \[baseline\] where target is baseline"),
     ],
 )
@@ -134,6 +139,15 @@ def test_the_code_of_a_stage_is_its_own_and_that_of_all_it_needs(monkeypatch: py
     assert {"src/emotune/data", "src/emotune/stages/base_model.py", "src/emotune/stages/baseline.py"} <= set(baseline)
     assert not {"src/emotune/training", "src/emotune/stages/sft.py", "src/emotune/faces"} & set(baseline)
     assert "src/emotune/prompts/formats/*.jinja" in queue.code_of(stages, "evaluate")
+
+
+def test_runs_of_a_study_of_seeds_are_alike_but_for_three_seeds_that_move_together() -> None:
+    study = plan.read(FOLDER, "seeds")
+    assert [variant.name for variant in study.variants()] == [f"seed-{n}" for n in (7, 8, 9, 10, 11)]
+    setups = plan.setups("seeds", study, CONTENT, PROJECT / "profiles")
+    assert setups["seeds-seed-9"].settings == {"sft.seed": 9, "prefs.seed": 9, "dpo.seed": 9}
+    # The first is the run of params.yaml, which DVC has.
+    assert setups["seeds-seed-7"].params == plan.effective(CONTENT, {}, "params.yaml")
 
 
 # What a difference is.

@@ -41,6 +41,8 @@ def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
         prompt=example.prompts(p, tokenizer)[0],
         comparison=tables.markdown(tables.comparison(evaluated, tables.INTERVAL)),
         differences=tables.markdown(tables.differences(evaluated)),
+        over_seeds=tables.steps_over_seeds(facts.metrics / "studies", evaluated),
+        difference=tables.difference,
         per_emotion=tables.markdown(_per_emotion(evaluated)),
         curve=curve(history(part, facts)) if trained else "",
         weak=_weak(evaluated[MEASURED[part]]) if trained else [],

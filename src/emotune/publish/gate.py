@@ -1,7 +1,7 @@
 """The gate: under which licence a run may be published, and what speaks against publishing it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,13 +71,18 @@ def forbidden(source: str, wanted: str) -> str | None:
 
 
 def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> list[str]:
-    """What speaks against publishing, a line each, none where dpo is better and can be made again."""
-    paired = records.read_metrics(metrics / "evaluate.json")["paired"]["sft_to_dpo"]
+    """What speaks against publishing, a line each, none where dpo is better and can be made again.
+
+    Better is by a test over seeds and dialogues where a study of seeds has this run, else over dialogues alone.
+    """
+    evaluated = records.read_metrics(metrics / "evaluate.json")
+    paired = evaluated["paired"]["sft_to_dpo"]
     tests = {name: paired[section][key] for name, (section, key) in tables.TESTED.items()}
+    tests |= tables.steps_over_seeds(metrics / "studies", evaluated)
     return [
         *(
             f"dpo is not better than sft in {name}: {tables.difference(test)}, p {test['p']:.3f}, wanted more than 0 "
-            f"with p below {SIGNIFICANT}"
+            f"with p below {SIGNIFICANT}; {over(test)}"
             for name, test in tests.items()
             if test["difference"] <= 0 or test["p"] >= SIGNIFICANT
         ),
@@ -85,3 +90,10 @@ def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> l
         *(["the working tree has changes that are in no commit (`git status` names them)"] if dirty else []),
         *(f"dvc.lock is not current: {line}" for line in stale),
     ]
+
+
+def over(test: Mapping[str, float]) -> str:
+    """Over what a step was tested: seeds and dialogues, or dialogues alone, of one seed."""
+    if "seeds" in test:
+        return f"tested over {test['seeds']:.0f} seeds and the dialogues"
+    return "tested over the dialogues, of one seed alone (`emotune study seeds` runs others)"

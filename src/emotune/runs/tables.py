@@ -1,5 +1,6 @@
 """A run's metrics as tables: no figure is typed by hand."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -43,7 +44,8 @@ COLUMNS = {
 }
 # `human` is what people replied, through the same judge: no model can be seen to do much better.
 MODELS = ("majority", "baseline", "sft", "dpo", "human")
-STEPS = {"baseline → sft": "baseline_to_sft", "sft → dpo": "sft_to_dpo"}
+STEP = "sft → dpo"
+STEPS = {"baseline → sft": "baseline_to_sft", STEP: "sft_to_dpo"}
 TESTED = {"macro F1": ("replies", "macro_f1"), "control": ("control", "macro_accuracy")}
 JUDGED = {
     "accuracy": "accuracy",
@@ -118,6 +120,30 @@ def differences(evaluated: Mapping[str, Any]) -> Table:
 def difference(test: Mapping[str, float]) -> str:
     """`+0.051 [+0.021, +0.080]`: the difference of two models by a paired test, with its interval."""
     return number((test["difference"], test["low"], test["high"]), "+.3f", INTERVAL)
+
+
+def steps_over_seeds(studies: Path, evaluated: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What each tested metric's step from sft to dpo is over seeds, by a study of them that this run is one of.
+
+    It is one of them where a row has the same figures to the last digit: a study of other code, params or data has
+    none. Empty where there is no such study.
+    """
+    for path in sorted(studies.glob("seeds*-effects.csv")):
+        if any(_is_of(row, evaluated) for row in _rows(path.with_stem(path.stem.removesuffix("-effects")))):
+            steps = [row for row in _rows(path) if row["of"] == STEP and row.get("p")]
+            names = {"difference": "mean", "low": "low", "high": "high", "p": "p", "seeds": "seeds"}
+            return {row["metric"]: {name: float(row[own]) for name, own in names.items()} for row in steps}
+    return {}
+
+
+def _is_of(row: Mapping[str, str], evaluated: Mapping[str, Any]) -> bool:
+    figures = {f"{m} {name}": figure(evaluated[m], COLUMNS[name]).value for m in ("sft", "dpo") for name in TESTED}
+    return all(row.get(key) and float(row[key]) == value for key, value in figures.items())
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def preferences(metrics: Path) -> Table:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,9 +16,10 @@ from emotune.evaluation import scores
 from emotune.evaluation.scores import Array
 from emotune.runs import costs, mirror, tables
 from emotune.runs.params import Params
+from emotune.runs.tables import STEP, Figure
 from emotune.studies import differences, queue
 from emotune.studies.differences import LEVEL, ReplyRows
-from emotune.studies.plan import COLUMNS, JUDGE, Setup, Study
+from emotune.studies.plan import COLUMNS, JUDGE, UNTESTED, Setup, Study
 from emotune.studies.queue import Trial
 
 Row = dict[str, Any]
@@ -34,9 +36,12 @@ def tables_of(
 ) -> tuple[list[Row], list[Row]]:
     """The study's two tables, all p of both after one correction by Holm: `_rows`, and of a grid `_effects`.
 
-    The keys of both mappings are names of experiments, in the order of the study's variants.
+    Of a study of seeds the second is `_spread`, and each p stands for itself. The keys of both mappings are names of
+    experiments, in the order of the study's variants.
     """
     rows, tests = _rows(study, setups, trials, spent)
+    if study.seeds:
+        return rows, _spread(study, rows, list(trials.values()))
     effects, others = _effects(study, list(trials.values()))
     correct([*tests, *others])
     return rows, effects
@@ -77,7 +82,7 @@ def _rows(
         if trial.state == "done":
             row |= _metrics(study, str(trial.commit))
         table[name] = row | _cost(stages, study.target)
-    columns = itertools.product(study.models, study.tests)
+    columns = itertools.product(study.models, () if study.seeds else study.tests)
     tests = [test for model, column in columns for test in _compare(study, model, column, table, trials)]
     return list(table.values()), tests
 
@@ -180,7 +185,12 @@ def changes(study: Study) -> list[Change]:
 
 
 def comparisons(study: Study) -> int:
-    """How many tests there are of a study that is done: runs with the reference, and changes, in each tested metric."""
+    """How many tests there are of a study that is done: runs with the reference, and changes, in each tested metric.
+
+    Of seeds none: their p is no share of samples.
+    """
+    if study.seeds:
+        return 0
     return (len(study.variants()) - 1 + len(changes(study))) * len(study.models) * len(study.tests)
 
 
@@ -216,6 +226,44 @@ def _effect(change: Change, points: Sequence[Mapping[str, Any]], drawn: Sequence
     starts = [point for point in points if point[change.key] == change.first]
     pairs = [(at[json.dumps(start)], at[json.dumps({**start, change.key: change.value})]) for start in starts]
     return np.mean([other - first for first, other in pairs], axis=0)
+
+
+def _spread(study: Study, rows: Sequence[Row], trials: Sequence[Trial]) -> list[Row]:
+    """What seeds do: a row a model and metric, and one a tested metric's step from sft to dpo.
+
+    Mean, standard deviation and bounds over the seeds that are done, beside the first's interval over dialogues; with
+    the replies at hand, `differences.over_seeds`. Nothing where fewer than two are done.
+    """
+    runs = [(row, trial) for row, trial in zip(rows, trials, strict=True) if trial.state == "done"]
+    done, own = [row for row, _ in runs], [trial for _, trial in runs]
+    if len(done) < 2:
+        return []
+    table = []
+    measured = [name for name in study.show if all(row.get(column_key("dpo", name)) is not None for row in done)]
+    for column in measured:
+        drawn = {m: _drawn(study, column, m, own) if column not in UNTESTED else None for m in study.models}
+        for model in study.models:
+            figures = [Figure(*(row.get(column_key(model, column, bound)) for bound in Figure._fields)) for row in done]
+            table.append({"of": model, "metric": column} | _over_seeds(figures, drawn[model]))
+        if column in study.tests and (before := drawn["sft"]) and (after := drawn["dpo"]):
+            steps = [other - first for first, other in zip(before, after, strict=True)]
+            tests = [scores.tested(step[0], step[1:]) for step in steps]
+            figures = [Figure(test["difference"], test["low"], test["high"]) for test in tests]
+            table.append({"of": STEP, "metric": column} | _over_seeds(figures, steps))
+    return table
+
+
+def _over_seeds(figures: Sequence[Figure], drawn: Sequence[Array] | None) -> Row:
+    values = [float(figure.value or 0) for figure in figures]
+    return {
+        "seeds": len(values),
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values),
+        "lowest": min(values),
+        "highest": max(values),
+        **{f"first {bound}": value for bound, value in figures[0]._asdict().items()},
+        **(differences.over_seeds(np.stack(drawn)) if drawn else {}),
+    }
 
 
 def _drawn(study: Study, column: str, model: str, trials: Sequence[Trial]) -> list[Array] | None:

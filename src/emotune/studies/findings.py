@@ -21,13 +21,18 @@ Row = Mapping[Hashable, Any]
 HEADS = {"seconds": "seconds", "peak memory bytes": "peak memory", "tokens per second": "tokens/s"}
 # How an interval stands below its value in the terminal.
 BELOW = "\n{}–{}"
+OVER_SEEDS = (
+    "Runs alike but for the seeds of sft, prefs and dpo, over the same questions. The mean's interval [95 %] and p are "
+    "over seeds and dialogues (variance over seeds / n + the mean's bootstrap variance); the last column is the first "
+    "run's alone."
+)
 
 
 def outcome(name: str, study: Study, setups: Mapping[str, Setup], metrics: Path, costs: Path) -> str:
     """Write metrics/studies/NAME.csv from the experiments that DVC has of a study, and return its tables.
 
-    Of a grid, NAME-effects.csv too. They go beside `costs` where those there have the figures of a run that is not at
-    hand. InputError where DVC has no run of the study.
+    Of a grid and of seeds, NAME-effects.csv too. They go beside `costs` where those there have the figures of a run
+    that is not at hand. InputError where DVC has no run of the study.
     """
     trials = queue.trials(setups, study.target)
     if all(trial.state == "absent" for trial in trials.values()):
@@ -45,7 +50,8 @@ def outcome(name: str, study: Study, setups: Mapping[str, Setup], metrics: Path,
     path = path.with_stem(f"{name}-effects")
     if effects:
         evidence.write(path, effects)
-        told.append(f"What one change does, all else alike\n{tables.aligned(effects_shown(study, read(path), BELOW))}")
+        what = "Over the seeds" if study.seeds else "What one change does, all else alike"
+        told.append(f"{what}\n{tables.aligned(effects_shown(study, read(path), BELOW))}")
     else:
         path.unlink(missing_ok=True)
     return "\n\n".join(told)
@@ -80,7 +86,7 @@ def shown(study: Study, frame: pd.DataFrame, interval: str, wrap: int = 0) -> Ta
     ]
     lines += [{"run": name} | _bar(study, name) for name in study.published if name not in set(frame["run"])]
     head = ["run", *(["model"] if len(study.models) > 1 else []), *study.show]
-    head += [_against(study, column) for column in study.tests]
+    head += [_against(study, column) for column in study.tests if study.against]
     head += [HEADS[name] for name in COSTS if name in frame]
     head += ["published accuracy", "F1"] if study.published else []
     return [head, *([line.get(column, tables.ABSENT) for column in head] for line in lines)]
@@ -139,6 +145,8 @@ def note(study: Study, frame: pd.DataFrame) -> str:
 
     A table that does not say how many tests were corrected for is an older one, corrected by model and metric.
     """
+    if study.seeds:
+        return f"{study.description} Intervals [95 %] are over dialogues, of that run alone."
     common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.common.items())
     if evidence.TESTS in frame:
         corrected = f", p after Holm over all {frame[evidence.TESTS].max():.0f} tests of the study"
@@ -151,7 +159,9 @@ def note(study: Study, frame: pd.DataFrame) -> str:
 
 
 def effects_shown(study: Study, frame: pd.DataFrame, interval: str) -> Table:
-    """The table of `effects`: a row a change, a column a model's tested metric."""
+    """The table of `effects`: a row a change, a column a model's tested metric; of seeds, a row a figure."""
+    if study.seeds:
+        return _spread_shown(frame, interval)
     columns = list(itertools.product(study.models, study.tests))
     head = ["change", "pairs of runs", *(column_key(model, column) for model, column in columns)]
     return [head] + [
@@ -161,13 +171,29 @@ def effects_shown(study: Study, frame: pd.DataFrame, interval: str) -> Table:
     ]
 
 
+def _spread_shown(frame: pd.DataFrame, interval: str) -> Table:
+    table = [["", "metric", "mean over seeds", "sd", "lowest–highest", "p", "one seed, over dialogues"]]
+    for row in frame.to_dict("records"):
+        form = f"{'+' if row['of'] == tables.STEP else ''}.{COLUMNS[row['metric']].digits}f"
+        first = [row.get(f"first {bound}") for bound in Figure._fields]
+        mean = tables.number([row["mean"], row.get("low"), row.get("high")], form, interval)
+        p = f"{row['p']:.3f}" if row["of"] == tables.STEP else ""
+        bounds = f"{row['lowest']:{form}} – {row['highest']:{form}}"
+        one = tables.number(first, form, interval)
+        table.append([row["of"], row["metric"], mean, f"{row['sd']:.3f}", bounds, p, one])
+    return table
+
+
 def block(name: str, metrics: Path, folder: Path) -> str:
     """The Markdown between `<!-- begin:study-NAME -->` and its end: from the study's file and its committed CSV.
 
-    NAME-effects is the table of `effects`.
+    NAME-effects is the table of `effects`. Of seeds that nobody has run yet it says so.
     """
+    study = plan.read(folder, name.removesuffix("-effects"))
+    if study.seeds and not (metrics / "studies" / f"{name}.csv").is_file():
+        return f"Not measured yet: `emotune study {name.removesuffix('-effects')}` does."
     frame = read(metrics / "studies" / f"{name}.csv")
-    if (of := name.removesuffix("-effects")) != name:
-        return tables.markdown(effects_shown(plan.read(folder, of), frame, tables.INTERVAL))
-    study = plan.read(folder, name)
+    if name.endswith("-effects"):
+        table = tables.markdown(effects_shown(study, frame, tables.INTERVAL))
+        return f"{table}\n\n{OVER_SEEDS}" if study.seeds else table
     return f"{tables.markdown(shown(study, frame, tables.INTERVAL))}\n\n{note(study, frame)}"

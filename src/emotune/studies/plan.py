@@ -23,6 +23,8 @@ COLUMNS = tables.COLUMNS | {"prompt text": Column("text", "prompt_text_share", 3
 JUDGE = "judge"
 # No function of sums over a model's dialogues, so no paired test.
 UNTESTED = ("control of human", "distinct-2", "words")
+# What a study of seeds sets, together: all that is drawn after base and judges. Questions and data stay the same.
+SEEDS = ("sft.seed", "prefs.seed", "dpo.seed")
 
 
 class Bar(Section):
@@ -41,23 +43,27 @@ class Variant(Section):
 
 
 class Study(Section):
-    """One file of experiments/. `runs` lists the experiments; or `grid`, lists of values, makes every combination."""
+    """One file of experiments/. `runs` lists the experiments; or `grid`, lists of values, makes every combination.
+
+    Or `seeds` repeats one run with others of SEEDS: nothing is chosen, so it may look at test, and has no `against`.
+    """
 
     description: str
     target: Literal["baseline", "evaluate"]
     models: Annotated[tuple[Literal["baseline", "sft", "dpo"], ...], Field(min_length=1)]
     show: Annotated[tuple[str, ...], Field(min_length=1)]
     tests: Annotated[tuple[str, ...], Field(min_length=1)]
-    against: str
+    against: str | None = None
     common: dict[str, Any] = Field(default_factory=dict)
     runs: tuple[Variant, ...] = ()
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
     published: dict[str, Bar] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if bool(self.runs) == bool(self.grid):
-            raise ValueError("must have either runs or grid")
+        if sum(map(bool, (self.runs, self.grid, self.seeds))) != 1:
+            raise ValueError("must have either runs, grid or seeds")
         tested = [column for column in COLUMNS if column not in UNTESTED]
         for key, known in (("show", [*COLUMNS, JUDGE]), ("tests", tested)):
             if wrong := [name for name in getattr(self, key) if name not in known]:
@@ -65,16 +71,20 @@ class Study(Section):
         names = [run.name for run in self.variants()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"must name each run once, and two are {twice}")
-        if self.against not in ("best", *names):
+        if self.seeds and (len(self.seeds) < 2 or self.against is not None or self.models != ("sft", "dpo")):
+            raise ValueError("seeds must be two or more, with models: [sft, dpo], whose step is tested, and no against")
+        if not self.seeds and self.against not in ("best", *names):
             raise ValueError(f"against must be best or one of {', '.join(names)}, got {self.against!r}")
         if (self.target == "baseline") != (self.models == ("baseline",)):
             raise ValueError(f"models must be [baseline] where target is baseline, and only there; got {self.models}")
         return self
 
     def variants(self) -> list[Variant]:
-        """The runs as listed, or every combination of the grid, named after its values: rank-8_alpha-16."""
+        """The runs as listed, or one a seed, or every combination of the grid, named after its values."""
         if self.runs:
             return list(self.runs)
+        if self.seeds:
+            return [Variant(name=f"seed-{seed}", overrides=dict.fromkeys(SEEDS, seed)) for seed in self.seeds]
         points = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         return [Variant(name=_name_of(point), overrides=point) for point in points]
 
