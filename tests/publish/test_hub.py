@@ -308,7 +308,7 @@ def test_an_adapter_names_the_base_model_that_is_published_with_it(dry: Path) ->
 
 
 def test_a_card_s_code_guides_as_the_replies_of_its_figures_were_guided(dry: Path) -> None:
-    codes = {name: code_of((dry / name / "README.md").read_text()) for name in ("base", "sft", "dpo")}
+    codes = {name: code_of((dry / name / "README.md").read_bytes()) for name in ("base", "sft", "dpo")}
     by_code = {name: "guidance_scale=1.5, negative_prompt_ids=neutral" in code for name, code in codes.items()}
     # The base model is told no emotion, so nothing can guide it.
     assert by_code == {"base": False, "sft": True, "dpo": True}
