@@ -184,10 +184,10 @@ def parts(
 def rows_of(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The stage's rows, and the same rows as they are before it cuts them behind their last trained token."""
     from emotune.prompts.prompter import Prompter
-    from emotune.stages.sft import neutral_share, sft_rows
+    from emotune.stages.sft import sft_rows
 
     p, prompter = task.p.sft, Prompter(task.tokenizer, task.p.system_prompt, task.p.model.context)
-    cut, _ = sft_rows(prompter, task.train, task.neutral, neutral_share(task.train, task.neutral, p.neutral_replies), p)
+    cut, _, _ = sft_rows(prompter, task.train, task.neutral, p)
     rendered = (prompter.training_row(piece)[0] for dialogue in task.train for piece in prompter.pieces(dialogue.turns))
     whole = []
     for row in cut:

@@ -19,7 +19,7 @@ from emotune.core.errors import InputError
 from emotune.judges import hub
 from emotune.models import loading, pins
 from emotune.models.params import Model
-from tiny import with_tags
+from tiny import tied, with_tags
 
 CHOICE = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
 
@@ -288,7 +288,12 @@ def test_an_adapter_comes_back_as_it_was_saved(adapted: Any, base: Path, tokeniz
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_a_tuned_model_says_what_base_and_adapter_say(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_tuned_model_says_what_base_and_adapter_say(
+    is_tied: bool, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    base = tied(base, tmp_path / "tied") if is_tied else base
+    adapted = with_tags(base, tokenizer, r=4, init_lora_weights=False).eval()
     loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
     tuned = loading.load_tuned(base, CHOICE, tmp_path / "adapter")
     assert not isinstance(tuned, PeftModel)
@@ -298,6 +303,16 @@ def test_a_tuned_model_says_what_base_and_adapter_say(adapted: Any, base: Path, 
 def test_in_16_bits_the_adapter_stays_on_top(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
     loading.save_adapter(adapted, tokenizer, base, tmp_path / "adapter")
     assert isinstance(loading.load_tuned(base, choice(dtype="bfloat16"), tmp_path / "adapter"), PeftModel)
+
+
+def test_a_server_is_refused_an_adapter_with_tags(adapted: Any, base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "tags")
+    adapted.peft_config["default"].trainable_token_indices = None
+    loading.save_adapter(adapted, tokenizer, base, tmp_path / "lora")
+    with pytest.raises(InputError, match=r"^generation\.engine: .* accepted: local, or sft\.lora\.tags: false$"):
+        loading.assert_served("server", tmp_path / "tags")
+    loading.assert_served("local", tmp_path / "tags")
+    loading.assert_served("server", tmp_path / "lora")
 
 
 def test_an_adapter_that_goes_on_training_trains_its_own_weights_alone(

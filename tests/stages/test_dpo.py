@@ -89,16 +89,13 @@ def test_the_tags_are_trained_and_the_reference_stays_what_sft_left(
 ) -> None:
     before = load_file(adapter / "adapter_model.safetensors")
     aligned, _, _ = dpo_of_12_steps(base, adapter, tmp_path / "work", None)
-    policy, reference = (
-        get_peft_model_state_dict(aligned, adapter_name=name, save_embedding_layers=False)
-        for name in ("default", "ref")
-    )
+    weights = partial(get_peft_model_state_dict, aligned, save_embedding_layers=False)
+    policy, reference = weights(adapter_name="default"), weights(adapter_name="ref")
     assert reference.keys() == policy.keys() == before.keys()
     assert all(torch.equal(weight, before[name]) for name, weight in reference.items())
     [tags] = [name for name in before if "trainable_tokens_delta" in name]
-    trained = torch.tensor(aligned.peft_config["default"].trainable_token_indices)[
-        (policy[tags] != before[tags]).any(1)
-    ]
+    moved = (policy[tags] != before[tags]).any(1)
+    trained = torch.tensor(aligned.peft_config["default"].trainable_token_indices)[moved]
     # Of the emotions that the adapter has embeddings of, all pairs ask for sadness.
     assert set(tokenizer.convert_ids_to_tokens(trained)) == {"Ġ[EMOTION]", "Ġ[/EMOTION]", "Ġsadness"}
 
@@ -133,7 +130,7 @@ def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     # Although the adapter has dropout, which would part the policy from its reference.
     assert curve[0]["rewards/margins"] == 0.0
     assert (curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)) == ("sft_weight" not in changes)
-    assert measured["validation_margin"] > 0.1
+    assert measured["validation_margin"] > 0.05
     assert measured["validation_accuracy"] == 1.0
     assert measured["pairs"] == 6
 

@@ -1,6 +1,7 @@
 """Laws of sft: what is trained on, and that an adapter is trained and nothing else."""
 
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from emotune.core.dialogue import Dialogue, Turn
 from emotune.core.errors import InputError
 from emotune.models import loading
 from emotune.models.params import Model
-from emotune.stages.sft import Params, tune
+from emotune.prompts.prompter import Prompter
+from emotune.stages.sft import Params, passes, sft_rows, tune
 from tiny import CHOICE, SFT, changed, ignore, rows_of
 
 
@@ -44,6 +46,82 @@ def test_a_row_without_a_reply_to_learn_is_left_out(tokenizer: Any, dialogues: l
     calm = Dialogue("calm", tuple(Turn(turn.role, turn.content, "neutral") for turn in dialogues[0].turns))
     rows = rows_of(tokenizer, [calm, dialogues[1]], changed(SFT, neutral_replies=1e-9))
     assert [texts_learned(tokenizer, row) for row in rows] == [" Of course I will.</s>"]
+
+
+def emotional(name: str, *emotions: str) -> Dialogue:
+    """Turns that say who speaks and how: a user who is afraid, and replies in the emotions."""
+    turns = [(Turn("user", "Boo!", "fear"), Turn("assistant", f"{name} {emotion}.", emotion)) for emotion in emotions]
+    return Dialogue(name, tuple(turn for exchange in turns for turn in exchange))
+
+
+# Replies: 6 neutral, of which 3 are learned, 4 surprised, 1 sad, 1 happy.
+MIXED = [
+    *(emotional(f"calm {number}", "neutral") for number in range(5)),
+    emotional("mixed", "neutral", "sadness", "surprise"),
+    *(emotional(f"wow {number}", "surprise") for number in range(3)),
+    emotional("glad", "happiness"),
+]
+
+
+@pytest.mark.parametrize(
+    ("balance", "times"),
+    [
+        (0.0, {"neutral": 0.5, "surprise": 1.0, "sadness": 1.0, "happiness": 1.0}),
+        (0.5, {"neutral": 3**-0.5, "surprise": 1.0, "sadness": 2.0, "happiness": 2.0}),
+        (1.0, {"neutral": 4 / 6, "surprise": 1.0, "sadness": 4.0, "happiness": 4.0}),
+    ],
+)
+def test_a_rare_emotion_is_learned_again(balance: float, times: dict[str, float]) -> None:
+    assert passes(MIXED, "neutral", changed(SFT, neutral_replies=0.5, balance=balance)) == pytest.approx(times)
+
+
+def test_no_reply_is_learned_more_than_16_times() -> None:
+    crowd = [emotional("glad", "happiness"), *(emotional(str(number), "surprise") for number in range(40))]
+    assert passes(crowd, "neutral", changed(SFT, balance=1.0)) == {"happiness": 16.0, "surprise": 1.0}
+
+
+def test_a_row_is_repeated_for_its_rare_replies_alone(tokenizer: Any) -> None:
+    p = changed(SFT, balance=1.0)
+    # Six neutral replies: four surprised ones are one and a half of that, and one alone six.
+    rows, learned, _ = sft_rows(Prompter(tokenizer, None, 256), MIXED, "neutral", p)
+    texts = [texts_learned(tokenizer, row) for row in rows]
+    whole = " mixed neutral.</s> mixed sadness.</s> mixed surprise.</s>"
+    assert [text for text in texts if "mixed" in text][:1] == [whole]
+    assert [text for text in texts if "mixed" in text][2:] == [" mixed sadness.</s>"] * 4
+    assert texts.count(" glad happiness.</s>") == 6
+    assert [texts.count(f" calm {number} neutral.</s>") for number in range(5)] == [1] * 5
+    assert learned == Counter(
+        word.strip(".") for text in texts for word in text.replace("</s>", "").split() if "." in word
+    )
+    assert 4 <= learned.pop("surprise") <= 8
+    assert learned == {"neutral": 6, "sadness": 6, "happiness": 6}
+
+
+def test_without_its_tags_a_row_shows_the_emotion_of_the_replies_learned_alone(tokenizer: Any) -> None:
+    def texts(**changes: Any) -> list[str]:
+        rows = rows_of(tokenizer, MIXED[5:6], changed(SFT, neutral_replies=1e-9, **changes))
+        return [tokenizer.decode(row["input_ids"]) for row in rows]
+
+    [tagged], [bare] = texts(), texts(tag_dropout=1.0)
+    assert tagged.count("[EMOTION] fear [/EMOTION] Boo!") == bare.count("[EMOTION] neutral [/EMOTION] Boo!") == 3
+    assert bare.replace("neutral [/EMOTION] Boo!", "fear [/EMOTION] Boo!") == tagged
+    assert all(f"[EMOTION] {emotion} [/EMOTION] mixed" in bare for emotion in ("sadness", "surprise"))
+
+
+def test_so_many_rows_are_without_tags(tokenizer: Any) -> None:
+    crowd = [emotional(str(number), "surprise") for number in range(400)]
+    p = changed(SFT, tag_dropout=0.25)
+    shown = [tokenizer.decode(row["input_ids"]) for row in rows_of(tokenizer, crowd, p)]
+    assert 80 <= sum("[EMOTION] fear" not in text for text in shown) <= 120
+
+
+def test_a_row_that_would_not_fit_without_its_tags_keeps_them(tokenizer: Any) -> None:
+    long = Dialogue("long", (Turn("user", "Boo!", "fear"), Turn("assistant", "Oh.", "surprise")))
+    room = len(Prompter(tokenizer, None, 256).training_row(long.turns)[0])
+    p = changed(SFT, tag_dropout=1.0)
+    for neutral, tags in (("neutral", 0), ("neither this nor that", 1)):
+        [row] = sft_rows(Prompter(tokenizer, None, room), [long], neutral, p)[0]
+        assert tokenizer.decode(row["input_ids"]).count("fear") == tags
 
 
 def test_a_context_that_holds_no_exchange_is_refused(tokenizer: Any, dialogues: list[Dialogue]) -> None:

@@ -13,9 +13,10 @@ from emotune.core.dialogue import Dialogue, Turn
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import dpo_row
+from emotune.training import heads
 from emotune.training.heads import score_labelled
 from emotune.training.trainer import arguments
-from tiny import CHOICE, DPO, SFT, changed, pair, rows_of, save_adapter
+from tiny import CHOICE, DPO, SFT, changed, pair, rows_of, save_adapter, tied, with_tags
 
 # Unequal lengths; in the second batch the last row has nothing to learn.
 BATCHES = [
@@ -33,6 +34,10 @@ def adapter(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
 def trainer(base: Path, tokenizer: Any, dialogues: list[Dialogue], adapter: Path, tmp_path: Path) -> Any:
     """TRL's trainer of the saved adapter, as sft makes it, before the head is ours."""
     model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    return sft_trainer(model, tokenizer, dialogues, tmp_path)
+
+
+def sft_trainer(model: Any, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path) -> Any:
     rows = rows_of(tokenizer, dialogues, SFT)
     made = SFTTrainer(
         model=model,
@@ -83,10 +88,26 @@ def test_scoring_labelled_positions_alone_gives_trls_loss_and_gradients(
     assert len(set(collated["attention_mask"].sum(dim=1).tolist())) == 3
     of_trl, fields = gradient(trainer, collated), trainer.model(**collated, fused_lm_head=True)
     score_labelled(trainer.model)
-    assert_equal_gradients(gradient(trainer, collated), of_trl, 1e-6)
+    assert_equal_gradients(gradient(trainer, collated), of_trl, 2e-6)
     ours = trainer.model(**collated, fused_lm_head=True)
     for name in ("loss", "log_probs", "entropy", "is_top1", "label_mask"):
         torch.testing.assert_close(getattr(ours, name), getattr(fields, name), rtol=1e-5, atol=1e-6)
+
+
+def test_tags_that_are_scored_with_too_have_trls_loss_and_gradients(
+    base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_tags(tied(base, tmp_path / "base"), tokenizer, r=2, init_lora_weights=False)
+    trainer = sft_trainer(model, tokenizer, dialogues, tmp_path)
+    collated = trainer.data_collator(rows_in(BATCHES[0], tokenizer, dialogues))
+    with monkeypatch.context() as as_on_a_gpu:
+        as_on_a_gpu.setattr(heads, "PLAIN_HEADS", ())
+        score_labelled(trainer.model)
+    of_trl = gradient(trainer, collated)
+    score_labelled(trainer.model)
+    assert_equal_gradients(gradient(trainer, collated), of_trl, 2e-6)
+    # Those that no row of the batch has are given a gradient by the softmax alone.
+    assert model.get_input_embeddings().token_adapter.trainable_tokens_delta["default"].grad.any(1).all()
 
 
 def test_a_batch_without_labels_changes_nothing(trainer: Any, tokenizer: Any, dialogues: list[Dialogue]) -> None:

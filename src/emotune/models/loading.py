@@ -115,6 +115,15 @@ def load_adapter(model: Any, adapter: Path, trainable: bool = False) -> Any:
         raise InputError(f"{adapter} does not fit the base model: {reason}") from None
 
 
+def assert_served(engine: str, adapter: Path) -> None:
+    """InputError where a server would have to load an adapter that it cannot: those there are take LoRA alone."""
+    if engine == "server" and records.read_json(adapter / "adapter_config.json").get("trainable_token_indices"):
+        raise InputError(
+            f"generation.engine: a server loads LoRA alone, and {adapter} has embeddings of tags besides; "
+            "accepted: local, or sft.lora.tags: false"
+        )
+
+
 def load_tuned(base: Path, choice: Model, adapter: Path) -> Any:
     """The base model under a saved adapter, to answer with: in float32 their weights are added up, which is faster.
 

@@ -38,6 +38,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
         rewarding = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
         return rewarding, files.open_judge(judges / "reward_gibberish.skops", p.reward.gibberish_judge)
 
+    loading.assert_served(p.generation.engine, sft)
     names = records.read_json(dialogues / "labels.json")
     labels, neutral = names["labels"], names["neutral"]
     tokenizer = loading.load_tokenizer(sft, None)

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
-from emotune.core.dialogue import ASSISTANT, Dialogue
+from emotune.core.dialogue import ASSISTANT, Dialogue, Turn
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, Positive, Section
 from emotune.core.seeds import key, order
@@ -26,7 +27,10 @@ PARALLEL = True
 CURVE = ["step", "loss", "eval_loss", "learning_rate", "grad_norm"]
 # The label of a token that no loss is taken of.
 UNLEARNED = -100
+# No reply is learned more often than so in an epoch.
+MAX_REPEATS = 16
 Dialogues = Sequence[Dialogue]
+Share = Annotated[float, Field(ge=0, le=1)]
 Rows = Sequence[Mapping[str, list[int]]]
 
 
@@ -54,6 +58,8 @@ class Lora(Section):
 class Sft(Training):
     loss_on: Literal["replies", "all"]
     neutral_replies: Positive | None
+    balance: Share
+    tag_dropout: Share
     lora: Lora
 
 
@@ -94,14 +100,15 @@ def tune(
     """The base model under a new LoRA adapter trained on whole dialogues; returns it, its curve and its metrics.
 
     The loss is the mean negative log-likelihood of every reply and its end token (`loss_on: replies`), or of every
-    token (`all`). With `neutral_replies` only so many neutral replies are trained on, and rows without any reply to
-    train on are left out. A dialogue longer than the context is cut between turns.
+    token (`all`). How often a reply is learned goes by its emotion (`passes`), and rows without any reply to train on
+    are left out. A dialogue longer than the context is cut between turns.
     """
     from emotune.training import distributed, heads, trainer
 
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
-    rows, left_out = sft_rows(prompter, train, neutral, neutral_share(train, neutral, p.sft.neutral_replies), p.sft)
-    held_out, _ = sft_rows(prompter, validation, neutral, 1.0, p.sft)
+    rows, learned, left_out = sft_rows(prompter, train, neutral, p.sft)
+    as_they_are = p.sft.model_copy(update={"neutral_replies": None, "balance": 0.0, "tag_dropout": 0.0})
+    held_out, _, _ = sft_rows(prompter, validation, neutral, as_they_are)
     # Of the train split alone: what it has no reply of is asked of nobody.
     emotions = {turn.emotion for dialogue in train for turn in dialogue.turns}
     tags = prompter.tag_ids(emotions) if p.sft.lora.tags else None
@@ -112,6 +119,7 @@ def tune(
     curve = trainer.train(sft, log)
     metrics = {
         "rows": len(rows),
+        "replies_learned": dict(learned),
         "steps": sft.state.global_step,
         "trained_tokens": sum(label != UNLEARNED for row in rows for label in row["labels"]),
         "turns_left_out_too_long": left_out,
@@ -155,34 +163,68 @@ def _trainer(
         )
 
 
-def neutral_share(dialogues: Dialogues, neutral: str, neutral_replies: float | None) -> float:
-    """The share of the neutral replies that leaves `neutral_replies` times as many as there are others; None takes all.
+def passes(dialogues: Dialogues, neutral: str, p: Sft) -> dict[str, float]:
+    """How often an epoch learns a reply of each emotion, in the mean.
 
-    83 % of DailyDialog is neutral, so a batch's loss says little about any other emotion.
+    Of neutral ones `neutral_replies` are learned for each other: 83 % of DailyDialog is neutral, so a batch's loss says
+    little about any other emotion. One with n replies left is learned (most / n) ** `balance` times, where the most
+    frequent has `most`: as often as that one at 1, but for MAX_REPEATS.
     """
-    counts = Counter(turn.emotion == neutral for d in dialogues for turn in d.turns if turn.role == ASSISTANT)
-    return 1.0 if neutral_replies is None or not counts[True] else neutral_replies * counts[False] / counts[True]
+    counts = Counter(turn.emotion for d in dialogues for turn in d.turns if turn.role == ASSISTANT)
+    shares = dict.fromkeys(counts, 1.0)
+    if p.neutral_replies is not None and neutral in counts:
+        shares[neutral] = min(1.0, p.neutral_replies * (counts.total() - counts[neutral]) / counts[neutral])
+    left = {emotion: max(1.0, share * counts[emotion]) for emotion, share in shares.items()}
+    return {
+        emotion: share * min(MAX_REPEATS, (max(left.values()) / left[emotion]) ** p.balance)
+        for emotion, share in shares.items()
+    }
 
 
 def sft_rows(
-    prompter: Prompter, dialogues: Dialogues, neutral: str, share: float, p: Sft
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows of ids and labels, and the number of turns that fit in no row; of neutral replies a `share` is learned.
+    prompter: Prompter, dialogues: Dialogues, neutral: str, p: Sft
+) -> tuple[list[dict[str, list[int]]], Counter[str], int]:
+    """Rows of ids and labels, how many replies of each emotion they teach, and how many turns fit in no row.
 
-    A row without a reply to learn is left out. InputError where no dialogue fits in the context.
+    A row is repeated for those of its replies that are learned again, and no other; without any it is left out. In a
+    share `tag_dropout` of the rows all turns but the replies learned are shown as neutral: there the last tag alone
+    says what to reply in. InputError where no dialogue fits in the context.
     """
-    rows, left_out = [], 0
+    rows, taught, left_out = [], Counter[str](), 0
+    means = passes(dialogues, neutral, p)
     for dialogue in dialogues:
-        rng = random.Random(key(p.seed, "neutral replies", dialogue.id))
+        rng, dropout = (random.Random(key(p.seed, of, dialogue.id)) for of in ("neutral replies", "tag dropout"))
         pieces = prompter.pieces(dialogue.turns)
         left_out += len(dialogue.turns) - sum(map(len, pieces))
         for piece in pieces:
-            learned = [turn.emotion != neutral or rng.random() < share for turn in piece if turn.role == ASSISTANT]
-            if any(learned):
-                rows.append(_row(*prompter.training_row(piece), learned, p.loss_on == "all"))
+            replies = [turn.emotion for turn in piece if turn.role == ASSISTANT]
+            times = [_whole(means[emotion], rng) for emotion in replies]
+            for repeat in range(max(times)):
+                learned = [repeat < count for count in times]
+                taught.update(emotion for emotion, is_learned in zip(replies, learned, strict=True) if is_learned)
+                row = prompter.training_row(piece)
+                if dropout.random() < p.tag_dropout:
+                    bare = prompter.training_row(_without_tags(piece, learned, neutral))
+                    # The neutral label may be longer than another.
+                    row = bare if len(bare[0]) <= prompter.context else row
+                rows.append(_row(*row, learned, p.loss_on == "all"))
     if not rows:
         raise InputError(f"model.context: no exchange of two turns fits in {prompter.context} tokens")
-    return rows, left_out
+    return rows, taught, left_out
+
+
+def _whole(mean: float, rng: random.Random) -> int:
+    """One of the two whole numbers around the mean, so drawn that they have it."""
+    return int(mean) + (mean > int(mean) and rng.random() < mean % 1)
+
+
+def _without_tags(turns: Sequence[Turn], learned: Sequence[bool], neutral: str) -> list[Turn]:
+    """The turns, of which all but the replies that are `learned` are neutral."""
+    replies = iter(learned)
+    tagged = [turn.role == ASSISTANT and next(replies) for turn in turns]
+    return [
+        turn if is_tagged else replace(turn, emotion=neutral) for turn, is_tagged in zip(turns, tagged, strict=True)
+    ]
 
 
 def _row(ids: list[int], of_reply: list[bool], learned: Sequence[bool], others: bool) -> dict[str, list[int]]:

@@ -14,9 +14,12 @@ def score_labelled(model: Any) -> None:
     """On a CPU, let the head of a TRL trainer's model score the labelled positions alone; the loss is the same.
 
     TRL's own does that on a GPU, and elsewhere scores every position twice, forward and backward: with the vocabulary
-    of a small model that is half of a step, where few tokens are trained on.
+    of a small model that is half of a step, where few tokens are trained on. It can then score by tied embeddings too.
     """
     base = model.get_base_model()
+    if not hasattr(head := base.get_output_embeddings(), "bias"):
+        # TRL reads it, and PEFT's trained tokens in a head that is tied to the embeddings have none.
+        head.bias = None
     if base.device.type != "cpu" or base.config.model_type not in PLAIN_HEADS:
         return
     of_trl = base.forward
