@@ -148,6 +148,12 @@ def test_control_shows_each_emotion_of_each_model(here):
     for model, share in (("baseline", 0.125), ("sft", 0.5), ("dpo", 1.0)):
         found[model]["control"]["per_emotion"]["fear"] = share
     records.write_metrics(Path("metrics/evaluate.json"), found)
+    # The last is the human's, of replies that people gave in fear.
+    heard = round(100 * found["human"]["replies"]["per_emotion"]["fear"])
+    assert cells(section(written(), "control"), "fear") == [["12"], ["50"], ["100"], [f"{heard}"]]
+    # Runs from before that was measured have no such column.
+    del found["human"]["replies"]["per_emotion"]
+    records.write_metrics(Path("metrics/evaluate.json"), found)
     assert cells(section(written(), "control"), "fear") == [["12"], ["50"], ["100"]]
 
 

@@ -151,11 +151,19 @@ def test_every_error_of_the_file_is_told_at_once() -> None:
 @pytest.mark.parametrize("kind", ["emotion_judge", "gibberish_judge"])
 def test_the_judge_that_rewards_cannot_evaluate(kind: str) -> None:
     judge = {"name": "someone/texts", "revision": "0" * 40, "labels": None}
-    found = error((f"reward.{kind}", judge), (f"evaluate.{kind}", judge))
+    found = error(*((f"{part}.{kind}.{key}", judge[key]) for part in ("reward", "evaluate") for key in judge))
     assert found.startswith(f"params.yaml: reward.{kind} and evaluate.{kind} must differ: ")
     assert found.endswith("got 'someone/texts' for both")
     # Two embedded judges have the same name and are not the same judge.
-    assert getattr(parsed().reward, kind) == getattr(parsed().evaluate, kind)
+    assert getattr(parsed().reward, kind).name == getattr(parsed().evaluate, kind).name
+
+
+def test_a_judge_of_emotions_has_a_tau_of_0_or_more_and_one_of_gibberish_has_none() -> None:
+    assert parsed(("evaluate.emotion_judge.tau", None)).evaluate.emotion_judge.tau is None
+    assert parsed(("reward.emotion_judge.tau", 1)).reward.emotion_judge.tau == 1.0
+    found = error(("reward.emotion_judge.tau", -0.5), ("evaluate.gibberish_judge.tau", 1))
+    assert "reward.emotion_judge.tau: input should be greater than or equal to 0, got -0.5" in found
+    assert "unknown key evaluate.gibberish_judge.tau" in found
 
 
 def test_no_server_guides() -> None:
