@@ -121,7 +121,7 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
     """models/ with all that answers and evaluates: base, random adapters for sft and dpo, a judge of few words."""
     import torch
 
-    from emotune.judges import emotion, files
+    from emotune.judges import emotion, files, matcher
     from emotune.models import loading
     from tiny import with_tags
 
@@ -137,6 +137,7 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
     path = folder / "judges" / "evaluate.skops"
     files.save(emotion.train_emotion(texts, labels, "characters", 7), path)
     files.save_prior(replace(files.load(path), prior=emotion.shares(labels, "characters", 7), tau=0.5), path)
+    files.save(matcher.train_matcher(dialogues, 7), folder / "judges" / "fit.skops")
     return folder
 
 

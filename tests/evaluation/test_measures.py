@@ -484,11 +484,11 @@ def test_an_unknown_judged_label_is_refused() -> None:
 # --- the headline
 
 
-def test_the_headline_is_a_dozen_numbers_in_short_names_and_three_digits() -> None:
+def test_the_headline_is_a_screen_of_numbers_in_short_names_and_three_digits() -> None:
     figure = {"value": 0.123456, "low": 0.1, "high": 0.2}
     model = {
-        "replies": {"macro_f1": figure, "accuracy": figure, "macro_accuracy": figure},
-        "control": {"macro_accuracy": figure, "of_human": figure},
+        "replies": {"macro_f1": figure, "accuracy": figure, "macro_accuracy": figure, "hits_at_1": figure},
+        "control": {"macro_accuracy": figure, "of_human": figure, "joint": {"value": 0.0987}},
         "reference": {"perplexity": {"value": 12.34567}},
         "text": {"gibberish": {"value": 0.0366}},
     }
@@ -496,7 +496,7 @@ def test_the_headline_is_a_dozen_numbers_in_short_names_and_three_digits() -> No
     shown = measures.headline(
         dict.fromkeys(("baseline", "sft", "dpo", "human"), model), pairs, {"judge_gap": {"value": 0.0428}}
     )
-    own = {"f1": 0.123, "control": 0.123, "of_human": 0.123, "ppl": 12.346}
+    own = {"f1": 0.123, "control": 0.123, "fit": 0.123, "joint": 0.099, "ppl": 12.346}
     numbers = {"gibberish": 0.037, "pairs": 578, "yield": 0.826, "judge_gap": 0.043}
     assert shown == {"baseline": own, "sft": own, "dpo": own, "human": {"recall": 0.123}, **numbers}
 

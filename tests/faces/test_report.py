@@ -66,10 +66,19 @@ def write_metrics(folder: Path) -> None:
     p = parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
     rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
     by_human = answers(0.7).replies
-    records.write_metrics(folder / "evaluate.json", measures.side_by_side(rows, by_human, LABELS, "neutral", p))
+    measured = measures.side_by_side(rows, by_human, LABELS, "neutral", p)
+    for value, name in enumerate(("baseline", "sft", "dpo", "human"), start=1):
+        figure = {"value": value / 10, "low": value / 10 - 0.05, "high": value / 10 + 0.05}
+        measured[name]["replies"]["hits_at_1"] = figure
+        if name != "human":
+            measured[name]["control"]["joint"] = figure
+    for test in measured["paired"].values():
+        test["replies"]["hits_at_1"] = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.002}
+    records.write_metrics(folder / "evaluate.json", measured)
     records.write_metrics(folder / "prefs.json", prefs())
     found = judges.measure(lambda texts: [("anger", 0.9) for _ in texts], ["No!", "Oh."], ["anger", "fear"], LABELS)
-    records.write_metrics(folder / "judges.json", {"evaluate_emotion": found})
+    matched = {"hits_at_1": 0.7, "mrr": 0.8, "chance": 0.1}
+    records.write_metrics(folder / "judges.json", {"evaluate_emotion": found, "fit": matched})
 
 
 def write_lock(folder: Path, **params: object) -> None:
@@ -133,6 +142,23 @@ def test_a_run_from_before_human_replies_were_judged_has_no_row_of_them(metrics)
     evaluated = records.read_metrics(metrics / "evaluate.json")
     _, *rows = tables.comparison({name: of for name, of in evaluated.items() if name != "human"}, "")
     assert [row[0] for row in rows] == ["majority", "baseline", "sft", "dpo"]
+
+
+def test_fit_stands_beside_control_and_nowhere_in_a_run_from_before_it_was_measured(metrics):
+    evaluated = records.read_metrics(metrics / "evaluate.json")
+    head, _, *rows = tables.comparison(evaluated, " [{}, {}]")
+    at = head.index("control") + 1
+    assert head[at : at + 2] == ["fit", "joint"]
+    assert [row[at] for row in rows] == [f"0.{n}00 [0.{n - 1}50, 0.{n}50]" for n in (1, 2, 3, 4)]
+    assert rows[-1][at + 1] == "–"
+    assert tables.differences(evaluated)[2][5:] == ["+0.100 [+0.050, +0.150]", "0.002"]
+    for name in ("baseline", "sft", "dpo", "human"):
+        del evaluated[name]["replies"]["hits_at_1"]
+        evaluated[name].get("control", {}).pop("joint", None)
+    del evaluated["paired"]["sft_to_dpo"]["replies"]["hits_at_1"]
+    older, *_ = tables.comparison(evaluated, "")
+    assert older == [name for name in head if name not in ("fit", "joint")]
+    assert tables.differences(evaluated)[0] == ["", "macro F1", "p", "control", "p"]
 
 
 def test_the_report_fits_in_120_columns(metrics, capsys):

@@ -37,6 +37,7 @@ WRITTEN = {
         "models/judges/evaluate.prior.json",
         "models/judges/evaluate.skops",
         "models/judges/evaluate_gibberish.skops",
+        "models/judges/fit.skops",
         "models/judges/reward.prior.json",
         "models/judges/reward.skops",
         "models/judges/reward_gibberish.skops",

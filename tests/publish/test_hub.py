@@ -512,6 +512,17 @@ def test_where_seeds_were_tried_the_test_is_over_them_and_else_the_refusal_says_
     assert alone.endswith("tested over the dialogues, of one seed alone (`emotune study seeds` runs others)")
 
 
+def test_dpo_that_lost_fit_is_refused(made: Path, tmp_path: Path) -> None:
+    for high, refused in ((-0.001, True), (0.001, False)):
+        evaluated = records.read_metrics(made / "metrics/evaluate.json")
+        test = {"difference": -0.05, "low": -0.1, "high": high, "p": 0.04}
+        evaluated["paired"]["sft_to_dpo"]["replies"]["hits_at_1"] = test
+        records.write_metrics(tmp_path / "evaluate.json", evaluated)
+        shutil.copy(made / "metrics/prefs.json", tmp_path)
+        told = gate.objections(parse(made / "params.yaml"), tmp_path, dirty=False, stale=[])
+        assert [line.partition(":")[0] for line in told] == ["dpo lost fit"] * refused
+
+
 def test_pairs_that_break_the_audit_are_refused(made: Path, tmp_path: Path) -> None:
     (found,) = objections(made, tmp_path, prefs={"chosen_is_longer": 0.99})
     assert found.startswith("prefs.audit.max_chosen_longer: 0.99 ")

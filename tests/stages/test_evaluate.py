@@ -18,7 +18,8 @@ def lay_out(tuned: Path, dialogues: list[Dialogue], tmp_path: Path) -> None:
     shutil.copytree(tuned, tmp_path / "models")
     # What it says of the replies is no matter here.
     shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/evaluate_gibberish.skops")
-    records.write_jsonl(tmp_path / "data/dialogues/test.jsonl", map(asdict, dialogues))
+    for split in ("test", "train"):
+        records.write_jsonl(tmp_path / f"data/dialogues/{split}.jsonl", map(asdict, dialogues))
     records.write_json(tmp_path / "data/dialogues/labels.json", {"labels": LABELS, "neutral": "neutral"})
     records.write_metrics(tmp_path / "metrics/prefs.json", {"pairs": 9, "yield_total": 0.9})
     records.write_metrics(tmp_path / "metrics/dpo.json", {})

@@ -181,7 +181,7 @@ def _add_references(
     for number, (q, turns) in enumerate(zip(questions, histories, strict=True)):
         if q.reference is not None and (row := prompter.fitting_row(turns, Turn(ASSISTANT, q.reference, q.emotion))):
             fitting[number] = row
-    costs = _likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
+    costs = likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
     for number, (nats, tokens) in zip(fitting, costs, strict=True):
         rows[number] |= {"reference": questions[number].reference, "reference_nats": nats, "reference_tokens": tokens}
 
@@ -211,7 +211,7 @@ def _bare(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not name.startswith("reference")}
 
 
-def _likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[likelihood.Cost]:
+def likelihoods(model: Any, pad: int, rows: Sequence[Row]) -> list[likelihood.Cost]:
     """likelihood.negative_log_likelihoods of rows that several processes share by whole batches."""
     batches = likelihood.batches(model, rows)
     own = processes.share([[rows[i] for i in batch] for batch in batches])

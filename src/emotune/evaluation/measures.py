@@ -13,6 +13,7 @@ from emotune.judges.verdicts import CLEAN
 
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
 DISTINCT_WORDS = 5000
+STEPS = (("baseline", "sft"), ("sft", "dpo"))
 
 
 def measure(answers: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
@@ -138,8 +139,7 @@ def side_by_side(
         measured["guidance"] = p.sampling.guidance
     measured["majority"] = majority(answers["sft"], labels, neutral)
     measured["paired"] = {
-        f"{before}_to_{after}": compare(answers[before], answers[after], labels, neutral, p)
-        for before, after in (("baseline", "sft"), ("sft", "dpo"))
+        f"{before}_to_{after}": compare(answers[before], answers[after], labels, neutral, p) for before, after in STEPS
     }
     return measured
 
@@ -147,18 +147,19 @@ def side_by_side(
 def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers to compare two runs by, in names and digits that fit a screen, from what three stages measured.
 
-    For each model macro F1, control, that as a share of the human replies' macro recall, and perplexity; that recall;
-    of dpo's replies the share that is gibberish; the pairs, and the share of prompts that made one; how much more
-    control rose by the judge that rewards than by the other.
+    For each model macro F1, control, fit, the share of replies that have both, and perplexity; the macro recall of the
+    human replies, which control is to be seen beside; of dpo's replies the share that is gibberish; the pairs, and the
+    share of prompts that made one; how much more control rose by the judge that rewards than by the other.
     """
     names = {
         "f1": ("replies", "macro_f1"),
         "control": ("control", "macro_accuracy"),
-        "of_human": ("control", "of_human"),
+        "fit": ("replies", "hits_at_1"),
+        "joint": ("control", "joint"),
         "ppl": ("reference", "perplexity"),
     }
     shown: dict[str, Any] = {
-        model: {name: _digits(measured[model][part][metric]) for name, (part, metric) in names.items()}
+        model: {name: _digits(measured[model][part].get(metric)) for name, (part, metric) in names.items()}
         for model in ("baseline", "sft", "dpo")
     }
     return shown | {
@@ -186,6 +187,8 @@ def table(measured: Mapping[str, Any]) -> Rows:
         "macro recall": ("replies", "macro_accuracy"),
         "control": ("control", "macro_accuracy"),
         "control of human": ("control", "of_human"),
+        "fit": ("replies", "hits_at_1"),
+        "joint": ("control", "joint"),
         "perplexity": ("reference", "perplexity"),
         "bits per character": ("reference", "bits_per_character"),
     }
@@ -193,5 +196,5 @@ def table(measured: Mapping[str, Any]) -> Rows:
         {"model": model, "metric": metric, **measured[model][part][name]}
         for metric, (part, name) in shown.items()
         for model in ("majority", "baseline", "sft", "dpo", "human")
-        if part in measured[model]
+        if name in measured[model].get(part, {})
     ]

@@ -133,8 +133,9 @@ def _bounded(evaluated: Content) -> Iterator[tuple[str, dict[str, Any], float | 
         values = {model: tables.value_of(evaluated[model], column) for model in MODELS}
         if all(isinstance(value, Mapping) for value in values.values()):
             majority = evaluated["majority"]["replies"].get(column.name)
-            chance = 1 / len(evaluated["dpo"]["control"]["labels"])
-            yield metric, values, chance if metric == "control" else majority and majority["value"]
+            control = 1 / len(evaluated["dpo"]["control"]["labels"])
+            chance = {"control": control, "fit": tables.CHANCE, "joint": control * tables.CHANCE}
+            yield metric, values, chance.get(metric, majority and majority["value"])
 
 
 def _training(metrics: Path, stage: str) -> Content:

@@ -13,11 +13,13 @@ from sklearn.pipeline import Pipeline
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.judges.hub import load_hub
+from emotune.judges.matcher import Matcher
 from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.judges.verdicts import Classifier
 
 # What our judges are made of, beside plain numbers, texts and arrays.
 TRUSTED = [
+    "emotune.judges.matcher.Matcher",
     "emotune.judges.gibberish.Fluency",
     "sklearn.calibration.CalibratedClassifierCV",
     "sklearn.calibration._CalibratedClassifier",
@@ -90,16 +92,24 @@ def save(estimator: Pipeline, path: Path) -> None:
 
 
 def load(path: Path) -> Classifier:
-    """The judge of a file that `save` wrote.
+    """The judge of a file that `save` wrote."""
+    return verdicts_of(_opened(path))
 
-    InputError where there is no such file or its types are not those of our judges.
-    """
+
+def load_matcher(path: Path) -> Matcher:
+    """The matcher of a file that `save` wrote."""
+    [matcher] = _opened(path)
+    return matcher
+
+
+def _opened(path: Path) -> Pipeline:
+    """InputError where there is no such file or its types are not those of our judges."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; the judges stage writes it")
     unknown = sorted(set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED))
     if unknown:
         raise InputError(f"{path}: holds {', '.join(unknown)}; accepted: {', '.join(TRUSTED)}")
-    return verdicts_of(skops.io.load(path, trusted=TRUSTED))
+    return skops.io.load(path, trusted=TRUSTED)
 
 
 def verdicts_of(estimator: Pipeline) -> Classifier:

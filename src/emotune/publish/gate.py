@@ -79,12 +79,19 @@ def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> l
     paired = evaluated["paired"]["sft_to_dpo"]
     tests = {name: paired[section][key] for name, (section, key) in tables.TESTED.items()}
     tests |= tables.steps_over_seeds(metrics / "studies", evaluated)
+    # Runs from before fit was measured have no test of it.
+    fit = {name: paired[section][key] for name, (section, key) in tables.FIT.items() if key in paired[section]}
     return [
         *(
             f"dpo is not better than sft in {name}: {tables.difference(test)}, p {test['p']:.3f}, wanted more than 0 "
             f"with p below {SIGNIFICANT}; {over(test)}"
             for name, test in tests.items()
             if test["difference"] <= 0 or test["p"] >= SIGNIFICANT
+        ),
+        *(
+            f"dpo lost {name}: {tables.difference(test)}, wanted an interval that reaches 0"
+            for name, test in fit.items()
+            if test["high"] < 0
         ),
         *audit(records.read_metrics(metrics / "prefs.json"), p.prefs.audit),
         *(["the working tree has changes that are in no commit (`git status` names them)"] if dirty else []),

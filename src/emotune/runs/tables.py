@@ -37,6 +37,8 @@ COLUMNS = {
     "macro recall": Column("replies", "macro_accuracy", 3),
     "control": Column("control", "macro_accuracy", 3),
     "control of human": Column("control", "of_human", 3),
+    "fit": Column("replies", "hits_at_1", 3),
+    "joint": Column("control", "joint", 3),
     "perplexity": Column("reference", "perplexity", 1),
     "bits/char": Column("reference", "bits_per_character", 2),
     "distinct-2": Column("text", "distinct_2", 3),
@@ -56,6 +58,12 @@ JUDGED = {
     "accuracy by τ": "divided.accuracy",
     "macro recall by τ": "divided.macro_recall",
 }
+# What dpo may not lose, though nothing asks it to gain there.
+FIT = {"fit": ("replies", "hits_at_1")}
+# How often a reply is found in its context by chance: one of ten.
+CHANCE = 0.1
+# In judges.json it stands beside the judges, and has no labels to find.
+MATCHER = "fit"
 ABSENT = "–"
 # How an interval stands after its value.
 INTERVAL = " [{}, {}]"
@@ -97,20 +105,28 @@ def comparison(evaluated: Mapping[str, Any], interval: str) -> Table:
 
     Where replies were guided, its corner says by how much.
     """
-    table = [[f"guidance {evaluated['guidance']}" if "guidance" in evaluated else "", *COLUMNS]]
-    # Runs from before the human replies were judged have no row of them.
-    for model in (model for model in MODELS if model in evaluated):
-        figures = ((figure(evaluated[model], column), f".{column.digits}f") for column in COLUMNS.values())
+    # Runs from before the human replies were judged have no row of them, those from before fit was no column of it.
+    models = [model for model in MODELS if model in evaluated]
+    columns = {
+        name: column
+        for name, column in COLUMNS.items()
+        if any(value_of(evaluated[model], column) is not None for model in models)
+    }
+    table = [[f"guidance {evaluated['guidance']}" if "guidance" in evaluated else "", *columns]]
+    for model in models:
+        figures = ((figure(evaluated[model], column), f".{column.digits}f") for column in columns.values())
         table.append([model, *(number(value, form, interval) for value, form in figures)])
     return table
 
 
 def differences(evaluated: Mapping[str, Any]) -> Table:
-    """A row a step: what it changed in macro F1 and in control, with interval and p."""
-    table = [["", *(heading for metric in TESTED for heading in (metric, "p"))]]
+    """A row a step: what it changed in macro F1, control and, where it was measured, fit, with interval and p."""
+    known = evaluated["paired"]["sft_to_dpo"]
+    tested = {metric: (part, name) for metric, (part, name) in (TESTED | FIT).items() if name in known[part]}
+    table = [["", *(heading for metric in tested for heading in (metric, "p"))]]
     for step, key in STEPS.items():
         row = [step]
-        for part, name in TESTED.values():
+        for part, name in tested.values():
             test = evaluated["paired"][key][part][name]
             row += [difference(test), f"{test['p']:.3f}"]
         table.append(row)
@@ -163,7 +179,8 @@ def preferences(metrics: Path) -> Table:
 def judges(metrics: Path) -> Table:
     """How often each judge finds the label that people gave, on the test split; those of emotions by their tau too."""
     table = [["judge", *JUDGED]]
-    for name, judged in records.read_metrics(metrics / "judges.json").items():
+    measured = records.read_metrics(metrics / "judges.json")
+    for name, judged in ((name, measured[name]) for name in measured if name != MATCHER):
         # No judge of gibberish is divided, and in runs from before others were, none.
         figures = dict(nested.leaves(judged))
         cells = (number((figures.get(name),), ".3f", "") for name in JUDGED.values())

@@ -2,6 +2,7 @@
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Log, Metrics, Out
+from emotune.core.nested import overlaid
 from emotune.evaluation.params import Examination
 from emotune.prompts.prompter import Prompter
 
@@ -41,7 +42,7 @@ def main(
     """Ask sft and dpo the test questions; write their replies, and the table of all three and of the human replies."""
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
-    from emotune.evaluation import measures
+    from emotune.evaluation import fit, measures
     from emotune.evaluation.answers import Answers, answer, human, with_the_same_references, write
     from emotune.models import loading
 
@@ -67,11 +68,22 @@ def main(
             log,
         )
     answers = with_the_same_references(answers)
+    by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
+    train = records.read_dialogues(dialogues / "train.jsonl")
+    exam = fit.exam(held_out, train, files.load_matcher(judges / "fit.skops"), labels, p.history_turns, p.evaluate)
+    lifts = fit.lifts(
+        loading.load_base(base, p.model),
+        Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns),
+        {name: own.replies for name, own in answers.items()} | {"human": by_human},
+        exam.natural,
+    )
 
     if not processes.first():
         return {}
-    by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
-    measured = measures.side_by_side(answers, by_human, labels, neutral, p.evaluate)
+    measured = overlaid(
+        measures.side_by_side(answers, by_human, labels, neutral, p.evaluate),
+        fit.side_by_side(answers, by_human, lifts, exam, p.evaluate),
+    )
     pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
     records.write_json(headline, measures.headline(measured, pairs, training))
     write(answers["sft"], sft_replies, sft_control, sft_confusion)

@@ -1,15 +1,17 @@
-"""judges: four text classifiers, trained here or pinned on the Hub, and how good each is on the test split."""
+"""judges: four classifiers of texts, trained here or pinned on the Hub, and a matcher; how good each is on test."""
+
+from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotune.core import records
 from emotune.core.contract import Dep, Log, Metrics, Out
-from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.judges.corruption import with_corruptions
@@ -19,6 +21,9 @@ from emotune.judges.verdicts import GIBBERISH_LABELS, Classifier, Judge, divided
 TAUS = tuple(n / 10 for n in range(16))
 # In the file of a prior no share is less: it has six decimals, and nothing can be divided by 0.
 LEAST = 1e-6
+
+if TYPE_CHECKING:
+    from emotune.judges.matcher import Matcher
 
 
 class Data(Section):
@@ -38,13 +43,18 @@ class Params(Section):
 
 
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
-    """Write the judges that reward and those that evaluate, one of emotions and one of gibberish each; measure them."""
+    """Write the judges that reward and those that evaluate, one of emotions and one of gibberish each; measure them.
+
+    One more that evaluates, the matcher, looks for a reply's context.
+    """
     from emotune.judges import files
     from emotune.judges.emotion import shares, train_emotion
     from emotune.judges.gibberish import train_gibberish
+    from emotune.judges.matcher import train_matcher
 
     train = records.read_dialogues(dialogues / "train.jsonl")
-    validation, held_out = (columns(records.read_dialogues(dialogues / f"{n}.jsonl")) for n in ("validation", "test"))
+    validation, test = (records.read_dialogues(dialogues / f"{split}.jsonl") for split in ("validation", "test"))
+    tuning, held_out = columns(validation), columns(test)
     corrupted = with_corruptions(held_out[0], random.Random(p.data.seed))
     out.mkdir(parents=True, exist_ok=True)
     seed = p.data.seed
@@ -60,7 +70,7 @@ def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
         if emotions.is_embedded:
             files.save(train_emotion(*texts, recipe, seed), path)
         learned = shares(texts[1], recipe, seed) if emotions.is_embedded else None
-        judge = with_prior(files.undivided(path, emotions), learned, emotions.tau, *validation, p.data.labels)
+        judge = with_prior(files.undivided(path, emotions), learned, emotions.tau, *tuning, p.data.labels)
         files.save_prior(judge, path)
         measured[name] = measure_both(judge, *held_out, p.data.labels)
     for name, choice, trained in (
@@ -71,6 +81,8 @@ def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
         if choice.is_embedded:
             files.save(trained(), out / f"{name}.skops")
         measured[name] = measure(files.open_judge(out / f"{name}.skops", choice), *corrupted, GIBBERISH_LABELS)
+    files.save(train_matcher(both[1], seed), out / "fit.skops")
+    measured["fit"] = measure_fit(files.load_matcher(out / "fit.skops"), test, seed)
     return measured
 
 
@@ -144,4 +156,18 @@ def _measured(gold: Sequence[str], judged: Sequence[str], label_names: Sequence[
         **{name: float(metrics[name]) for name in ("accuracy", "weighted_f1", "macro_f1")},
         "macro_recall": float(metrics["macro_accuracy"]),
         "per_class": scores.per_label(gold, judged, label_names),
+    }
+
+
+def measure_fit(matcher: Matcher, dialogues: Sequence[Dialogue], seed: int) -> dict[str, float]:
+    """How often a matcher finds the context of a human reply among ten in its emotion; what chance would; 1 / rank."""
+    from emotune.judges.matcher import found, replies_of, tens
+
+    replies = replies_of(dialogues, (ASSISTANT,))
+    dealt = tens(replies.dialogues, replies.emotions, seed)
+    hits, ranks = zip(*found(matcher, replies.contexts, replies.texts, dealt), strict=True)
+    return {
+        "hits_at_1": sum(hits) / len(hits),
+        "mrr": sum(ranks) / len(ranks),
+        "chance": sum(1 / len(ten) for ten in dealt) / len(dealt),
     }

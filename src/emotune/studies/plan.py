@@ -21,8 +21,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # All but the judge's are a model's own.
 COLUMNS = tables.COLUMNS | {"prompt text": Column("text", "prompt_text_share", 3)}
 JUDGE = "judge"
-# No function of sums over a model's dialogues, so no paired test.
-UNTESTED = ("control of human", "distinct-2", "words")
+# No function of sums over a model's dialogues, or of what no row of a reply says, so no paired test.
+UNTESTED = ("control of human", "fit", "joint", "distinct-2", "words")
 # What a study of seeds sets, together: all that is drawn after base and judges. Questions and data stay the same.
 SEEDS = ("sft.seed", "prefs.seed", "dpo.seed")
 
