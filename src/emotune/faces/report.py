@@ -20,7 +20,6 @@ CLAIMS = {
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
     "stage_start": "seconds from process start to first work, over the eight stages, before the rooms over after",
 }
-# What a terminal has no room for, and README and page show.
 # After the head of a table whose stage dvc.lock does not vouch for.
 STALE = "(STALE: it may be of another run)"
 NEXT = """Where to look next
