@@ -124,6 +124,16 @@ def test_a_bootstrap_of_no_dialogues_is_refused():
         scores.score([], [], [], LABELS, "neutral", 10, seed=0)
 
 
+def test_a_share_of_another_s_recall_doubts_both_and_is_0_of_nothing():
+    # Ten dialogues of two labels: the first is always found, the second in every other dialogue.
+    stack = np.array([[[1, 0], [n % 2, 1 - n % 2]] for n in range(10)])
+    found = scores.recall_share(stack, stack, 500, 7)
+    # Of itself it is all, and that is as uncertain as both: the same dialogues would make it 1 for sure.
+    assert found["value"] == 1
+    assert 0.7 < found["low"] < 0.9 < 1.1 < found["high"] < 1.5
+    assert scores.recall_share(stack, stack[:, ::-1] * 0, 100, 7) == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_macro_f1_of_4000_rows_takes_under_two_seconds():
     draw = random.Random(0)
     labels = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise")

@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -275,7 +276,12 @@ def test_a_reply_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]
 def test_what_the_user_says_is_cleaned_and_heard_in_an_emotion(tuned: Path, repository: Path) -> None:
     judge = chat.open_listener(Path("models"), parse(Path("params.yaml")))
     turn = chat.heard(judge, "We won  the match !")
-    assert turn == Turn("user", "We won the match!", judge(["We won the match!"])[0][0])
+    said = judge.undivided(["We won the match!"])[0][0]
+    assert turn == Turn("user", "We won the match!", said)
+    # A user is as often neutral as people are, whatever the judge expects of a reply.
+    expecting = replace(judge, prior={label: 1.0 if label == said else 0.01 for label in judge.labels}, tau=5.0)
+    assert expecting(["We won the match!"])[0][0] != said
+    assert chat.heard(expecting, "We won the match!").emotion == said
 
 
 def test_on_a_terminal_it_asks_forgives_and_ends_with_ctrl_d(repository: Path) -> None:

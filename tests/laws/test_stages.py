@@ -142,7 +142,7 @@ def test_every_reply_is_a_row_with_what_the_judges_said(model: str, pipeline: Pi
     control = rows_of(pipeline.folder / f"data/replies/{model}.control.jsonl")
     assert (len(replies), len(control)) == (40, 5 * len(LABELS))
     for row in (*replies, *control):
-        assert {"id", "context", "emotion", "reply", "judged", "confidence"} <= row.keys()
+        assert {"id", "context", "emotion", "reply", "judged", "judged_undivided", "confidence"} <= row.keys()
         assert row["context"]
         assert all(isinstance(turn, str) for turn in row["context"])
         assert isinstance(row["reply"], str)
