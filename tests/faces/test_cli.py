@@ -230,6 +230,22 @@ def test_help_and_profile_import_nothing_heavy():
     assert "journal" in done.stdout
 
 
+def test_prefs_says_what_other_thresholds_would_give_and_that_an_older_run_does_not(repository, capsys):
+    assert cli.main(["prefs", "--what-if"]) == 2
+    assert "prefs: metrics/prefs.json does not say what other thresholds would give" in capsys.readouterr().err
+    row = {"min_chosen_score": 8.0, "target_score_range": 4.0, "attempts": 3, "pairs": {"fear": 1, "anger": 0}}
+    looser = row | {"min_chosen_score": 6.5, "pairs": {"fear": 4, "anger": 1}}
+    measured = {"prompts": 10, "prompts_per_emotion": {"fear": 5, "anger": 5}, "what_if": [row, looser]}
+    (repository / "metrics").mkdir()
+    records.write_metrics(repository / "metrics/prefs.json", measured)
+    assert cli.main(["prefs", "--what-if"]) == 0
+    assert capsys.readouterr().out == (
+        "min_chosen_score  target_score_range  attempts  pairs  of all  anger  fear\n"
+        "8                                  4         3      1     10%     0%   20%\n"
+        "6.5                                4         3      5     50%    20%   80%\n"
+    )
+
+
 @pytest.fixture
 def memo(repository):
     """A journal of two contexts, the second made an hour after the first."""

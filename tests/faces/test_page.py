@@ -209,6 +209,19 @@ def test_pairs_stand_beside_the_published_ones(here):
     assert re.findall(r"<title>(.*?)</title>", html)[0] == "2 to 2.2: 2"
 
 
+def test_what_other_thresholds_would_give_is_a_table_and_two_curves(here):
+    path = Path("metrics/prefs.json")
+    assert "other thresholds" not in section(written(), "preferences")
+    as_set = {"min_chosen_score": 8.0, "target_score_range": 4.0, "attempts": 30, "pairs": {"happiness": 1}}
+    lower = as_set | {"min_chosen_score": 6.5, "pairs": {"happiness": 2}}
+    fewer = as_set | {"attempts": 6, "pairs": {"happiness": 0}}
+    records.write_metrics(path, records.read_metrics(path) | {"what_if": [as_set, lower, fewer]})
+    html = section(written(), "preferences")
+    assert "all 1 at score 6.5, 0.5 at score 8; happiness 1 at score 6.5, 0.5 at score 8" in html
+    assert "<td>6.5</td><td>4</td><td>30</td><td>2</td><td>100%</td><td>100%</td>" in html
+    assert "<td>8</td><td>4</td><td>6</td><td>0</td><td>0%</td><td>0%</td>" in html
+
+
 def test_a_stage_s_cost_is_what_it_did_wrote_and_took(here):
     html = section(written(), "cost")
     assert cells(html, "prepare") == [["2,468", "dialogues"], *[["–"]] * 4]

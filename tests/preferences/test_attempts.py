@@ -45,6 +45,8 @@ PREFS = Prefs(
     min_chosen_score=0.0,
     min_clean_confidence=0.0,
     rejected="worst",
+    spare=False,
+    human_fill=0,
     validation=0.1,
     seed=7,
     sampling=SAMPLING,
@@ -229,7 +231,14 @@ class Speaker:
         return prefs(sampling=self.sampling, **changes)
 
     def generate(
-        self, order: slice, judge: Judge, memo: Journal, ahead: int = 0, r: Reward = REWARD, **changes: Any
+        self,
+        order: slice,
+        judge: Judge,
+        memo: Journal,
+        ahead: int = 0,
+        r: Reward = REWARD,
+        begun: Sequence[Outcome] = (),
+        **changes: Any,
     ) -> list[Outcome]:
         def hear(texts: Sequence[str]) -> list[tuple[str, float]]:
             self.heard.append(len(texts))
@@ -238,7 +247,7 @@ class Speaker:
         p = self.prefs(**changes)
         sample = sampling(Local(self.open_model, self.tokenizer), p)
         judged = judging(lambda: (hear, clean))
-        return attempts.generate(self.asked[order], p, r, sample, judged, memo, ahead)
+        return attempts.generate(self.asked[order], p, r, sample, judged, memo, ahead, begun)
 
 
 @pytest.mark.pipeline
@@ -307,6 +316,16 @@ class TestWithAModelThatSpeaks:
         assert [outcome for outcome in few if outcome.pair] == [o for o in many if o.pair and o.attempts == 1]
         assert sum(o.pair is not None for o in many) > sum(o.pair is not None for o in few)
 
+    def test_a_search_goes_on_from_the_outcomes_of_another(
+        self, speaker: Speaker, empty: Callable[[], Journal]
+    ) -> None:
+        """With the bytes of one search, and without a look at what is there already."""
+        begun = speaker.generate(slice(None), by_length, empty(), attempts=1)
+        first = sum(speaker.heard)
+        again = speaker.generate(slice(None), by_length, empty(), begun=begun, attempts=3)
+        assert sum(speaker.heard) == 4 * sum(outcome.attempts for outcome in again) > first
+        assert again == speaker.generate(slice(None), by_length, empty(), attempts=3)
+
     def test_other_weights_sample_only_what_nobody_has_made(
         self, speaker: Speaker, empty: Callable[[], Journal]
     ) -> None:
@@ -335,6 +354,63 @@ class TestWithAModelThatSpeaks:
         sample = sampling(Local(nothing, speaker.tokenizer), speaker.prefs())
         judge = judging(nothing)
         assert attempts.generate(speaker.asked, speaker.prefs(), REWARD, sample, judge, memo) == outcomes
+
+
+# --- spare attempts
+
+
+def tried(*emotions_of_pairs: tuple[str, int, bool]) -> tuple[list[Prompt], list[Outcome]]:
+    """Prompts of an emotion that were tried so often, and made a pair or not."""
+    asked = [
+        Prompt(f"{n}/1/{emotion}", str(n), (), emotion, "?", (1,)) for n, (emotion, *_) in enumerate(emotions_of_pairs)
+    ]
+    return asked, [Outcome(Pair(BEST, WORST) if pair else None, n, ()) for _, n, pair in emotions_of_pairs]
+
+
+SPARE = [
+    *[("neutral", 1, True)] * 4,
+    ("neutral", 3, False),
+    *[("sadness", 1, True)] * 2,
+    *[("sadness", 3, False)] * 2,
+    *[("fear", 3, False)] * 2,
+]
+
+
+def test_spare_attempts_go_to_the_prompts_without_a_pair_of_the_emotion_of_lowest_yield() -> None:
+    asked, outcomes = tried(*SPARE)
+    assert attempts.neediest(asked, outcomes, prefs()) == [9, 10]
+    better = [*outcomes[:9], replace(outcomes[9], pair=Pair(BEST, WORST)), outcomes[10]]
+    # Half of both: the first of equals.
+    assert attempts.neediest(asked, better, prefs()) == [7, 8]
+    done = [replace(outcome, pair=Pair(BEST, WORST)) for outcome in outcomes]
+    assert attempts.neediest(asked, done, prefs()) == []
+
+
+def test_no_more_attempts_are_spent_than_there_are_in_all() -> None:
+    """Of 11 prompts x 3 attempts 21 are used. Fear, which never makes a pair, is tried on until all are."""
+    asked, outcomes = tried(*SPARE)
+    rounds = []
+
+    def search(some: Sequence[Prompt], p: Prefs, begun: Sequence[Outcome]) -> list[Outcome]:
+        rounds.append(("".join(prompt.dialogue for prompt in some), p.attempts))
+        return [replace(outcome, attempts=p.attempts) for outcome in begun]
+
+    spent = attempts.spend(asked, outcomes, prefs(), search)
+    assert sum(outcome.attempts for outcome in spent) == 33
+    assert rounds == [("910", 6), ("910", 9)]
+    assert attempts.spend(asked, outcomes, prefs(attempts=1), search) == outcomes
+
+
+def test_where_too_few_attempts_are_left_the_first_prompts_have_them() -> None:
+    asked, outcomes = tried(*[("neutral", 1, True)], *[("fear", 3, False)] * 3)
+    tried_again = []
+
+    def search(some: Sequence[Prompt], p: Prefs, begun: Sequence[Outcome]) -> list[Outcome]:
+        tried_again.append([prompt.dialogue for prompt in some])
+        return [replace(outcome, attempts=p.attempts) for outcome in begun]
+
+    assert [outcome.attempts for outcome in attempts.spend(asked, outcomes, prefs(), search)] == [1, 4, 4, 3]
+    assert tried_again == [["1", "2"]]
 
 
 def test_a_candidate_is_scored_by_the_judges_and_its_length() -> None:
@@ -400,6 +476,7 @@ def test_a_row_holds_the_five_published_columns_and_what_led_to_them() -> None:
         "history": [{"role": "user", "content": "I lost my keys.", "emotion": "sadness"}],
         "emotion": "sadness",
         "attempts": 2,
+        "source": "model",
         "chosen_judged": "sadness",
         "chosen_judged_confidence": 0.9,
         "chosen_gibberish": "clean",
@@ -426,6 +503,7 @@ def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
     assert measure(ASKED, OUTCOMES, pairs, ("neutral", "sadness", "fear"), [IN_TEST], 5) == {
         "prompts": 3,
         "pairs": 2,
+        "prompts_per_emotion": {"neutral": 1, "sadness": 2, "fear": 0},
         "given_up": 1,
         "attempts": {"1": 1, "2": 1},
         "attempts_total": 6,
@@ -433,6 +511,7 @@ def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
         "yield": {"neutral": 1.0, "sadness": 0.5},
         "yield_total": pytest.approx(2 / 3),
         "pairs_per_emotion": {"neutral": 1, "sadness": 1, "fear": 0},
+        "human_pairs_per_emotion": {"neutral": 0, "sadness": 0, "fear": 0},
         "gap": {"median": pytest.approx(3.75), "mean": pytest.approx(3.75), "sd": pytest.approx(2.75)},
         "chosen_characters": 9.5,
         "rejected_characters": 11.0,
@@ -441,6 +520,16 @@ def test_the_metrics_of_three_prompts_and_two_pairs() -> None:
         "duplicate_chosen": 0.0,
         "prompts_in_test": 0.5,
     }
+
+
+def test_human_replies_make_pairs_and_no_yield() -> None:
+    human = rows(ASKED[1:2], [Outcome(Pair(BEST, WORST), 1, ())], "human")
+    measured = measure(ASKED, OUTCOMES, rows(ASKED, OUTCOMES) + human, ("neutral", "sadness"), [], 5)
+    assert measured["pairs_per_emotion"] == {"neutral": 1, "sadness": 2}
+    assert measured["human_pairs_per_emotion"] == {"neutral": 0, "sadness": 1}
+    assert (measured["pairs"], measured["given_up"], measured["yield"]["sadness"]) == (3, 1, 0.5)
+    assert measured["yield_total"] == pytest.approx(2 / 3)
+    assert measured["attempts"] == {"1": 1, "2": 1}
 
 
 def test_equal_prompts_and_equal_chosen_replies_are_counted() -> None:

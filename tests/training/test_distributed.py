@@ -239,6 +239,24 @@ def test_two_processes_make_the_pairs_of_one(pipeline: Pipeline, tmp_path: Path)
         assert contents(folder / path) == contents(pipeline.folder / path)
 
 
+def test_two_processes_make_the_pairs_of_one_where_prompts_help_each_other(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Contexts are whole, spare attempts go where all prompts need them, and human replies where all pairs lack them;
+    the first of the two runs left no journal to the second."""
+    folder = without("generate_prefs", pipeline.folder, tmp_path)
+    settings = {"prompts": 21, "emotions": "every", "rejected": "contrast", "spare": True, "human_fill": 6}
+    write_params(folder, TINY | {f"prefs.{name}": value for name, value in settings.items()})
+    run_stage("generate_prefs", folder)
+    alone = contents(folder / "data/prefs") | contents(folder / "metrics")
+    measured = records.read_metrics(folder / "metrics/prefs.json")
+    assert sum(measured["human_pairs_per_emotion"].values()) > 0
+    assert measured["attempts_total"] == 3 * measured["prompts"] > 3 * 20
+    assert measured["pairs"] > sum(measured["human_pairs_per_emotion"].values())
+    shutil.rmtree(folder / "data/prefs")
+    shutil.rmtree(folder / ".work")
+    Two("generate_prefs", folder).outputs()
+    assert contents(folder / "data/prefs") | contents(folder / "metrics") == alone
+
+
 @pytest.fixture(scope="module")
 def trained(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder in which two processes ran a stage that trains, made where it is first asked for: look, do not touch."""

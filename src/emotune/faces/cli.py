@@ -227,6 +227,19 @@ def _journal(chosen: argparse.Namespace) -> int:
 
 
 @_command(
+    "how many prompts made a pair",
+    _argument("--what-if", action="store_true", help="how many would by other thresholds, of what was sampled already"),
+)
+def _prefs(chosen: argparse.Namespace) -> None:
+    path = METRICS / "prefs.json"
+    if not path.is_file() or "what_if" not in (measured := records.read_metrics(path)):
+        raise InputError(
+            f"prefs: {path} does not say what other thresholds would give; `dvc repro generate_prefs` does"
+        )
+    print(tables.aligned(tables.what_if(measured) if chosen.what_if else tables.preferences(METRICS)))
+
+
+@_command(
     "talk to a model, the emotion chosen message by message (/help in it)",
     _argument("--model", choices=("dpo", "sft", "baseline"), default="dpo", help="dpo where not given"),
 )

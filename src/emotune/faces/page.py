@@ -27,6 +27,8 @@ History = list[dict[str, float | None]]
 Pair = tuple[str, str]
 MODELS = ("baseline", "sft", "dpo")
 EXAMPLES = 20
+# What rows of one curve of what_if differ in.
+VARIED = {"min_chosen_score", "pairs"}
 # Pairs shown, the first of data/prefs/train.jsonl.
 PAIRS = 5
 SPLITS = ("train", "validation")
@@ -93,6 +95,7 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         examples=_examples(files.replies),
         prefs=prefs,
         preferences=prefs and tables.preferences(files.metrics),
+        what_if=prefs and _what_if(prefs),
         gaps=[pair["chosen_score"] - pair["rejected_score"] for pair in pairs],
         pairs=pairs[:PAIRS],
         judges=judges,
@@ -218,6 +221,26 @@ def _work(metrics: Path, used: Mapping[str, str]) -> dict[str, list[str]]:
     if (candidates := used.get("prefs.candidates")) and work["prefs"]:
         work["prefs"].append(f"{candidates} candidates an attempt")
     return work | {"generate_prefs": work["prefs"]}
+
+
+def _what_if(prefs: Content) -> Content | None:
+    """How many prompts would make a pair by other thresholds, and the curves over min_chosen_score; None of older runs.
+
+    The curves are of all prompts, and of the emotion of lowest yield.
+    """
+    if not prefs.get("what_if"):
+        return None
+    as_set = prefs["what_if"][0]
+    others = [row for row in prefs["what_if"] if all(row[key] == as_set[key] for key in as_set.keys() - VARIED)]
+    rows = sorted(others, key=lambda row: row["min_chosen_score"])
+    least = min(prefs["yield"], key=prefs["yield"].get)
+    wanted = {"all": prefs["prompts"], least: prefs["prompts_per_emotion"][least]}
+    counts = [(row["min_chosen_score"], {"all": sum(row["pairs"].values())} | row["pairs"]) for row in rows]
+    series = [
+        {"name": name, "kind": kind, "points": [(score, pairs[name] / n) for score, pairs in counts]}
+        for (name, n), kind in zip(wanted.items(), ("first", "second"), strict=True)
+    ]
+    return {"table": tables.what_if(prefs), "series": series if len(rows) > 1 else [], "least": least}
 
 
 def _provenance(files: RunFiles, lock: Mapping[str, Any]) -> Content:

@@ -3,7 +3,7 @@
 import random
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
@@ -60,9 +60,18 @@ def prompts_for(places: Iterable[tuple[Dialogue, int, str]], prompter: Prompter,
 
 
 def generate(
-    prompts: Sequence[Prompt], p: Prefs, r: Reward, sample: Sample, judge: JudgeReplies, memo: Journal, ahead: int = 0
+    prompts: Sequence[Prompt],
+    p: Prefs,
+    r: Reward,
+    sample: Sample,
+    judge: JudgeReplies,
+    memo: Journal,
+    ahead: int = 0,
+    begun: Sequence[Outcome] = (),
 ) -> list[Outcome]:
     """One outcome a prompt, in order: its attempts are looked at until one makes a pair, at most `p.attempts`.
+
+    They follow those of `begun`, an outcome a prompt, where that is given.
 
     An attempt that `memo` holds is not made again. Whatever else is wanted is sampled shortest prompts first, and a
     prompt that fails joins the next batch at once; where another run that shares `memo` is at the same prompts, this
@@ -70,7 +79,7 @@ def generate(
     and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead` batches
     are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
     """
-    search = Search(prompts, p, r, memo)
+    search = Search(prompts, p, r, memo, begun)
     under_way: deque[tuple[list[Attempt], Future[list[list[Judged]]]]] = deque()
     total, there = len(prompts), len(search.outcomes)
     bar = tqdm(total=total, initial=there, desc="pairs", unit="prompt", mininterval=5, disable=not processes.first())
@@ -91,6 +100,45 @@ def generate(
     return [search.outcomes[place] for place in range(len(prompts))]
 
 
+def spend(
+    prompts: Sequence[Prompt],
+    outcomes: Sequence[Outcome],
+    p: Prefs,
+    search: Callable[[Sequence[Prompt], Prefs, Sequence[Outcome]], list[Outcome]],
+) -> list[Outcome]:
+    """The outcomes after the attempts that prompts left over of `p.attempts` each; `search` takes it up where it ended.
+
+    Round by round the prompts without a pair of the emotion of lowest yield share them, at most `p.attempts` each a
+    round, in order where there are too few. All outcomes together decide a round, so nobody's share of them does.
+    """
+    outcomes = list(outcomes)
+    while places := neediest(prompts, outcomes, p):
+        left = len(prompts) * p.attempts - sum(outcome.attempts for outcome in outcomes)
+        # Prompts of one emotion that have no pair were tried equally often.
+        number = outcomes[places[0]].attempts + min(p.attempts, left // len(places))
+        more = p.model_copy(update={"attempts": number})
+        again = search([prompts[n] for n in places], more, [outcomes[n] for n in places])
+        for n, outcome in zip(places, again, strict=True):
+            outcomes[n] = outcome
+    return outcomes
+
+
+def neediest(prompts: Sequence[Prompt], outcomes: Sequence[Outcome], p: Prefs) -> list[int]:
+    """Where stand the prompts that are tried next, of which each can have an attempt more."""
+    left = len(prompts) * p.attempts - sum(outcome.attempts for outcome in outcomes)
+    enough: dict[str, list[bool]] = {}
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        enough.setdefault(prompt.emotion, []).append(is_enough(outcome, p))
+    yields = {emotion: sum(done) / len(done) for emotion, done in enough.items()}
+    # The first of equals.
+    least = min(yields, key=lambda emotion: yields[emotion])
+    return [
+        n
+        for n, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True))
+        if prompt.emotion == least and not is_enough(outcome, p)
+    ][: max(0, left)]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Attempt:
     """An attempt at a prompt: of how many tokens, the prompt's place among all, and which attempt, from 1.
@@ -106,15 +154,16 @@ class Attempt:
 class Search:
     """The search for a pair of each prompt: the outcomes by the prompts' places, and the attempts that are wanted."""
 
-    def __init__(self, prompts: Sequence[Prompt], p: Prefs, r: Reward, memo: Journal) -> None:
+    def __init__(self, prompts: Sequence[Prompt], p: Prefs, r: Reward, memo: Journal, begun: Sequence[Outcome]) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.queue: list[Attempt] = []
         self.sampled = self.known = 0
         self._prompts, self._p, self._r, self._memo = prompts, p, r, memo
-        self._begun = [NOTHING for _ in prompts]
+        self._begun = list(begun) or [NOTHING for _ in prompts]
         self._next = Attempt(0, 0, 0)
         for place, prompt in enumerate(prompts):
-            self._go_on(Attempt(len(prompt.ids), place, 1))
+            self._end(place)
+            self._go_on(Attempt(len(prompt.ids), place, self._begun[place].attempts + 1))
 
     def wanted(self) -> list[Attempt]:
         """What follows this run's place in the queue, taken out of it, less what other runs have made meanwhile."""
@@ -157,8 +206,12 @@ class Search:
         """A pair is a prompt's outcome, and so is its last failure."""
         emotion, place = self._prompts[attempt.place].emotion, attempt.place
         candidates = tuple(candidate(reply, emotion, self._r) for reply in replies)
-        self._begun[place] = outcome = after(self._begun[place], candidates, emotion, self._p)
-        if is_enough(outcome, self._p) or outcome.attempts == self._p.attempts:
+        self._begun[place] = after(self._begun[place], candidates, emotion, self._p)
+        self._end(place)
+
+    def _end(self, place: int) -> None:
+        outcome = self._begun[place]
+        if is_enough(outcome, self._p) or outcome.attempts >= self._p.attempts:
             self.outcomes[place] = outcome
 
     def _key(self, attempt: Attempt) -> Key:

@@ -1,7 +1,7 @@
 """Attempts -> what became of their prompts, each by itself, or those of one context together."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -50,7 +50,7 @@ def paired(prompts: Sequence[Prompt], outcomes: Sequence[Outcome], p: Prefs, r: 
     """The outcomes in order, with the pairs that the prompts of each context make together, where they do."""
     if not is_shared(p):
         return list(outcomes)
-    contexts = defaultdict(dict)
+    contexts: dict[str, dict[str, Outcome]] = defaultdict(dict)
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         contexts[prompt.place][prompt.emotion] = outcome
     pairs = {place: pairs_of_context(context, p, r) for place, context in contexts.items()}
@@ -63,37 +63,41 @@ def paired(prompts: Sequence[Prompt], outcomes: Sequence[Outcome], p: Prefs, r: 
 def pairs_of_context(outcomes: Mapping[str, Outcome], p: Prefs, r: Reward) -> dict[str, Pair]:
     """The pair of each emotion that makes one, of all candidates that one context has.
 
-    An emotion's chosen reply is the one at which its own search ended, else the best without a fault that was sampled
-    for another emotion. Two chosen replies that are each other's contrast are rejected for each other, those nearest in
-    length first: what is chosen under one tag loses under another, so no reply wins everywhere. Whoever is left takes
-    the contrast among its own candidates, else among all of the context.
+    An emotion's chosen reply is the best without a fault of its last attempt, else of all that was sampled for any. Two
+    chosen replies that are each other's contrast are rejected for each other, those nearest in length first: what is
+    chosen under one tag loses under another, so no reply wins everywhere. Whoever is left takes the contrast among its
+    own candidates, else among all of the context.
     """
     attempts = {emotion: outcome.candidates for emotion, outcome in outcomes.items()}
     replies = [reply for own in attempts.values() for candidates in own for reply in candidates]
-    heard = {emotion: [reconsidered(reply, emotion, r) for reply in replies] for emotion in outcomes}
-    best = {emotion: _best(attempts[emotion][-1:], heard[emotion], emotion, p) for emotion in outcomes}
-    chosen = {emotion: reply for emotion, reply in best.items() if reply}
 
-    def against(emotion: str, others: Sequence[Candidate]) -> Candidate | None:
+    def heard(emotion: str) -> list[Candidate]:
+        return [reconsidered(reply, emotion, r) for reply in replies]
+
+    def against(emotion: str, others: Iterable[Candidate]) -> Candidate | None:
         return contrast(chosen[emotion], others, emotion, p.target_score_range, p.min_clean_confidence)
 
+    best = {
+        emotion: _best(own[-1] if own else (), emotion, p) or _best(heard(emotion), emotion, p)
+        for emotion, own in attempts.items()
+    }
+    chosen = {emotion: reply for emotion, reply in best.items() if reply}
     pairs: dict[str, Pair] = {}
     nearest = sorted(combinations(chosen, 2), key=lambda two: abs(len(chosen[two[0]].text) - len(chosen[two[1]].text)))
     for one, other in nearest:
+        if one in pairs or other in pairs:
+            continue
         mirrored = [against(a, [reconsidered(chosen[b], a, r)]) for a, b in ((one, other), (other, one))]
-        if not {one, other} & pairs.keys() and mirrored[0] and mirrored[1]:
+        if mirrored[0] and mirrored[1]:
             pairs |= {one: Pair(chosen[one], mirrored[0]), other: Pair(chosen[other], mirrored[1])}
     for emotion in chosen.keys() - pairs.keys():
         own = [reply for candidates in attempts[emotion] for reply in candidates]
-        if rejected := against(emotion, own) or against(emotion, heard[emotion]):
+        if rejected := against(emotion, own) or against(emotion, heard(emotion)):
             pairs[emotion] = Pair(chosen[emotion], rejected)
     return pairs
 
 
-def _best(last: Sequence[Candidates], heard: Sequence[Candidate], emotion: str, p: Prefs) -> Candidate | None:
-    """The best reply without a fault, of the last attempt where it has one, else of all."""
-    for replies in (*last, heard):
-        faultless = [c for c in replies if not faults(c, emotion, p.min_chosen_score, p.min_clean_confidence)]
-        if faultless:
-            return max(faultless, key=lambda reply: reply.reward)
-    return None
+def _best(replies: Sequence[Candidate], emotion: str, p: Prefs) -> Candidate | None:
+    """The reply of highest reward of those without a fault."""
+    faultless = [c for c in replies if not faults(c, emotion, p.min_chosen_score, p.min_clean_confidence)]
+    return max(faultless, key=lambda reply: reply.reward, default=None)

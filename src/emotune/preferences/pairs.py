@@ -10,14 +10,17 @@ from emotune.core.dialogue import ASSISTANT, Dialogue, history, normal_form
 from emotune.preferences.candidates import Prompt
 from emotune.preferences.outcomes import Outcome
 from emotune.preferences.params import Audit
+from emotune.preferences.what_if import remedy
 
 Rows = list[dict[str, Any]]
+# Who wrote a chosen reply; the rejected ones are the model's.
+MODEL, HUMAN = "model", "human"
 # What to turn where there are too few pairs.
 SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
 
 
-def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> Rows:
-    """The preference dataset: the five published columns, then all that led to them."""
+def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome], source: str = MODEL) -> Rows:
+    """The preference dataset: the five published columns, then all that led to them; whose the chosen replies are."""
     table = []
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         if outcome.pair is None:
@@ -29,6 +32,7 @@ def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> Rows:
             "history": [asdict(turn) for turn in prompt.history],
             "emotion": prompt.emotion,
             "attempts": outcome.attempts,
+            "source": source,
         }
         for side, reply in (("chosen", outcome.pair.chosen), ("rejected", outcome.pair.rejected)):
             row |= {
@@ -75,7 +79,8 @@ def measure(
     gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs]
     chosen, rejected = ([len(pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
     wanted = Counter(prompt.emotion for prompt in prompts)
-    accepted = Counter(pair["emotion"] for pair in pairs)
+    own = [pair for pair in pairs if pair["source"] == MODEL]
+    accepted, human = (Counter(pair["emotion"] for pair in pairs if pair["source"] == s) for s in (MODEL, HUMAN))
     # What is said before each place for a reply.
     in_test = {
         _said(turn.content for turn in history(dialogue.turns, i, history_turns))
@@ -86,13 +91,15 @@ def measure(
     return {
         "prompts": len(prompts),
         "pairs": len(pairs),
-        "given_up": len(prompts) - len(pairs),
-        "attempts": {str(n): count for n, count in sorted(Counter(pair["attempts"] for pair in pairs).items())},
+        "prompts_per_emotion": {label: wanted[label] for label in labels},
+        "given_up": len(prompts) - len(own),
+        "attempts": {str(n): count for n, count in sorted(Counter(pair["attempts"] for pair in own).items())},
         "attempts_total": sum(outcome.attempts for outcome in outcomes),
         "failures": dict(sorted(Counter(reason for o in outcomes for reason in o.failures).items())),
         "yield": {label: accepted[label] / wanted[label] for label in labels if wanted[label]},
-        "yield_total": len(pairs) / len(prompts),
-        "pairs_per_emotion": {label: accepted[label] for label in labels},
+        "yield_total": len(own) / len(prompts),
+        "pairs_per_emotion": {label: accepted[label] + human[label] for label in labels},
+        "human_pairs_per_emotion": {label: human[label] for label in labels},
         "gap": {
             "median": statistics.median(gaps or [0.0]),
             "mean": _mean(gaps),
@@ -109,13 +116,15 @@ def measure(
 
 def audit(measured: Mapping[str, Any], bounds: Audit) -> list[str]:
     """Every bound of `prefs.audit` that the pairs break: the number, the bound, and what to turn."""
+    total = remedy(measured, lambda pairs: sum(pairs.values()) >= max(1, bounds.min_yield * measured["prompts"]))
     if not measured["pairs"]:
-        return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {SOONER}"]
+        return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {SOONER}{total}"]
     least, fewest = min(measured["pairs_per_emotion"].items(), key=lambda pairs: pairs[1])
+    each = remedy(measured, lambda pairs: min(pairs.values()) >= bounds.min_pairs_per_emotion)
     longer = "is the share of pairs whose chosen reply is the longer one"
     bounded = {
-        "min_yield": (measured["yield_total"], "pairs per prompt", SOONER),
-        "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {SOONER}"),
+        "min_yield": (measured["yield_total"], "pairs per prompt", SOONER + total),
+        "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {SOONER}{each}"),
         "min_chosen_longer": (
             measured["chosen_is_longer"],
             longer,

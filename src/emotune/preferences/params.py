@@ -56,6 +56,8 @@ class Prefs(Section):
     min_chosen_score: float
     min_clean_confidence: Share
     rejected: Literal["worst", "contrast"]
+    spare: bool
+    human_fill: Annotated[int, Field(ge=0)]
     validation: Annotated[float, Field(ge=0, lt=1)]
     seed: int
     sampling: Sampling

@@ -69,7 +69,7 @@ def faults(reply: Candidate, asked: str, min_chosen_score: float, min_clean_conf
         "score": reply.reward < min_chosen_score,
         "emotion": reply.emotion != asked,
         "gibberish": not _is_clean(reply, min_clean_confidence),
-        "ending": not _is_finished(reply),
+        "ending": not is_finished(reply.text),
     }
     return tuple(reason for reason, holds in reasons.items() if holds)
 
@@ -91,7 +91,7 @@ def contrast(
         for reply in candidates
         if reply.emotion != asked
         and _is_clean(reply, min_clean_confidence)
-        and _is_finished(reply)
+        and is_finished(reply.text)
         and _is_of_like_length(reply, chosen)
         and chosen.reward - reply.reward >= target_score_range
         and bare(reply.text) != bare(chosen.text)
@@ -103,8 +103,9 @@ def _is_clean(reply: Candidate, min_clean_confidence: float) -> bool:
     return reply.gibberish == CLEAN and reply.gibberish_confidence >= min_clean_confidence
 
 
-def _is_finished(reply: Candidate) -> bool:
-    return reply.text.endswith((".", "!", "?"))
+def is_finished(text: str) -> bool:
+    """Whether a reply ends like a sentence."""
+    return text.endswith((".", "!", "?"))
 
 
 def _is_of_like_length(one: Candidate, other: Candidate) -> bool:

@@ -168,12 +168,27 @@ def preferences(metrics: Path) -> Table:
     cells = {
         "pairs": str(prefs["pairs"]),
         "of prompts": str(prefs["prompts"]),
-        "yield": f"{prefs['pairs'] / prefs['prompts']:.0%}",
+        "yield": f"{prefs['yield_total']:.0%}",
         "attempts a prompt": f"{prefs['attempts_total'] / prefs['prompts']:.1f}",
         "median gap": f"{prefs['gap']['median']:.2f}",
         "longer one chosen": f"{prefs['chosen_is_longer']:.0%}",
     }
+    if human := sum(prefs.get("human_pairs_per_emotion", {}).values()):
+        cells["a human's chosen"] = str(human)
     return [[*cells], [*cells.values()]]
+
+
+def what_if(prefs: Mapping[str, Any]) -> Table:
+    """How many prompts would make a pair by other thresholds, in all and of 100 for each emotion, as set first."""
+    labels = [label for label, n in prefs["prompts_per_emotion"].items() if n]
+    names = ("min_chosen_score", "target_score_range", "attempts")
+    table = [[*names, "pairs", "of all", *labels]]
+    for row in prefs["what_if"]:
+        shares = [row["pairs"][label] / prefs["prompts_per_emotion"][label] for label in labels]
+        total = sum(row["pairs"].values())
+        cells = [total / prefs["prompts"], *shares]
+        table.append([*(f"{row[name]:g}" for name in names), str(total), *(f"{share:.0%}" for share in cells)])
+    return table
 
 
 def judges(metrics: Path) -> Table:

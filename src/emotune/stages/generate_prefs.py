@@ -1,5 +1,8 @@
 """generate_prefs: the sft model answers, its judges choose: the preference data that dpo learns from."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
 from emotune.core.errors import Refusal
@@ -27,10 +30,11 @@ class Params(Section):
 def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: Dep, judges: Dep, out: Out) -> Metrics:
     """Sample candidates for train prompts, reward them, and write the best and the worst of each as a pair."""
     from emotune.models import loading
-    from emotune.preferences import attempts, journal
-    from emotune.preferences.candidates import engine_of, judging, sampling
-    from emotune.preferences.outcomes import paired
-    from emotune.preferences.pairs import audit, measure, rows, split
+    from emotune.preferences import attempts, human, journal
+    from emotune.preferences.candidates import Prompt, engine_of, judging, sampling
+    from emotune.preferences.outcomes import Outcome, paired
+    from emotune.preferences.pairs import HUMAN, audit, measure, rows, split
+    from emotune.preferences.what_if import what_if
 
     def open_judges() -> tuple[Judge, Judge]:
         from emotune.judges import files
@@ -52,12 +56,22 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
     made_of = attempts.made_of(inputs, p.model_dump(mode="json"))
     with journal.opened(processes.work("journal.sqlite"), made_of) as memo:
-        mine = attempts.generate(processes.share(prompts), p.prefs, p.reward, sample, judge, memo, ahead)
-    outcomes = paired(prompts, processes.gather(mine), p.prefs, p.reward)
 
-    pairs = rows(prompts, outcomes)
+        def search(asked: Sequence[Prompt], prefs: Prefs, begun: Sequence[Outcome] = ()) -> list[Outcome]:
+            mine, ours = processes.share(asked), processes.share(begun)
+            return processes.gather(attempts.generate(mine, prefs, p.reward, sample, judge, memo, ahead, ours))
+
+        outcomes = search(prompts, p.prefs)
+        if p.prefs.spare:
+            outcomes = attempts.spend(prompts, outcomes, p.prefs, search)
+        outcomes = paired(prompts, outcomes, p.prefs, p.reward)
+        pairs = rows(prompts, outcomes)
+        have, taken = Counter(pair["emotion"] for pair in pairs), {pair["id"] for pair in pairs}
+        pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge), HUMAN)
+
     test = records.read_dialogues(dialogues / "test.jsonl")
-    measured = measure(prompts, outcomes, pairs, labels, test, p.history_turns)
+    thresholds = {"what_if": what_if(prompts, outcomes, labels, p.prefs, p.reward)}
+    measured = thresholds | measure(prompts, outcomes, pairs, labels, test, p.history_turns)
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
     training, validation = split(pairs, p.prefs.validation)
