@@ -17,7 +17,6 @@ from emotune.preferences.candidates import Prompt
 from emotune.preferences.outcomes import Outcome
 from emotune.preferences.pairs import measure, rows
 from emotune.preferences.selection import Candidate, Pair
-from emotune.runs import lock, tables
 from emotune.runs.params import parse
 from emotune.stages import judges
 
@@ -381,3 +380,27 @@ def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
 def test_check_without_a_readme_is_refused(metrics, capsys):
     assert cli.main(["report", "--check"]) == 2
     assert "--readme FILE" in capsys.readouterr().err
+
+
+def test_examples_are_the_first_contexts_replies_as_they_came() -> None:
+    rows = [
+        {
+            "dialogue": f"d{n}",
+            "context": ["Hi!", f"Number {n}?"],
+            "emotion": label,
+            "reply": f"{label} {n}",
+            "judged": judged,
+        }
+        for n in range(22)
+        for label, judged in (("neutral", "neutral"), ("anger", "fear"))
+    ]
+    evaluated = {"examples": measures.examples(rows)}
+    assert tables.replies(evaluated)[:4] == [
+        ["said", "asked for", "reply"],
+        ["Number 0?", "neutral", "neutral 0"],
+        ["Number 1?", "anger", "anger 1"],
+        ["Number 2?", "neutral", "neutral 2"],
+    ]
+    table = tables.all_replies(evaluated)
+    assert table[:2] == [["said", "neutral", "anger"], ["Number 0?", "neutral 0", "~~anger 0~~"]]
+    assert len(table) == 1 + 20

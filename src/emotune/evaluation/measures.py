@@ -13,6 +13,8 @@ from emotune.judges.verdicts import CLEAN
 
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
 DISTINCT_WORDS = 5000
+# Contexts whose replies are shown.
+EXAMPLES = 20
 STEPS = (("baseline", "sft"), ("sft", "dpo"))
 
 
@@ -138,10 +140,21 @@ def side_by_side(
     if p.sampling.guidance != 1:
         measured["guidance"] = p.sampling.guidance
     measured["majority"] = majority(answers["sft"], labels, neutral)
+    measured["examples"] = examples(answers["dpo"].control)
     measured["paired"] = {
         f"{before}_to_{after}": compare(answers[before], answers[after], labels, neutral, p) for before, after in STEPS
     }
     return measured
+
+
+def examples(control: Rows) -> Rows:
+    """What was said last in the first EXAMPLES contexts, and the replies to it in every emotion: none is chosen."""
+    dialogues = list(dict.fromkeys(row["dialogue"] for row in control))[:EXAMPLES]
+    return [
+        {"said": row["context"][-1], **{name: row[name] for name in ("dialogue", "emotion", "reply", "judged")}}
+        for row in control
+        if row["dialogue"] in dialogues
+    ]
 
 
 def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,22 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emotune.core import records
 from emotune.core.errors import InputError
-from emotune.runs.tables import Table, aligned, comparison, differences, judges, last_costs, markdown, preferences
+from emotune.runs.tables import (
+    Table,
+    aligned,
+    all_replies,
+    comparison,
+    differences,
+    judges,
+    last_costs,
+    markdown,
+    preferences,
+    replies,
+)
 
 # What each benchmark's ratio is of: the file in benchmarks/results -> the claim.
 CLAIMS = {
@@ -110,17 +122,19 @@ OF_RUN: dict[str, Callable[[Path], Table]] = {
     "-judges": judges,
     "": lambda run: comparison(records.read_metrics(run / "evaluate.json"), " [{}, {}]"),
 }
+# Those whose cells are text.
+OF_REPLIES: dict[str, Callable[[Mapping[str, Any]], Table]] = {"-replies": replies, "-answers": all_replies}
 BEGIN = r"<!-- begin:(.*?) -->"
 
 
 def filled(pages: Mapping[str, str], metrics: Path, results: Path) -> dict[str, str]:
     """Each page, by its file's name, with a table between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
 
-    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs or RUN-judges; the run
-    `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or
-    benchmarks-shapes, from the JSON files in `results`; or study-NAME, from experiments/NAME.yaml and
-    metrics/studies/NAME.csv. A page may have no block, but not every page. InputError names a block that is not closed
-    or that no metrics belong to.
+    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs, RUN-judges, RUN-replies or
+    RUN-answers (some of what dpo said); the run `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or
+    it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or study-NAME, from
+    experiments/NAME.yaml and metrics/studies/NAME.csv. A page may have no block, but not every page. InputError names a
+    block that is not closed or that no metrics belong to.
     """
     if not any(re.search(BEGIN, page) for page in pages.values()):
         raise InputError(f"{', '.join(pages)}: no block to fill; one begins with <!-- begin:embedded -->")
@@ -147,6 +161,10 @@ def _content(block: str, metrics: Path, results: Path, name: str) -> str:
         return findings.block(block.removeprefix("study-"), metrics, Path("experiments"))
     if block in OF_BENCHMARKS:
         return markdown(OF_BENCHMARKS[block](results))
+    for suffix, table in OF_REPLIES.items():
+        if block.endswith(suffix):
+            folder = _run(block, block.removesuffix(suffix), metrics, name)
+            return markdown(table(records.read_metrics(folder / "evaluate.json")), "---")
     suffix = next(suffix for suffix in OF_RUN if block.endswith(suffix))
     return markdown(OF_RUN[suffix](_run(block, block.removesuffix(suffix), metrics, name)))
 

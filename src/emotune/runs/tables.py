@@ -203,10 +203,37 @@ def judges(metrics: Path) -> Table:
     return table
 
 
-def markdown(table: Table) -> str:
-    """A Markdown table: the first row is its head, all columns but the first stand at the right; a `|` is escaped."""
+def replies(evaluated: Mapping[str, Any]) -> Table:
+    """A row a context of the examples: what dpo replied in one emotion, of these each in turn."""
+    contexts, emotions = _examples(evaluated)
+    turn = [own[number % len(emotions)] for number, own in enumerate(contexts)]
+    return [["said", "asked for", "reply"], *([row["said"], row["emotion"], row["reply"]] for row in turn)]
+
+
+def all_replies(evaluated: Mapping[str, Any]) -> Table:
+    """A row a context of the examples: what dpo replied in every emotion; what is judged as another one is struck."""
+    contexts, emotions = _examples(evaluated)
+    table = [["said", *emotions]]
+    for own in contexts:
+        struck = (row["reply"] if row["judged"] == row["emotion"] else f"~~{row['reply']}~~" for row in own)
+        table.append([own[0]["said"], *struck])
+    return table
+
+
+def _examples(evaluated: Mapping[str, Any]) -> tuple[list[list[dict[str, str]]], list[str]]:
+    """The rows of each context, and the emotions, one a row."""
+    rows = evaluated["examples"]
+    emotions = list(dict.fromkeys(row["emotion"] for row in rows))
+    return [rows[start : start + len(emotions)] for start in range(0, len(rows), len(emotions))], emotions
+
+
+def markdown(table: Table, others: str = "---:") -> str:
+    """A Markdown table: the first row is its head, all columns but the first stand at the right; a `|` is escaped.
+
+    `others` is how all but the first stand: `---` is at the left.
+    """
     head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    rule = ["---", *[others] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
 
