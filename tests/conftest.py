@@ -120,17 +120,18 @@ def model_choice() -> Any:
 def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/ with all that answers and evaluates: base, random adapters for sft and dpo, a judge of few words."""
     import torch
+    from peft import LoraConfig, get_peft_model
 
     from emotune.judges import emotion, files, matcher
     from emotune.models import loading
-    from tiny import with_tags
 
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(base, folder / "base")
     for seed, name in enumerate(("sft", "dpo")):
         torch.manual_seed(seed)
-        tokenizer = loading.load_tokenizer(base, "out_inst_uni")
-        loading.save_adapter(with_tags(base, tokenizer, r=4, init_lora_weights=False), tokenizer, base, folder / name)
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        adapted = get_peft_model(loading.load_base(base, model_choice), lora)
+        loading.save_adapter(adapted, loading.load_tokenizer(base, "out_inst_uni"), base, folder / name)
     turns = [turn for dialogue in dialogues for turn in dialogue.turns]
     texts, labels = [turn.content for turn in turns], [turn.emotion for turn in turns]
     (folder / "judges").mkdir()
