@@ -74,11 +74,9 @@ def exam(
     p: Evaluate,
 ) -> Exam:
     """The exam of the questions that held-out dialogues ask."""
-    kinds = (
-        questions.natural(held_out, history_turns, p.prompts, p.seed),
-        questions.control(held_out, history_turns, p.control_contexts, labels, p.seed),
-    )
-    return Exam(*(asked(kind, p.seed) for kind in kinds), matcher, train_of(train), labels)
+    own = questions.natural(held_out, history_turns, p.prompts, p.seed)
+    in_all = questions.control(held_out, history_turns, p.control_contexts, labels, p.seed)
+    return Exam(asked(own, p.seed), asked(in_all, p.seed), matcher, train_of(train), labels)
 
 
 def side_by_side(
@@ -133,8 +131,8 @@ def lifts(base: Any, prompter: Prompter, replies: Mapping[str, Rows], asked: Ask
         base, prompter.tokenizer.pad_token_id, [row for *_, own, strange in both for row in (own, strange)]
     )
     result: dict[str, Rows] = {name: [] for name in replies}
-    for (name, dialogue, *_), (own, _), (strange, _) in zip(both, costs[::2], costs[1::2], strict=True):
-        result[name].append({"dialogue": dialogue, "lift": strange - own})
+    for (name, dialogue, *_), (there, _), (elsewhere, _) in zip(both, costs[::2], costs[1::2], strict=True):
+        result[name].append({"dialogue": dialogue, "lift": elsewhere - there})
     return result
 
 

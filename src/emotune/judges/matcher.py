@@ -74,7 +74,7 @@ class Matcher(BaseEstimator):
         spread = 0.3 / np.sqrt(SIZE)
         self.of_context_ = rng.normal(0, spread, (2 * BUCKETS, SIZE)).astype(np.float32)
         self.of_reply_ = rng.normal(0, spread, (BUCKETS, SIZE)).astype(np.float32)
-        self.shared_ = np.repeat(np.float32([SHARED, SHARED / 2]), BUCKETS)
+        self.shared_ = np.repeat(np.array([SHARED, SHARED / 2], dtype=np.float32), BUCKETS)
         parts = [self.of_context_, self.of_reply_, self.shared_]
         adam = _Adam(parts, [RATE, RATE, 5 * RATE])
         batches = [batch for _ in range(EPOCHS) for batch in _batches(human.emotions, rng)]

@@ -1,10 +1,21 @@
 """evaluate: sft and dpo answer what the baseline answered; all three and the human, with intervals and paired tests."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Log, Metrics, Out
 from emotune.core.nested import overlaid
 from emotune.evaluation.params import Examination
 from emotune.prompts.prompter import Prompter
+
+if TYPE_CHECKING:
+    from emotune.evaluation.answers import Rows
+    from emotune.evaluation.fit import Exam
+    from emotune.judges.matcher import Matcher
 
 PARALLEL = True
 
@@ -46,8 +57,7 @@ def main(
     from emotune.evaluation.answers import Answers, answer, human, with_the_same_references, write
     from emotune.models import loading
 
-    names = records.read_json(dialogues / "labels.json")
-    labels, neutral = names["labels"], names["neutral"]
+    labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
     held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
@@ -69,24 +79,28 @@ def main(
         )
     answers = with_the_same_references(answers)
     by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
-    train = records.read_dialogues(dialogues / "train.jsonl")
-    exam = fit.exam(held_out, train, files.load_matcher(judges / "fit.skops"), labels, p.history_turns, p.evaluate)
-    lifts = fit.lifts(
-        loading.load_base(base, p.model),
-        Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns),
-        {name: own.replies for name, own in answers.items()} | {"human": by_human},
-        exam.natural,
-    )
-
+    replies = {name: own.replies for name, own in answers.items()} | {"human": by_human}
+    exam, lifts = examined(p, dialogues, base, files.load_matcher(judges / "fit.skops"), labels, replies)
     if not processes.first():
         return {}
-    measured = overlaid(
-        measures.side_by_side(answers, by_human, labels, neutral, p.evaluate),
-        fit.side_by_side(answers, by_human, lifts, exam, p.evaluate),
-    )
+    measured = measures.side_by_side(answers, by_human, labels, neutral, p.evaluate)
+    measured = overlaid(measured, fit.side_by_side(answers, by_human, lifts, exam, p.evaluate))
     pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
     records.write_json(headline, measures.headline(measured, pairs, training))
     write(answers["sft"], sft_replies, sft_control, sft_confusion)
     write(answers["dpo"], dpo_replies, dpo_control, dpo_confusion)
     records.write_csv(comparison, ["model", "metric", "value", "low", "high"], measures.table(measured))
     return measured
+
+
+def examined(
+    p: Params, dialogues: Path, base: Path, matcher: Matcher, labels: Sequence[str], replies: Mapping[str, Rows]
+) -> tuple[Exam, dict[str, Rows]]:
+    """What all replies are examined by, and how much likelier the base model finds each model's in their contexts."""
+    from emotune.evaluation import fit
+    from emotune.models import loading
+
+    held_out, train = (records.read_dialogues(dialogues / f"{name}.jsonl") for name in (p.evaluate.split, "train"))
+    exam = fit.exam(held_out, train, matcher, labels, p.history_turns, p.evaluate)
+    prompter = Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns)
+    return exam, fit.lifts(loading.load_base(base, p.model), prompter, replies, exam.natural)
