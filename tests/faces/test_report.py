@@ -17,6 +17,7 @@ from emotune.preferences.candidates import Prompt
 from emotune.preferences.outcomes import Outcome
 from emotune.preferences.pairs import measure, rows
 from emotune.preferences.selection import Candidate, Pair
+from emotune.runs import lock, tables
 from emotune.runs.params import parse
 from emotune.stages import judges
 

@@ -51,6 +51,13 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
     for model in ("sft", "dpo"):
         rows = list(records.read_jsonl(tmp_path / f"data/replies/{model}.jsonl"))
         assert sum("reference" not in row for row in rows) == left_out
+    # Whether they answer is measured of all, and joint of whoever was asked in every emotion.
+    assert all(
+        {"hits_at_1", "lift", "in_train"} < set(evaluated[model]["replies"])
+        for model in ("baseline", "sft", "dpo", "human")
+    )
+    assert set(records.read_json(tmp_path / "metrics/headline.json")["dpo"]) == {"f1", "control", "fit", "joint", "ppl"}
+    assert "hits_at_1" in evaluated["paired"]["sft_to_dpo"]["replies"]
 
 
 def test_every_emotion_but_neutral_is_guided_and_the_baseline_knows_none(
