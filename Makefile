@@ -1,7 +1,7 @@
 # What the README, .ci/run, the pre-commit hook and the workflow call. `make` alone lists the targets.
 MAKEFLAGS += --silent --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help repro test quick check base bases templates learning-curve
+.PHONY: help repro rounds test quick check base bases templates learning-curve
 
 # dvc.yaml says `python -m emotune.runs.stage ...`: first on the PATH, that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -19,6 +19,9 @@ endif
 	.venv/bin/dvc repro
 	.venv/bin/emotune mirror || true
 	.venv/bin/emotune report
+
+rounds: $(installed) ## after repro: a second round of dpo on pairs of the dpo model, and whether it raised control
+	.venv/bin/dvc repro rounds/dvc.yaml
 
 test: $(installed) ## run the tests, side by side on up to four cores
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

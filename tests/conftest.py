@@ -201,9 +201,9 @@ def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
     yaml.dump(content, folder / "params.yaml")
 
 
-def flags(stage: str) -> list[str]:
+def flags(stage: str, stages: Mapping[str, Any] = STAGES) -> list[str]:
     """`--out`, `models/sft` ...: what dvc.yaml hands to a stage."""
-    return STAGES[stage]["cmd"].split()[3:]
+    return stages[stage]["cmd"].split()[3:]
 
 
 def declared(stage: str) -> list[str]:
@@ -217,13 +217,13 @@ def _paths_of(out: str | Mapping[str, Any]) -> list[str]:
     return [out] if isinstance(out, str) else list(out)
 
 
-def run_stage(stage: str, folder: Path) -> None:
+def run_stage(stage: str, folder: Path, stages: Mapping[str, Any] = STAGES) -> None:
     """A stage in this process, in `folder`, with the paths of dvc.yaml; untracked."""
     from emotune.runs import params
     from emotune.runs.costs import Cost
     from emotune.runs.stage import run
 
-    words = flags(stage)
+    words = flags(stage, stages)
     paths = {flag[2:].replace("-", "_"): Path(path) for flag, path in zip(words[::2], words[1::2], strict=True)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -17,14 +17,16 @@ from ruamel.yaml import YAML
 from test_rooms import FLOORS, PACKAGE, imported
 
 from conftest import ROOT
-from emotune.core.contract import Dep
+from emotune.core.contract import Dep, MaybeDep
 from emotune.core.sections import Section, names
 from emotune.runs.params import Params
 from emotune.runs.stage import flags
 from emotune.stages import dpo, sft
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
-STAGES = PIPELINE["stages"]
+# Another round has a pipeline of its own, of the same stage files: its stages are rounds/NAME here.
+ROUNDS = YAML(typ="safe").load((ROOT / "rounds/dvc.yaml").read_text("utf-8"))["stages"]
+STAGES = PIPELINE["stages"] | {f"rounds/{name}": stage for name, stage in ROUNDS.items()}
 # A stage's plots are of one file each, those below the stages of columns of any.
 PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()] + [
     plot | {"y": {path: plot["y"]}}
@@ -52,12 +54,16 @@ def closure(module: Path) -> set[Path]:
     return seen
 
 
+def file_of(stage: str) -> Path:
+    return PACKAGE / "stages" / f"{Path(stage).name}.py"
+
+
 def main_of(stage: str) -> Any:
-    return importlib.import_module(f"emotune.stages.{stage}").main
+    return importlib.import_module(f"emotune.stages.{file_of(stage).stem}").main
 
 
 def params_of(stage: str) -> type[Section]:
-    kind: type[Section] = importlib.import_module(f"emotune.stages.{stage}").Params
+    kind: type[Section] = importlib.import_module(f"emotune.stages.{file_of(stage).stem}").Params
     return kind
 
 
@@ -90,35 +96,38 @@ def stage(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_stage_runs_the_file_of_its_name(stage: str) -> None:
-    assert STAGES[stage]["cmd"].startswith(f"sh stage {stage} ")
-    assert (PACKAGE / "stages" / f"{stage}.py").exists()
+    assert STAGES[stage]["cmd"].startswith(f"sh stage {file_of(stage).stem} ")
+    assert file_of(stage).exists()
 
 
 def test_every_stage_file_is_a_stage() -> None:
-    assert {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"} == set(STAGES)
+    assert {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"} == {
+        file_of(stage).stem for stage in STAGES
+    }
 
 
 def test_a_command_has_a_flag_for_each_path_that_the_stage_reads_or_writes(stage: str) -> None:
     kinds = get_type_hints(main_of(stage), include_extras=True)
     paths = flags_of(stage)
-    assert set(paths) == set(flags(main_of(stage)))
+    assert {flag for flag in flags(main_of(stage)) if kinds.get(flag) != MaybeDep} <= set(paths)
+    assert set(paths) <= set(flags(main_of(stage)))
     for flag, path in paths.items():
-        is_dep = kinds.get(flag) == Dep
+        is_dep = kinds.get(flag) in (Dep, MaybeDep)
         assert (path in STAGES[stage].get("deps", []), path in outs_of(STAGES[stage])) == (is_dep, not is_dep), flag
 
 
 def test_the_code_a_stage_depends_on_holds_all_that_it_imports(stage: str) -> None:
-    imports = closure(PACKAGE / "stages" / f"{stage}.py")
+    imports = closure(file_of(stage))
     assert [file for file in sorted(imports) if not any(file.is_relative_to(dep) for dep in code_of(stage))] == []
 
 
 def test_every_room_that_a_stage_depends_on_is_reached(stage: str) -> None:
-    imports = closure(PACKAGE / "stages" / f"{stage}.py")
+    imports = closure(file_of(stage))
     assert [dep for dep in code_of(stage) if not any(file.is_relative_to(dep) for file in imports)] == []
 
 
 def test_no_stage_depends_on_what_knows_of_dvc_git_or_mlflow(stage: str) -> None:
-    rooms = {path.relative_to(PACKAGE).parts[0] for path in closure(PACKAGE / "stages" / f"{stage}.py")}
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in closure(file_of(stage))}
     assert not rooms & {"runs", "studies", "publish", "faces"}
 
 
@@ -127,7 +136,7 @@ def test_the_params_a_stage_depends_on_are_those_it_declares(stage: str) -> None
 
 
 def test_the_params_a_stage_declares_are_read(stage: str) -> None:
-    text = "".join(path.read_text("utf-8") for path in sorted((PACKAGE / "stages").glob(f"{stage}.py")))
+    text = "".join(path.read_text("utf-8") for path in sorted((PACKAGE / "stages").glob(file_of(stage).name)))
     for name in names(params_of(stage), Params):
         assert re.search(rf"\bp\.{re.escape(name)}\b", text), f"{name} is declared and not read"
 
@@ -171,6 +180,7 @@ def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None
     columns = {
         "metrics/sft_history.csv": tuple(sft.CURVE),
         "metrics/dpo_history.csv": tuple(dpo.CURVE),
+        "metrics/rounds/dpo_history.csv": tuple(dpo.CURVE),
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
     } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
     assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}
@@ -213,7 +223,7 @@ def test_core_data_and_the_rules_of_preference_import_nothing_heavy() -> None:
     modules += [path.relative_to(PACKAGE.parent) for path in PACKAGE.glob("*/params.py")]
     names = [".".join(path.with_suffix("").parts) for path in modules]
     names += [f"emotune.preferences.{name}" for name in ("reward", "selection")]
-    names += [f"emotune.stages.{stage}" for stage in STAGES]
+    names += [f"emotune.stages.{file_of(stage).stem}" for stage in STAGES]
     code = f"import sys; [__import__(name) for name in {names}]; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     heavy = {"torch", "transformers", "trl", "peft", "mlflow", "dvc", "datasets", "sklearn", "pandas", "numpy"}
@@ -221,5 +231,22 @@ def test_core_data_and_the_rules_of_preference_import_nothing_heavy() -> None:
 
 
 def test_a_stage_never_imports_a_stage(stage: str) -> None:
-    own = PACKAGE / "stages" / f"{stage}.py"
+    own = file_of(stage)
     assert {path for path in closure(own) if path.parent.name == "stages"} == {own}
+
+
+def test_another_round_has_the_paths_and_the_params_of_the_root_by_dvc_s_own_reading() -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        stages = repo.stage.load_all(str(ROOT / "rounds/dvc.yaml"))
+        assert [stage.name for stage in stages] == list(ROUNDS)
+        assert {stage.wdir for stage in stages} == {str(ROOT)}
+        params = {dep.fs_path for stage in stages for dep in stage.deps if dep.hash_name == "params"}
+        assert params == {str(ROOT / "params.yaml")}
+
+
+def test_another_round_writes_nothing_that_the_first_writes() -> None:
+    outs = {name: outs_of(stage) for name, stage in STAGES.items()}
+    first = set().union(*(outs[name] for name in outs if name not in {f"rounds/{own}" for own in ROUNDS}))
+    assert not first & set().union(*(outs[f"rounds/{own}"] for own in ROUNDS))

@@ -13,6 +13,7 @@ import pytest
 from conftest import Pipeline
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, Turn, alternate
+from emotune.core.errors import InputError
 from emotune.generation import local
 from emotune.generation.engine import Reply
 from emotune.generation.local import Local
@@ -173,6 +174,17 @@ def test_the_emotions_change_and_the_places_do_not(talk: list[Dialogue], tokeniz
 
 def test_fewer_prompts_are_the_first_of_more(talk: list[Dialogue], tokenizer: Any) -> None:
     assert choose(talk, tokenizer, prefs(prompts=5)) == choose(talk, tokenizer, prefs())[:5]
+
+
+def test_another_round_asks_where_the_one_before_ended_and_says_when_nothing_is_left(
+    talk: list[Dialogue], tokenizer: Any
+) -> None:
+    prompter, p = Prompter(tokenizer, None, 256, 5), prefs(prompts=5)
+    rounds = [attempts.choose_prompts(talk, prompter, LABELS, p, first) for first in (0, 5, 10)]
+    assert [len(asked) for asked in rounds] == [5, 5, 2]
+    assert [prompt for asked in rounds for prompt in asked] == choose(talk, tokenizer, prefs())
+    with pytest.raises(InputError, match=r"prefs\.prompts: rounds before took 12 places for a reply, and train has 12"):
+        attempts.choose_prompts(talk, prompter, LABELS, p, 12)
 
 
 def test_the_seed_draws_the_prompts(talk: list[Dialogue], tokenizer: Any) -> None:

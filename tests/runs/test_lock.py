@@ -129,6 +129,12 @@ def test_without_a_lock_no_stage_is_in_it(repository: Path) -> None:
     assert lock.stale(repository) == ["first: not in dvc.lock", "second: not in dvc.lock"]
 
 
+def test_another_pipeline_of_the_repository_makes_nothing_stale(repository: Path) -> None:
+    (repository / "rounds").mkdir()
+    (repository / "rounds/dvc.yaml").write_text("stages:\n  first: {cmd: echo, wdir: .., deps: [last.txt]}\n")
+    assert lock.stale(repository) == []
+
+
 def test_a_comment_makes_nothing_stale(repository: Path) -> None:
     replaced(repository / "params.yaml", "count", "# a remark\ncount")
     assert lock.stale(repository) == []

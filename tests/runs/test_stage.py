@@ -48,6 +48,14 @@ def main(p: Params, log: Log, out: Out) -> Metrics:
     """Measure, and refuse."""
     raise Refusal("pairs: 1 of 9\\nyield: 0.1", {"pairs": 1})
 '''
+MAYBE = '''
+from emotune.core.contract import MaybeDep
+
+def main(p: Params, log: Log, inputs: Inputs, out: Out, before: MaybeDep = None) -> Metrics:
+    """Write what it was given."""
+    out.write_text(f"{before} {sorted(inputs)}")
+    return {}
+'''
 SEARCHING = '''
 from importlib.util import find_spec
 
@@ -77,7 +85,7 @@ def start(folder: Path, *words: str, package: Path = ROOT / "src") -> subprocess
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as it is, with three stages more."""
+    """The package as it is, with some stages more."""
     source, package = tmp_path_factory.mktemp("toys"), ROOT / "src" / "emotune"
     stages = source / "emotune" / "stages"
     stages.mkdir(parents=True)
@@ -85,6 +93,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.name not in ("stages", "__pycache__"):
             (source / "emotune" / path.relative_to(package)).symlink_to(path)
     (stages / "two_words.py").write_text(TOYS + TWO_WORDS)
+    (stages / "maybe.py").write_text(TOYS + MAYBE)
     (stages / "lasting.py").write_text(TOYS + LASTING)
     (stages / "refusing.py").write_text(TOYS + REFUSING)
     (stages / "searching.py").write_text(TOYS + SEARCHING)
@@ -95,7 +104,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_flags_of_a_stage_are_its_deps_its_outs_and_its_metrics(name: str) -> None:
     main = importlib.import_module(f"emotune.stages.{name}").main
     named = [word[2:].replace("-", "_") for word in STAGES[name]["cmd"].split() if word.startswith("--")]
-    assert sorted(stage.flags(main)) == sorted(named)
+    of_another_round = {"generate_prefs": ["before"], "dpo": ["reference"]}.get(name, [])
+    assert sorted(stage.flags(main)) == sorted(named + of_another_round)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -105,6 +115,31 @@ def test_help_imports_nothing_heavy_and_names_each_flag(name: str, tmp_path: Pat
     assert done.stdout.splitlines()[-1] == "imported"
     assert done.stdout.startswith(f"usage: python -m emotune.runs.stage {name} ")
     assert all(word in done.stdout for word in STAGES[name]["cmd"].split() if word.startswith("--"))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_dep_that_a_command_need_not_name_is_none_or_a_path_and_one_of_the_inputs(
+    given: bool, toys: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dep.txt").write_text("x")
+    more = ("--before", "dep.txt") if given else ()
+    done = start(tmp_path, "maybe", "--out", "out.txt", "--metrics", "metrics/m.json", *more, package=toys)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.txt").read_text() == ("dep.txt ['before']" if given else "None []")
+
+
+def test_a_stage_of_another_pipeline_leaves_the_headline_and_notes_its_cost_under_a_name_of_its_own(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(headline, _)] = STAGES["evaluate"]["metrics"][1].items()
+    monkeypatch.setenv("DVC_STAGE", "rounds/dvc.yaml:maybe")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for metrics, stays in (("metrics/rounds/m.json", True), ("metrics/m.json", False)):
+        records.write_json(tmp_path / headline, {"dpo": {"f1": 0.5}})
+        start(tmp_path, "maybe", "--out", "out.txt", "--metrics", metrics, package=toys)
+        assert (tmp_path / headline).exists() == stays
+    costs = records.read_jsonl(tmp_path / ".work/costs.jsonl")
+    assert [line["stage"] for line in costs] == ["rounds/maybe", "maybe"]
 
 
 def test_a_stage_that_is_none_lists_those_there_are(tmp_path: Path) -> None:

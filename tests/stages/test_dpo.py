@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -10,17 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, load_peft_weights
 from safetensors.torch import load_file
 
 from emotune.core import records
 from emotune.core.contract import Log
-from emotune.core.dialogue import Dialogue
+from emotune.core.dialogue import ASSISTANT, Dialogue, Turn
+from emotune.core.errors import InputError
 from emotune.evaluation.answers import control as questions_of
 from emotune.evaluation.control import control_by
 from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionChoice, EmotionJudge
-from emotune.models import loading
+from emotune.models import likelihood, loading
 from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import Params, Sampled, align, assert_first_step, assert_reference_is_policy
 from emotune.stages.dpo import control_by as probe_of
@@ -133,6 +135,83 @@ def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     assert measured["validation_margin"] > 0.05
     assert measured["validation_accuracy"] == 1.0
     assert measured["pairs"] == 6
+
+
+# Another round.
+
+
+@pytest.fixture
+def learned(base: Path, adapter: Path, tmp_path: Path) -> Path:
+    """The adapter after some steps of dpo: where another round begins."""
+    folder = tmp_path / "learned"
+    tokenizer = loading.load_tokenizer(adapter, None)
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    p = params(epochs=4.0, checkpoints=0, learning_rate=0.05)
+    aligned, _, _ = align(model, tokenizer, [pair(number) for number in range(6)], [], p, tmp_path / "first", ignore)
+    loading.save_adapter(aligned, tokenizer, base, folder)
+    return folder
+
+
+def nats(base: Path, adapter: Path, side: str, pairs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """What each pair's reply costs a model that was loaded for nothing else."""
+    prompter = Prompter(loading.load_tokenizer(adapter, None), None, CHOICE.context)
+    rows = [
+        prompter.fitting_row([Turn(**turn) for turn in own["history"]], Turn(ASSISTANT, own[side], own["emotion"]))
+        for own in pairs
+    ]
+    model = loading.load_tuned(base, CHOICE, adapter)
+    batch = [row for row in rows if row is not None]
+    [costs] = likelihood.negative_log_likelihoods(model, prompter.tokenizer.pad_token_id, [batch])
+    return [cost for cost, _ in costs]
+
+
+def second_round(base: Path, learned: Path, adapter: Path, folder: Path, log: Log) -> Any:
+    model = loading.load_adapter(loading.load_base(base, CHOICE), learned, trainable=True)
+    pairs = [pair(number) for number in range(6)]
+    p = params(epochs=4.0, checkpoints=2, batch_size=6, learning_rate=0.02)
+    return align(model, loading.load_tokenizer(learned, None), pairs, [], p, folder, log, None, adapter)
+
+
+def test_another_round_goes_on_from_dpo_and_is_measured_from_sft(
+    base: Path, adapter: Path, learned: Path, tmp_path: Path
+) -> None:
+    aligned, curve, _ = second_round(base, learned, adapter, tmp_path / "second", ignore)
+    pairs = [pair(number) for number in range(6)]
+    for side in ("chosen", "rejected"):
+        costs = zip(nats(base, adapter, side, pairs), nats(base, learned, side, pairs), strict=True)
+        # beta ln(policy / reference), of models that never met: a mean over the six pairs of the first step.
+        reward = statistics.fmean(0.1 * (of_reference - of_policy) for of_reference, of_policy in costs)
+        assert curve[0][f"rewards/{side}"] == pytest.approx(reward, abs=1e-4)
+        assert abs(reward) > 0.01
+    reference = get_peft_model_state_dict(aligned, adapter_name="ref")
+    saved = load_peft_weights(str(adapter))
+    assert reference.keys() == saved.keys()
+    assert all(torch.equal(weight, saved[name]) for name, weight in reference.items())
+
+
+def test_another_round_that_was_killed_goes_on_to_the_same_weights(
+    base: Path, adapter: Path, learned: Path, tmp_path: Path
+) -> None:
+    def die_at_step_3(logs: Mapping[str, float], step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    whole, curve, _ = second_round(base, learned, adapter, tmp_path / "a", ignore)
+    with pytest.raises(KeyboardInterrupt):
+        second_round(base, learned, adapter, tmp_path / "b", die_at_step_3)
+    assert list((tmp_path / "b").glob("checkpoint-*"))
+    again, same, _ = second_round(base, learned, adapter, tmp_path / "b", ignore)
+    assert [row["loss"] for row in curve] == [row["loss"] for row in same]
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_reference_of_another_shape_is_refused(base: Path, policy: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(loading.load_base(base, CHOICE), lora).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="other does not fit the policy: "):
+        loading.load_reference(policy, tmp_path / "other")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")

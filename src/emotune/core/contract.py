@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 Dep = Annotated[Path, "dep"]
+# One that not every pipeline's command names; None where it does not.
+MaybeDep = Annotated[Path | None, "dep"]
 Out = Annotated[Path, "out"]
 Metrics = Mapping[str, Any]
 Inputs = Mapping[str, str]

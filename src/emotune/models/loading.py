@@ -124,6 +124,27 @@ def assert_served(engine: str, adapter: Path) -> None:
         )
 
 
+def load_reference(model: Any, adapter: Path) -> None:
+    """A saved adapter in the place of the frozen reference `ref`, to the last number; InputError where it is another's.
+
+    A saved adapter of other names or shapes does not fit the policy beside it.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    saved = load_peft_weights(str(adapter), device="cpu")
+    try:
+        set_peft_model_state_dict(model, saved, adapter_name="ref")
+    except RuntimeError as error:
+        raise InputError(f"{adapter} does not fit the policy: {' '.join(str(error).split())}") from None
+    own = get_peft_model_state_dict(model, adapter_name="ref")
+    if other := [name for name in own.keys() | saved.keys() if not _same(own.get(name), saved.get(name))]:
+        raise InputError(f"{adapter} does not fit the policy: {sorted(other)[0]} is not in both, or not the same")
+
+
+def _same(own: Any, saved: Any) -> bool:
+    return own is not None and saved is not None and own.cpu().equal(saved.to(own.dtype))
+
+
 def load_tuned(base: Path, choice: Model, adapter: Path) -> Any:
     """The base model under a saved adapter, to answer with: in float32 their weights are added up, which is faster.
 

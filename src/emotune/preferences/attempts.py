@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from emotune.core import processes, records, seeds
 from emotune.core.dialogue import ASSISTANT, Dialogue
+from emotune.core.errors import InputError
 from emotune.preferences.candidates import JudgeReplies, Prompt, Sample
 from emotune.preferences.journal import Journal, Key
 from emotune.preferences.outcomes import NOTHING, Outcome, after, is_enough
@@ -29,22 +30,34 @@ CODE = ("core/seeds.py", "generation", "judges", "models")
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
 
 
-def choose_prompts(dialogues: Sequence[Dialogue], prompter: Prompter, labels: Sequence[str], p: Prefs) -> list[Prompt]:
-    """Prompts for `p.prompts` places for a reply, drawn without repetition, fewer where there are fewer.
+def choose_prompts(
+    dialogues: Sequence[Dialogue], prompter: Prompter, labels: Sequence[str], p: Prefs, first: int = 0
+) -> list[Prompt]:
+    """Prompts for `places_of` places for a reply, drawn without repetition, fewer where there are fewer.
+
+    `first` were taken before.
 
     The emotion asked for is the data's (`dataset`) or each label in turn (`balanced`); with `every`, a place is asked
     for every label, and so many fewer places are drawn. A place whose last turn alone leaves no room for a reply is
     passed over: dpo could not train on it.
     """
     places = [(d, i) for d in dialogues for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
+    if first >= len(places):
+        raise InputError(f"prefs.prompts: rounds before took {first} places for a reply, and train has {len(places)}")
     random.Random(seeds.key(p.seed, "prompts")).shuffle(places)
+    drawn = places[first : first + places_of(p, labels)]
     if p.emotions == "every":
-        wanted = [(*place, label) for place in places[: max(1, round(p.prompts / len(labels)))] for label in labels]
+        wanted = [(*place, label) for place in drawn for label in labels]
     elif p.emotions == "balanced":
-        wanted = [(*place, labels[n % len(labels)]) for n, place in enumerate(places[: p.prompts])]
+        wanted = [(*place, labels[n % len(labels)]) for n, place in enumerate(drawn)]
     else:
-        wanted = [(d, i, d.turns[i].emotion) for d, i in places[: p.prompts]]
+        wanted = [(d, i, d.turns[i].emotion) for d, i in drawn]
     return prompts_for(wanted, prompter, p)
+
+
+def places_of(p: Prefs, labels: Sequence[str]) -> int:
+    """At how many places `p.prompts` prompts are: as many, or where every emotion is asked for at each, fewer."""
+    return max(1, round(p.prompts / len(labels))) if p.emotions == "every" else p.prompts
 
 
 def prompts_for(places: Iterable[tuple[Dialogue, int, str]], prompter: Prompter, p: Prefs) -> list[Prompt]:

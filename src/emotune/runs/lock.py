@@ -57,8 +57,10 @@ def compared(root: Path) -> Comparison:
 def _comparison(repo: Any, path: Path) -> Comparison:
     comparison = Comparison([], [], {place: [] for place in (IN_WORKSPACE, IN_CACHE, IN_REMOTE)})
     entries = (read_yaml(path).get("stages") or {}) if path.is_file() else {}
-    writers = {out.fs_path: out for stage in repo.index.stages for out in stage.outs}
-    for stage in repo.index.stages:
+    # Another pipeline of the repository has a lock of its own.
+    stages = [stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"]
+    writers = {out.fs_path: out for stage in stages for out in stage.outs}
+    for stage in stages:
         if stage.name not in entries:
             comparison.differs.append(f"{stage.name}: not in dvc.lock")
             continue

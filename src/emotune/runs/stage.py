@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from emotune.core import processes, records, sections
-from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Dep, Out
+from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Dep, MaybeDep, Out
 from emotune.core.errors import InputError, Refusal
 from emotune.runs import launchers, params, tracking
 from emotune.runs.costs import Cost
@@ -29,7 +29,8 @@ FULL = (*map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)), "unexpecte
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 COSTS = (SAMPLED_TOKENS, SAMPLING_SECONDS)
 STAGES = Path(__file__).parents[1] / "stages"
-# What evaluate writes from what the others did: none of it is true of what a stage is about to change.
+# What evaluate writes from what the others did: none of it is true of what a stage is about to change, if its metrics
+# lie beside it. Those of another pipeline lie below.
 HEADLINE = Path("metrics/headline.json")
 
 
@@ -41,7 +42,8 @@ def start(arguments: Sequence[str]) -> None:
     """
     stage, paths = _parsed(arguments)
     name, parallel = stage.__name__.rpartition(".")[2], getattr(stage, "PARALLEL", False)
-    cost = Cost(name)
+    of_another = paths["metrics"].parent.parent == HEADLINE.parent
+    cost = Cost(f"{paths['metrics'].parent.name}/{name}" if of_another else name)
     try:
         # Before anything imports what takes seconds.
         whole = params.parse()
@@ -76,9 +78,10 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
     """
     p = sections.part(stage.Params, whole)
     kinds = get_type_hints(stage.main, include_extras=True)
-    inputs = records.digests(**{flag: paths[flag] for flag, kind in kinds.items() if kind == Dep})
+    deps = [flag for flag, kind in kinds.items() if kind in (Dep, MaybeDep) and flag in paths]
+    inputs = records.digests(**{flag: paths[flag] for flag in deps})
     name = stage.__name__.rpartition(".")[2]
-    if "DVC_STAGE" in os.environ and processes.first():
+    if "DVC_STAGE" in os.environ and processes.first() and paths["metrics"].parent == HEADLINE.parent:
         HEADLINE.unlink(missing_ok=True)
     with tracking.run(name, p.model_dump(mode="json"), inputs, _data_sets(stage, p, paths)) as tracked:
 
@@ -90,7 +93,7 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
         known = {"p": p, "log": log, "inputs": inputs, **paths}
         refusal = None
         try:
-            measured = stage.main(**{flag: known[flag] for flag in kinds if flag != "return"})
+            measured = stage.main(**{flag: known[flag] for flag in kinds if flag in known})
         except Refusal as error:
             refusal, measured = error, error.metrics
         if processes.first():
@@ -107,9 +110,9 @@ def _data_sets(stage: ModuleType, p: Any, paths: Mapping[str, Path]) -> dict[str
 
 
 def flags(main: Any) -> list[str]:
-    """The paths that a stage's command names, `metrics` among them."""
+    """The paths that a stage's command names, `metrics` among them; those of MaybeDep it may name."""
     kinds = get_type_hints(main, include_extras=True)
-    return [*(flag for flag, kind in kinds.items() if kind in (Dep, Out)), "metrics"]
+    return [*(flag for flag, kind in kinds.items() if kind in (Dep, MaybeDep, Out)), "metrics"]
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[ModuleType, dict[str, Path]]:
@@ -121,9 +124,10 @@ def _parsed(arguments: Sequence[str]) -> tuple[ModuleType, dict[str, Path]]:
     parser = argparse.ArgumentParser(
         prog=f"python -m emotune.runs.stage {arguments[0]}", description=inspect.getdoc(stage.main)
     )
+    kinds = get_type_hints(stage.main, include_extras=True)
     for flag in flags(stage.main):
-        parser.add_argument(f"--{flag.replace('_', '-')}", type=Path, required=True)
-    return stage, vars(parser.parse_args(arguments[1:]))
+        parser.add_argument(f"--{flag.replace('_', '-')}", type=Path, required=kinds.get(flag) != MaybeDep)
+    return stage, {flag: path for flag, path in vars(parser.parse_args(arguments[1:])).items() if path is not None}
 
 
 def take_code_of_this_workspace() -> None:

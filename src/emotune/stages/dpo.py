@@ -1,4 +1,7 @@
-"""dpo: the sft adapter, moved towards the replies it was found to prefer by Direct Preference Optimization."""
+"""dpo: the sft adapter, moved towards the replies it was found to prefer by Direct Preference Optimization.
+
+In another round it goes on from what dpo made of it, and the reference stays where the first round began.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from emotune.core import processes, records
-from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
+from emotune.core.contract import DataSets, Dep, Inputs, Log, MaybeDep, Metrics, Out
 from emotune.core.dialogue import ASSISTANT, Turn
 from emotune.core.sections import Count, NotNegative, Positive, Section
 from emotune.core.seeds import order
@@ -83,9 +86,11 @@ def main(
     judges: Dep,
     out: Out,
     history: Out,
+    reference: MaybeDep = None,
 ) -> Metrics:
     """Align the sft adapter on the pairs, against a frozen copy of itself; write adapter and tokenizer, and the curves.
 
+    Where a `reference` is named, it is that adapter instead of the copy.
     At some steps both judges say of a few contexts how often the reply has the emotion asked for: a row of the curve
     has the means.
     """
@@ -100,7 +105,7 @@ def main(
     # Where the base really lies: PEFT would look for it on the Hub under the name that the adapter was saved with.
     model.peft_config["default"].base_model_name_or_path = model.get_base_model().config._name_or_path
     with workspace("dpo", p.model_dump(mode="json"), inputs) as folder:
-        aligned, curve, metrics = align(model, tokenizer, train, validation, p, folder, log, control)
+        aligned, curve, metrics = align(model, tokenizer, train, validation, p, folder, log, control, reference)
         if processes.first():
             loading.save_adapter(aligned, tokenizer, base, out)
             records.write_csv(history, CURVE, curve)
@@ -116,16 +121,19 @@ def align(
     folder: Path,
     log: Log,
     control: Probe | None = None,
+    reference: Path | None = None,
 ) -> tuple[Any, list[dict[str, Any]], Metrics]:
     """The given trainable adapter after DPO against a frozen copy of itself; returns it, its curve and its metrics.
 
     Loss (Rafailov et al. 2023): -ln sigmoid(beta (margin of the policy - margin of the reference)), where a margin is
     ln p(chosen) - ln p(rejected); with `sft_weight` times the chosen reply's own negative log-likelihood. Before the
-    first step policy and reference are equal, and this asserts it.
+    first step policy and reference are equal, and this asserts it. With a `reference` (iterative DPO: Xiong et al.
+    2024) it is that adapter to the last number, which this asserts; rewards begin at beta ln(policy / reference).
     """
     from peft import get_peft_model_state_dict
 
     from emotune.evaluation.control import judge_gap
+    from emotune.models import loading
     from emotune.training import distributed, heads, trainer
 
     dpo = _trainer(model, tokenizer, train, validation[: trainer.VALIDATION_ROWS], p, folder)
@@ -135,7 +143,9 @@ def align(
     distributed.share_rows(dpo, nothing, partial(mean_over_all_pairs, p.dpo.sft_weight))
     assert_reference_is_policy(dpo.model)
     first_step = partial(assert_first_step, None if p.dpo.sft_weight else math.log(2))
-    curve = trainer.train(dpo, log, control, first_step)
+    if reference:
+        loading.load_reference(dpo.model, reference)
+    curve = trainer.train(dpo, log, control, None if reference else first_step)
     metrics = {
         "pairs": len(train),
         "steps": dpo.state.global_step,

@@ -1,10 +1,13 @@
-"""generate_prefs: the sft model answers, its judges choose: the preference data that dpo learns from."""
+"""generate_prefs: the sft model answers, its judges choose: the preference data that dpo learns from.
+
+In another round it is the model that dpo made of it that answers, to prompts that the round before did not ask.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from emotune.core import processes, records
-from emotune.core.contract import Dep, Inputs, Log, Metrics, Out
+from emotune.core.contract import Dep, Inputs, Log, MaybeDep, Metrics, Out
 from emotune.core.errors import Refusal
 from emotune.core.sections import Count, Section
 from emotune.generation.params import Generation
@@ -27,8 +30,21 @@ class Params(Section):
     system_prompt: str | None
 
 
-def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: Dep, judges: Dep, out: Out) -> Metrics:
-    """Sample candidates for train prompts, reward them, and write the best and the worst of each as a pair."""
+def main(
+    p: Params,
+    log: Log,
+    inputs: Inputs,
+    dialogues: Dep,
+    base: Dep,
+    sft: Dep,
+    judges: Dep,
+    out: Out,
+    before: MaybeDep = None,
+) -> Metrics:
+    """Sample candidates for train prompts, reward them, and write the best and the worst of each as a pair.
+
+    `before`, the metrics of the round before, says how many places for a reply were taken: this one goes on there.
+    """
     from emotune.models import loading
     from emotune.preferences import attempts, human, journal
     from emotune.preferences.candidates import Prompt, engine_of, judging, sampling
@@ -49,7 +65,8 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     train = records.read_dialogues(dialogues / "train.jsonl")
     twin = p.prefs.sampling.twin(neutral)
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, twin)
-    prompts = attempts.choose_prompts(train, prompter, labels, p.prefs)
+    first = records.read_metrics(before)["places"] if before else 0
+    prompts = attempts.choose_prompts(train, prompter, labels, p.prefs, first)
     sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
     judge = judging(open_judges)
     # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
@@ -72,6 +89,7 @@ def main(p: Params, log: Log, inputs: Inputs, dialogues: Dep, base: Dep, sft: De
     test = records.read_dialogues(dialogues / "test.jsonl")
     thresholds = {"what_if": what_if(prompts, outcomes, labels, p.prefs, p.reward)}
     measured = thresholds | measure(prompts, outcomes, pairs, labels, test, p.history_turns)
+    measured["places"] = first + attempts.places_of(p.prefs, labels)
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
     training, validation = split(pairs, p.prefs.validation)
