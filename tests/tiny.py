@@ -37,6 +37,7 @@ SFT = Sft(
 )
 DPO = Dpo(
     **{name: getattr(SFT, name) for name in Training.model_fields},
+    loss="sigmoid",
     beta=0.1,
     sft_weight=0.0,
     control_contexts=0,

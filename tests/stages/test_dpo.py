@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model_state_dict, load_peft_weights
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from emotune.core import records
@@ -120,7 +121,9 @@ def test_at_step_1_rewards_are_0_and_the_loss_is_ln_2(loss: float, rewards: tupl
             assert_first_step(math.log(2), logs, False)
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}, {"sft_weight": 0.5}, {"batch_size": 4}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"accumulation": 2}, {"sft_weight": 0.5}, {"batch_size": 4}, {"loss": "sigmoid_norm", "beta": 2.0}]
+)
 def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     changes: dict[str, Any], base: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +138,21 @@ def test_dpo_starts_where_sft_ended_and_learns_what_is_preferred(
     assert measured["validation_margin"] > 0.05
     assert measured["validation_accuracy"] == 1.0
     assert measured["pairs"] == 6
+
+
+def test_without_a_loss_of_pairs_the_chosen_replies_alone_are_learned(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+    pairs = [pair(number) for number in range(6)]
+    p = params(epochs=4.0, checkpoints=0, batch_size=6, loss="none", sft_weight=2.0)
+    _, curve, _ = align(model, loading.load_tokenizer(adapter, None), pairs, [], p, tmp_path / "work", ignore)
+    costs = nats(base, adapter, "chosen", pairs)
+    # 2 x the nats of a token of the chosen replies: nothing of ln 2, whatever is rejected.
+    assert curve[0]["loss"] == pytest.approx(2 * sum(nats for nats, _ in costs) / sum(n for _, n in costs), abs=1e-4)
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    with pytest.raises(ValidationError, match="sft_weight must be above 0 where loss is none"):
+        params(loss="none", sft_weight=0.0)
 
 
 # Another round.
@@ -152,8 +170,8 @@ def learned(base: Path, adapter: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def nats(base: Path, adapter: Path, side: str, pairs: Sequence[Mapping[str, Any]]) -> list[float]:
-    """What each pair's reply costs a model that was loaded for nothing else."""
+def nats(base: Path, adapter: Path, side: str, pairs: Sequence[Mapping[str, Any]]) -> list[likelihood.Cost]:
+    """What each pair's reply costs a model that was loaded for nothing else, and of how many tokens it is."""
     prompter = Prompter(loading.load_tokenizer(adapter, None), None, CHOICE.context)
     rows = [
         prompter.fitting_row([Turn(**turn) for turn in own["history"]], Turn(ASSISTANT, own[side], own["emotion"]))
@@ -162,7 +180,7 @@ def nats(base: Path, adapter: Path, side: str, pairs: Sequence[Mapping[str, Any]
     model = loading.load_tuned(base, CHOICE, adapter)
     batch = [row for row in rows if row is not None]
     [costs] = likelihood.negative_log_likelihoods(model, prompter.tokenizer.pad_token_id, [batch])
-    return [cost for cost, _ in costs]
+    return costs
 
 
 def second_round(base: Path, learned: Path, adapter: Path, folder: Path, log: Log) -> Any:
@@ -180,7 +198,7 @@ def test_another_round_goes_on_from_dpo_and_is_measured_from_sft(
     for side in ("chosen", "rejected"):
         costs = zip(nats(base, adapter, side, pairs), nats(base, learned, side, pairs), strict=True)
         # beta ln(policy / reference), of models that never met: a mean over the six pairs of the first step.
-        reward = statistics.fmean(0.1 * (of_reference - of_policy) for of_reference, of_policy in costs)
+        reward = statistics.fmean(0.1 * (of_reference - of_policy) for (of_reference, _), (of_policy, _) in costs)
         assert curve[0][f"rewards/{side}"] == pytest.approx(reward, abs=1e-4)
         assert abs(reward) > 0.01
     reference = get_peft_model_state_dict(aligned, adapter_name="ref")

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Inputs, Log, MaybeDep, Metrics, Out
@@ -47,9 +47,16 @@ Pairs = Sequence[Mapping[str, Any]]
 
 
 class Dpo(Training):
+    loss: Literal["sigmoid", "sigmoid_norm", "none"]
     beta: Positive
     sft_weight: NotNegative
     control_contexts: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.loss == "none" and not self.sft_weight:
+            raise ValueError("sft_weight must be above 0 where loss is none: nothing else is learned then")
+        return self
 
 
 class Sampled(Section):
@@ -140,7 +147,7 @@ def align(
     fill_reference(dpo.model, get_peft_model_state_dict(dpo.model, save_embedding_layers=False))
     heads.score_labelled(dpo.model)
     nothing = {"prompt_ids": [tokenizer.pad_token_id], "chosen_ids": [], "rejected_ids": []}
-    distributed.share_rows(dpo, nothing, partial(mean_over_all_pairs, p.dpo.sft_weight))
+    distributed.share_rows(dpo, nothing, partial(mean_over_all_pairs, p.dpo.loss, p.dpo.sft_weight))
     assert_reference_is_policy(dpo.model)
     first_step = partial(assert_first_step, None if p.dpo.sft_weight else math.log(2))
     if reference:
@@ -171,8 +178,8 @@ def _trainer(model: Any, tokenizer: Any, train: Pairs, held_out: Pairs, p: Param
     lengths = [len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in train]
     in_order = order(lengths, p.dpo.epochs, p.dpo.batch_size, p.dpo.seed)
     settings = arguments(p.dpo, p.model.dtype, folder, len(in_order))
-    if p.dpo.sft_weight:
-        settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, p.dpo.sft_weight]}
+    weights = of_losses(p.dpo.loss, 1.0, p.dpo.sft_weight)
+    settings |= {"loss_type": list(weights), "loss_weights": list(weights.values())}
     if not held_out:
         settings["eval_strategy"] = "no"
     with adapter_in_float32(model):
@@ -261,8 +268,19 @@ def assert_first_step(loss: float | None, logs: Mapping[str, float], half_precis
         raise AssertionError(f"step 1 must have rewards 0 and loss ln 2, got {rewards} and {logs['loss']}")
 
 
-def mean_over_all_pairs(sft_weight: float, trainer: Any, of_trl: Any, model: Any, inputs: Any, **more: Any) -> Any:
+def of_losses(loss_type: str, of_pairs: float, of_chosen: float) -> dict[str, float]:
+    """TRL's names of the pairs' loss and, where it counts, of the chosen replies' own, and their weights."""
+    pairs = {"sigmoid": 0.0} if loss_type == "none" else {loss_type: of_pairs}
+    return pairs | ({"sft": of_chosen} if of_chosen else {})
+
+
+def mean_over_all_pairs(
+    loss_type: str, sft_weight: float, trainer: Any, of_trl: Any, model: Any, inputs: Any, **more: Any
+) -> Any:
     """TRL's losses as means over the pairs, and over the chosen replies' tokens, of all processes.
+
+    `sigmoid_norm` takes a reply's mean over its tokens instead of their sum (Lambert et al. 2024); of `none` the pairs'
+    loss weighs nothing, and the chosen replies alone are learned (RAFT, Dong et al. 2023).
 
     TRL takes each process's own means. A token would weigh more where a process has few, and a row that only fills a
     batch up would count: its sigmoid loss is ln 2, and what is logged of it is 0.
@@ -274,12 +292,11 @@ def mean_over_all_pairs(sft_weight: float, trainer: Any, of_trl: Any, model: Any
     own_tokens, (pairs, tokens) = int(learned.sum()), distributed.sums(trainer, learned)
     # TRL divides by the rows of this process, DDP by the processes: back to one part in all pairs.
     stretch = processes.processes() * len(learned) / pairs
-    weights = {"sigmoid": stretch}
-    if sft_weight and own_tokens:
-        weights["sft"] = sft_weight * processes.processes() * own_tokens / tokens
+    of_pairs = stretch * (loss_type != "none")
+    weights = of_losses(loss_type, of_pairs, sft_weight * processes.processes() * own_tokens / tokens)
     trainer.loss_types, trainer.loss_weights = list(weights), list(weights.values())
     filling = 1 - int(learned.any(1).sum()) / len(learned)
-    loss = of_trl(model, inputs, **more) - stretch * filling * math.log(2)
+    loss = of_trl(model, inputs, **more) - of_pairs * filling * math.log(2)
     logged = trainer._metrics["train" if model.training else "eval"]
     for name in OF_PAIRS:
         logged[name][-1] *= stretch
