@@ -32,6 +32,7 @@ SFT = Sft(
     loss_on="replies",
     neutral_replies=None,
     balance=0.0,
+    repeats=None,
     tag_dropout=0.0,
     lora=Lora(rank=2, alpha=4, dropout=0.0, rslora=True, tags=True, target_modules="all-linear"),
 )

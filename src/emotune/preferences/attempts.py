@@ -234,7 +234,7 @@ class Search:
 def made_of(inputs: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what an attempt's replies are and what the judges say of them: the journal's key."""
     return {
-        **{name: inputs[name] for name in ("base", "sft", "judges")},
+        **{name: inputs[name] for name in ("dialogues", "base", "sft", "judges")},
         "model": {key: values["model"][key] for key in ("dtype", "attention", "quantization")},
         "generation": values["generation"],
         "emotion_judge": values["reward"]["emotion_judge"],

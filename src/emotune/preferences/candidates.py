@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emotune.core import seeds
-from emotune.core.dialogue import Turn
+from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form
 from emotune.generation.engine import Engine, Reply, Request
 from emotune.generation.params import Generation
 from emotune.judges.verdicts import Judge
@@ -40,6 +40,8 @@ class Prompt:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+# A reply of fewer words is a set phrase, which nobody can have copied.
+COPY = 4
 # A prompt and the number of its attempt, from 1.
 Wanted = tuple[Prompt, int]
 # Replies to the first few of those wanted: as many as are best sampled at once.
@@ -71,8 +73,17 @@ def sampling(engine: Engine, p: Prefs) -> Sample:
     return sample
 
 
-def judging(open_judges: Callable[[], tuple[Judge, Judge]]) -> JudgeReplies:
-    """Judging by the emotion and gibberish judges that `open_judges` loads, when the first reply is there."""
+def known_replies(dialogues: Iterable[Dialogue]) -> frozenset[str]:
+    """The replies of COPY words and more in these dialogues, in normal form: whoever says one of them has copied it."""
+    replies = (turn.content for d in dialogues for turn in d.turns if turn.role == ASSISTANT)
+    return frozenset(normal_form(reply) for reply in replies if len(reply.split()) >= COPY)
+
+
+def judging(open_judges: Callable[[], tuple[Judge, Judge]], known: frozenset[str] = frozenset()) -> JudgeReplies:
+    """Judging by the emotion and gibberish judges that `open_judges` loads, when the first reply is there.
+
+    A reply that is one of those `known` is a copy.
+    """
     judges = functools.cache(open_judges)
 
     def judge(sampled: Sequence[Sequence[Reply]]) -> list[list[Judged]]:
@@ -80,8 +91,8 @@ def judging(open_judges: Callable[[], tuple[Judge, Judge]]) -> JudgeReplies:
         verdicts = zip(*(judge(texts) for judge in judges()), strict=True)
         return [
             [
-                Judged(reply.text, reply.tokens, *emotion, *gibberish)
-                for reply, (emotion, gibberish) in zip(replies, verdicts, strict=False)
+                Judged(reply.text, reply.tokens, emotion, sure, kind, as_sure, normal_form(reply.text) in known)
+                for reply, ((emotion, sure), (kind, as_sure)) in zip(replies, verdicts, strict=False)
             ]
             for replies in sampled
         ]

@@ -45,6 +45,7 @@ def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome], source: str = M
                 f"{side}_emotion_score": reply.emotion_score,
                 f"{side}_length_score": reply.length_score,
                 f"{side}_gibberish_score": reply.gibberish_score,
+                f"{side}_copy": reply.copy,
             }
         table.append(row)
     return table

@@ -26,6 +26,7 @@ class Reward(Section):
     emotion_judge: EmotionChoice
     gibberish_judge: JudgeChoice
     bias: float
+    copy_penalty: NotNegative
     length: Length
     weights: tuple[float, ...]
 

@@ -18,6 +18,8 @@ class Judged:
     emotion_confidence: float
     gibberish: str
     gibberish_confidence: float
+    # Whether it is, word for word, a reply of the train split.
+    copy: bool = False
 
 
 # How long a reply is, by the names that `reward.length.unit` takes.
@@ -81,7 +83,8 @@ def candidate(reply: Judged, emotion: str, r: Reward) -> Candidate:
         reply.gibberish,
         reply.gibberish_confidence,
         *components,
-        reward(components, r.weights, r.bias),
+        reward(components, r.weights, r.bias) - r.copy_penalty * reply.copy,
+        reply.copy,
     )
 
 

@@ -20,6 +20,7 @@ class Candidate:
     length_score: float
     gibberish_score: float
     reward: float
+    copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def main(
     """
     from emotune.models import loading
     from emotune.preferences import attempts, human, journal
-    from emotune.preferences.candidates import Prompt, engine_of, judging, sampling
+    from emotune.preferences.candidates import Prompt, engine_of, judging, known_replies, sampling
     from emotune.preferences.outcomes import Outcome, paired
     from emotune.preferences.pairs import HUMAN, audit, measure, rows, split
     from emotune.preferences.what_if import what_if
@@ -68,7 +68,7 @@ def main(
     first = records.read_metrics(before)["places"] if before else 0
     prompts = attempts.choose_prompts(train, prompter, labels, p.prefs, first)
     sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
-    judge = judging(open_judges)
+    judge = judging(open_judges, known_replies(train))
     # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
     made_of = attempts.made_of(inputs, p.model_dump(mode="json"))

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
-from emotune.core.dialogue import ASSISTANT, Dialogue, Turn
+from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, Positive, Section
 from emotune.core.seeds import key, order
@@ -58,6 +58,7 @@ class Lora(Section):
 class Sft(Training):
     loss_on: Literal["replies", "all"]
     neutral_replies: Positive | None
+    repeats: Count | None
     balance: Share
     tag_dropout: Share
     lora: Lora
@@ -107,8 +108,8 @@ def tune(
 
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
     rows, learned, left_out = sft_rows(prompter, train, neutral, p.sft)
-    as_they_are = p.sft.model_copy(update={"neutral_replies": None, "balance": 0.0, "tag_dropout": 0.0})
-    held_out, _, _ = sft_rows(prompter, validation, neutral, as_they_are)
+    as_they_are = {"neutral_replies": None, "repeats": None, "balance": 0.0, "tag_dropout": 0.0}
+    held_out, _, _ = sft_rows(prompter, validation, neutral, p.sft.model_copy(update=as_they_are))
     # Of the train split alone: what it has no reply of is asked of nobody.
     emotions = {turn.emotion for dialogue in train for turn in dialogue.turns}
     tags = prompter.tag_ids(emotions) if p.sft.lora.tags else None
@@ -186,11 +187,12 @@ def sft_rows(
 ) -> tuple[list[dict[str, list[int]]], Counter[str], int]:
     """Rows of ids and labels, how many replies of each emotion they teach, and how many turns fit in no row.
 
-    A row is repeated for those of its replies that are learned again, and no other; without any it is left out. In a
-    share `tag_dropout` of the rows all turns but the replies learned are shown as neutral: there the last tag alone
-    says what to reply in. InputError where no dialogue fits in the context.
+    A row is repeated for those of its replies that are learned again, and no other; without any it is left out. Replies
+    of one text, but for case and punctuation, are learned at the first `repeats` places where any is. In a share
+    `tag_dropout` of the rows all turns but the replies learned are shown as neutral: there the last tag alone says what
+    to reply in. InputError where no dialogue fits in the context.
     """
-    rows, taught, left_out = [], Counter[str](), 0
+    rows, taught, said, left_out = [], Counter[str](), Counter[str](), 0
     means = passes(dialogues, neutral, p)
     for dialogue in dialogues:
         rng, dropout = (random.Random(key(p.seed, of, dialogue.id)) for of in ("neutral replies", "tag dropout"))
@@ -198,7 +200,11 @@ def sft_rows(
         left_out += len(dialogue.turns) - sum(map(len, pieces))
         for piece in pieces:
             replies = [turn.emotion for turn in piece if turn.role == ASSISTANT]
+            texts = [normal_form(turn.content) for turn in piece if turn.role == ASSISTANT]
             times = [_whole(means[emotion], rng) for emotion in replies]
+            if p.repeats is not None:
+                times = [count * (said[text] < p.repeats) for count, text in zip(times, texts, strict=True)]
+            said.update(text for count, text in zip(times, texts, strict=True) if count)
             for repeat in range(max(times)):
                 learned = [repeat < count for count in times]
                 taught.update(emotion for emotion, is_learned in zip(replies, learned, strict=True) if is_learned)
