@@ -75,7 +75,7 @@ def test_the_pin_depends_on_names_and_contents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "gone", "a/b/c"])
 def test_a_folder_that_is_missing_is_named(name: str) -> None:
     with pytest.raises(
-        InputError, match=r"model\.base: no such folder .*(gone|a/b/c); accepted: embedded, a local folder"
+        InputError, match=r"model\.base: no such folder .*(gone|a/b/c); accepted: embedded, scratch, a local folder"
     ):
         pins.resolve(name, None)
 

@@ -65,6 +65,7 @@ REWARD = Reward(
     emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0),
     gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
     bias=0.001,
+    copy_penalty=0.0,
     length=Length(shape="published", unit="characters", low=5, high=20),
     weights=(0.4, 0.25, 0.35),
 )
@@ -462,7 +463,7 @@ def test_the_shape_of_the_length_term_is_that_of_params() -> None:
 
 
 BEST = Candidate("That is a pity.", "sadness", 0.9, "clean", 0.95, 9.0, 2.5, 9.5, 7.551)
-WORST = Candidate("Great!", "happiness", 0.8, "mild gibberish", 0.6, 0.0, 0.00002, 3.0, 1.051)
+WORST = Candidate("Great!", "happiness", 0.8, "mild gibberish", 0.6, 0.0, 0.00002, 3.0, 1.051, copy=True)
 ASKED = [
     Prompt("a/1/sadness", "a", (Turn("user", "I lost my keys.", "sadness"),), "sadness", "a?", (1, 2)),
     Prompt("b/1/sadness", "b", (Turn("user", "It rains.", "neutral"),), "sadness", "b?", (1, 3)),
@@ -496,6 +497,7 @@ def test_a_row_holds_the_five_published_columns_and_what_led_to_them() -> None:
         "chosen_emotion_score": 9.0,
         "chosen_length_score": 2.5,
         "chosen_gibberish_score": 9.5,
+        "chosen_copy": False,
         "rejected_judged": "happiness",
         "rejected_judged_confidence": 0.8,
         "rejected_gibberish": "mild gibberish",
@@ -503,6 +505,7 @@ def test_a_row_holds_the_five_published_columns_and_what_led_to_them() -> None:
         "rejected_emotion_score": 0.0,
         "rejected_length_score": 0.00002,
         "rejected_gibberish_score": 3.0,
+        "rejected_copy": True,
     }
     assert second["id"] == "c/1/neutral"
 

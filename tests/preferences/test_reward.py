@@ -1,8 +1,23 @@
 """Laws of the reward: literal values at every boundary of the published scores."""
 
-import pytest
+from dataclasses import replace
 
-from emotune.preferences.reward import emotion_score, gibberish_score, length_score, plateau_score, reward
+import pytest
+from test_attempts import REWARD, clean, never
+
+from emotune.core.dialogue import Dialogue, alternate
+from emotune.generation.engine import Reply
+from emotune.preferences.candidates import judging, known_replies
+from emotune.preferences.reward import (
+    Judged,
+    candidate,
+    emotion_score,
+    gibberish_score,
+    length_score,
+    plateau_score,
+    reconsidered,
+    reward,
+)
 
 
 def test_emotion_scores_ten_times_the_confidence_or_nothing() -> None:
@@ -58,3 +73,33 @@ def test_reward_is_the_weighted_sum_and_the_bias() -> None:
 def test_reward_takes_as_many_weights_as_scores() -> None:
     with pytest.raises(ValueError, match="longer than"):
         reward((1.0, 2.0, 3.0), (0.4, 0.25), bias=0.0)
+
+
+def test_a_reply_of_the_train_split_of_four_words_or_more_is_a_copy_but_for_case_and_punctuation() -> None:
+    turns = ("Did you see it all?", "Yes, I saw it.", "And then?", "It was gone.")
+    known = known_replies([Dialogue("d", alternate(turns, ["neutral"] * 4))])
+    said = {
+        "Yes, I saw it.": True,
+        "yes - I SAW it!": True,
+        "Yes, I saw it all.": False,
+        # Three words, and what a user says.
+        "It was gone.": False,
+        "Did you see it all?": False,
+    }
+    [judged] = judging(lambda: (never, clean), known)([[Reply(text, 5, True) for text in said]])
+    assert {reply.text: reply.copy for reply in judged} == said
+    [plain] = judging(lambda: (never, clean))([[Reply(text, 5, True) for text in said]])
+    assert not any(reply.copy for reply in plain)
+
+
+@pytest.mark.parametrize(("penalty", "loss"), [(4.0, 4.0), (0.0, 0.0)])
+def test_a_copy_loses_the_penalty_and_nothing_else(penalty: float, loss: float) -> None:
+    r = REWARD.model_copy(update={"copy_penalty": penalty, "weights": (0.65, 0.0, 0.35)})
+    own, copy = (
+        candidate(Judged("Yes, I saw it.", 5, "anger", 0.9, "clean", 1.0, is_copy), "anger", r)
+        for is_copy in (False, True)
+    )
+    assert own.reward == pytest.approx(9.351)
+    assert own.reward - copy.reward == pytest.approx(loss, abs=1e-12)
+    assert replace(copy, reward=own.reward, copy=False) == own
+    assert reconsidered(copy, "fear", r).reward == pytest.approx(3.501 - loss)

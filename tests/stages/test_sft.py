@@ -3,6 +3,7 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from emotune.core.contract import Log
-from emotune.core.dialogue import Dialogue, Turn
+from emotune.core.dialogue import Dialogue, Turn, alternate
 from emotune.core.errors import InputError
 from emotune.models import loading
 from emotune.models.params import Model
@@ -124,6 +125,49 @@ def test_a_row_that_would_not_fit_without_its_tags_keeps_them(tokenizer: Any) ->
         assert tokenizer.decode(row["input_ids"]).count("fear") == tags
 
 
+# Replies of two texts, one of them in two spellings.
+COMMON = [
+    Dialogue(name, alternate([text for reply in replies for text in ("Boo!", reply)], emotions))
+    for name, replies, emotions in (
+        ("first", ("I see that.", "i see - THAT!"), ("fear", "sadness", "fear", "neutral")),
+        ("second", ("Not at all.", "I see that."), ("fear", "neutral", "fear", "sadness")),
+        ("third", ("I see that.",), ("fear", "surprise")),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("repeats", "rows"),
+    [
+        (1, [" I see that.</s>", " Not at all.</s>"]),
+        (2, [" I see that.</s> i see - THAT!</s>", " Not at all.</s>"]),
+        (3, [" I see that.</s> i see - THAT!</s>", " Not at all.</s> I see that.</s>"]),
+        (4, [" I see that.</s> i see - THAT!</s>", " Not at all.</s> I see that.</s>", " I see that.</s>"]),
+        (None, [" I see that.</s> i see - THAT!</s>", " Not at all.</s> I see that.</s>", " I see that.</s>"]),
+    ],
+)
+def test_replies_of_one_text_are_learned_at_the_first_places(
+    tokenizer: Any, repeats: int | None, rows: list[str]
+) -> None:
+    assert [texts_learned(tokenizer, row) for row in rows_of(tokenizer, COMMON, changed(SFT, repeats=repeats))] == rows
+
+
+def test_a_place_that_is_not_learned_does_not_count_as_one(tokenizer: Any) -> None:
+    p = changed(SFT, repeats=1, neutral_replies=1e-9)
+    swapped = [COMMON[1], replace(COMMON[0], turns=COMMON[0].turns[2:]), COMMON[2]]
+    # The neutral spelling stands before the surprised one.
+    rows = [texts_learned(tokenizer, row) for row in rows_of(tokenizer, swapped[1:], p)]
+    assert rows == [" I see that.</s>"]
+
+
+def test_a_reply_is_learned_again_at_the_places_that_are_left(tokenizer: Any) -> None:
+    crowd = [*(emotional(f"wow {number}", "surprise") for number in range(4)), COMMON[0], COMMON[1]]
+    rows, learned, _ = sft_rows(Prompter(tokenizer, None, 256), crowd, "neutral", changed(SFT, repeats=1, balance=1.0))
+    texts = [texts_learned(tokenizer, row) for row in rows]
+    assert [text for text in texts if "see" in text] == [" I see that.</s>"] * 2
+    assert learned == {"surprise": 4, "sadness": 2, "neutral": 2}
+
+
 def test_a_context_that_holds_no_exchange_is_refused(tokenizer: Any, dialogues: list[Dialogue]) -> None:
     with pytest.raises(InputError, match=r"model\.context: no exchange of two turns fits in 8 tokens"):
         rows_of(tokenizer, dialogues, SFT, context=8)
@@ -140,6 +184,17 @@ def sft(
 ) -> Any:
     p = Params(model=choice, sft=changed(SFT, **changes), system_prompt=None, template="out_inst_uni")
     return tune(loading.load_base(base, choice), tokenizer, dialogues, dialogues, "neutral", p, folder, log)
+
+
+def test_replies_are_left_out_of_training_and_not_of_validation(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    def measured(name: str, train: list[Dialogue], repeats: int | None) -> Any:
+        p = Params(model=CHOICE, sft=changed(SFT, repeats=repeats), system_prompt=None, template="out_inst_uni")
+        model = loading.load_base(base, CHOICE)
+        return tune(model, tokenizer, train, COMMON, "neutral", p, tmp_path / name, ignore)[2]
+
+    once, always = measured("once", MIXED, 1), measured("always", MIXED, None)
+    assert once == always
+    assert measured("common", COMMON, 1)["replies_learned"] == {"sadness": 1, "neutral": 1}
 
 
 def test_sft_trains_lora_and_the_tags_and_nothing_else(

@@ -35,10 +35,11 @@ def main(p: Params, log: Log, dialogues: Dep, base: Dep, judges: Dep, sft: Dep, 
     held_out = records.read_dialogues(dialogues / "validation.jsonl")
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
+    twin = p.evaluate.sampling.twin(neutral)
     answers = {
         name: answer(
             loading.load_tuned(base, p.model, adapter),
-            Prompter(loading.load_tokenizer(adapter, None), p.system_prompt, p.model.context, p.history_turns),
+            Prompter(loading.load_tokenizer(adapter, None), p.system_prompt, p.model.context, p.history_turns, twin),
             held_out,
             labels,
             p.evaluate,

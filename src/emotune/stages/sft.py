@@ -202,9 +202,9 @@ def sft_rows(
             replies = [turn.emotion for turn in piece if turn.role == ASSISTANT]
             texts = [normal_form(turn.content) for turn in piece if turn.role == ASSISTANT]
             times = [_whole(means[emotion], rng) for emotion in replies]
-            if p.repeats is not None:
-                times = [count * (said[text] < p.repeats) for count, text in zip(times, texts, strict=True)]
-            said.update(text for count, text in zip(times, texts, strict=True) if count)
+            for place, text in enumerate(texts):
+                times[place] *= p.repeats is None or said[text] < p.repeats
+                said[text] += times[place] > 0
             for repeat in range(max(times)):
                 learned = [repeat < count for count in times]
                 taught.update(emotion for emotion, is_learned in zip(replies, learned, strict=True) if is_learned)
