@@ -302,6 +302,14 @@ def test_pairs_are_parquet_with_the_published_columns_first(dry: Path, made: Pat
     assert table.to_pylist() == list(records.read_jsonl(made / "data/prefs/train.jsonl"))
 
 
+def test_the_card_of_the_pairs_says_what_each_column_holds(dry: Path) -> None:
+    from pyarrow import parquet
+
+    columns = parquet.read_table(dry / "prefs/data/train-00000-of-00001.parquet").column_names
+    told = re.findall(r"^\| `(\w+)` \| (.*) \|$", (dry / "prefs/README.md").read_text(), flags=re.MULTILINE)
+    assert [name for name, meaning in told if meaning] == columns
+
+
 def test_an_adapter_names_the_base_model_that_is_published_with_it(dry: Path) -> None:
     config = records.read_json(dry / "dpo/adapter_config.json")
     assert (config["base_model_name_or_path"], config["revision"]) == ("OWNER/emotune-base", "main")

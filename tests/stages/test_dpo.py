@@ -27,7 +27,7 @@ from emotune.models import likelihood, loading
 from emotune.prompts.prompter import Prompter
 from emotune.stages.dpo import Params, Sampled, align, assert_first_step, assert_reference_is_policy
 from emotune.stages.dpo import control_by as probe_of
-from tiny import CHOICE, DPO, changed, ignore, pair, save_adapter
+from tiny import CHOICE, DPO, changed, ignore, pair, save_adapter, with_tags
 
 SAMPLING = Sampling(
     temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
@@ -223,12 +223,17 @@ def test_another_round_that_was_killed_goes_on_to_the_same_weights(
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
 
 
-def test_a_reference_of_another_shape_is_refused(base: Path, policy: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "tags", "named"), [(3, True, "lora_A"), (2, False, "token_adapter")])
+def test_a_reference_of_another_shape_is_refused(
+    rank: int, tags: bool, named: str, base: Path, tokenizer: Any, policy: Any, tmp_path: Path
+) -> None:
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM")
-    get_peft_model(loading.load_base(base, CHOICE), lora).save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="other does not fit the policy: "):
+    lora = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    bare = get_peft_model(loading.load_base(base, CHOICE), lora)
+    other = with_tags(base, tokenizer, r=rank) if tags else bare
+    other.save_pretrained(tmp_path / "other", selected_adapters=["default"])
+    with pytest.raises(InputError, match=f"other does not fit the policy: .*{named}"):
         loading.load_reference(policy, tmp_path / "other")
 
 

@@ -134,7 +134,7 @@ def load_reference(model: Any, adapter: Path) -> None:
     saved = load_peft_weights(str(adapter), device="cpu")
     try:
         set_peft_model_state_dict(model, saved, adapter_name="ref")
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise InputError(f"{adapter} does not fit the policy: {' '.join(str(error).split())}") from None
     own = get_peft_model_state_dict(model, adapter_name="ref")
     if other := [name for name in own.keys() | saved.keys() if not _same(own.get(name), saved.get(name))]:
