@@ -21,6 +21,7 @@ endif
 	.venv/bin/emotune report
 
 rounds: $(installed) ## after repro: a second round of dpo on pairs of the dpo model, and whether it raised control
+	cp rounds/stages.yaml rounds/dvc.yaml
 	.venv/bin/dvc repro rounds/dvc.yaml
 
 test: $(installed) ## run the tests, side by side on up to four cores

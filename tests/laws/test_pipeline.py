@@ -7,6 +7,7 @@ import csv
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from emotune.stages import dpo, sft
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
 # Another round has a pipeline of its own, of the same stage files: its stages are rounds/NAME here.
-ROUNDS = YAML(typ="safe").load((ROOT / "rounds/dvc.yaml").read_text("utf-8"))["stages"]
+ROUNDS = YAML(typ="safe").load((ROOT / "rounds/stages.yaml").read_text("utf-8"))["stages"]
 STAGES = PIPELINE["stages"] | {f"rounds/{name}": stage for name, stage in ROUNDS.items()}
 # A stage's plots are of one file each, those below the stages of columns of any.
 PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()] + [
@@ -235,15 +236,18 @@ def test_a_stage_never_imports_a_stage(stage: str) -> None:
     assert {path for path in closure(own) if path.parent.name == "stages"} == {own}
 
 
-def test_another_round_has_the_paths_and_the_params_of_the_root_by_dvc_s_own_reading() -> None:
+def test_another_round_has_the_paths_and_the_params_of_the_root_by_dvc_s_own_reading(tmp_path: Path) -> None:
     from dvc.repo import Repo
 
-    with Repo(str(ROOT)) as repo:
-        stages = repo.stage.load_all(str(ROOT / "rounds/dvc.yaml"))
+    (tmp_path / "rounds").mkdir()
+    for path, copy in (("params.yaml", "params.yaml"), ("rounds/stages.yaml", "rounds/dvc.yaml")):
+        shutil.copy(ROOT / path, tmp_path / copy)
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        stages = repo.stage.load_all(str(tmp_path / "rounds/dvc.yaml"))
         assert [stage.name for stage in stages] == list(ROUNDS)
-        assert {stage.wdir for stage in stages} == {str(ROOT)}
+        assert {stage.wdir for stage in stages} == {str(tmp_path)}
         params = {dep.fs_path for stage in stages for dep in stage.deps if dep.hash_name == "params"}
-        assert params == {str(ROOT / "params.yaml")}
+        assert params == {str(tmp_path / "params.yaml")}
 
 
 def test_another_round_writes_nothing_that_the_first_writes() -> None:

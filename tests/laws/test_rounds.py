@@ -12,7 +12,7 @@ from emotune.core import records
 
 pytestmark = pytest.mark.pipeline
 
-ROUNDS = YAML(typ="safe").load((ROOT / "rounds/dvc.yaml").read_text("utf-8"))["stages"]
+ROUNDS = YAML(typ="safe").load((ROOT / "rounds/stages.yaml").read_text("utf-8"))["stages"]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json")
 
 

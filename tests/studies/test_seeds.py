@@ -31,9 +31,10 @@ def replies(hits: float, seed: int) -> list[dict[str, Any]]:
     """Two hundred dialogues of one reply, of which about a share of `hits` has the emotion asked for."""
     draw = random.Random(seed)
     rows = [{"id": str(n), "dialogue": str(n), "emotion": LABELS[n % 7]} for n in range(200)]
+    judged = [row["emotion"] if draw.random() < hits else LABELS[(n + 1) % 7] for n, row in enumerate(rows)]
     return [
-        row | {"judged": row["emotion"] if draw.random() < hits else LABELS[(n + 1) % 7], "reply": "Oh."}
-        for n, row in enumerate(rows)
+        row | {"judged": label, "judged_undivided": label, "reply": "Oh."}
+        for row, label in zip(rows, judged, strict=True)
     ]
 
 
