@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+import torch
 import uvicorn
 
 from conftest import LABELS, ROOT, write_params
@@ -23,7 +25,9 @@ from emotune.faces import chat, compare
 from emotune.generation import local
 from emotune.generation.engine import Request
 from emotune.judges.verdicts import Classifier
+from emotune.models import loading
 from emotune.runs.params import Params, parse
+from tiny import with_tags
 
 MARKUP = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
 
@@ -209,16 +213,21 @@ def test_only_this_machine_is_listened_to_unless_told_otherwise_and_ctrl_c_ends_
 
 
 def test_where_adapters_stay_on_top_the_three_share_one_base_and_say_the_same(
-    tuned: Path, judge: Classifier, p: Params
+    tuned: Path, tokenizer: Any, judge: Classifier, p: Params, tmp_path: Path
 ) -> None:
     choice = p.model.model_copy(update={"dtype": "bfloat16"})
-    lend = compare.open_voices(tuned, choice)
+    shutil.copytree(tuned / "base", tmp_path / "base")
+    for seed, name in enumerate(("sft", "dpo")):
+        torch.manual_seed(seed)
+        adapted = with_tags(tmp_path / "base", tokenizer, r=4, init_lora_weights=False)
+        loading.save_adapter(adapted, tokenizer, tmp_path / "base", tmp_path / name)
+    lend = compare.open_voices(tmp_path, choice)
     # dpo before and after the others: what one leaves behind must not change the next.
     for name in ("dpo", "baseline", "sft", "dpo"):
         asked = compare.checked(json.dumps(question(model=name, emotions=LABELS)).encode(), p.data.labels)
         with lend(name) as voice:
             shared = compare.replies_to(voice, judge, p, asked)["replies"]
-        assert shared == compare.replies_to(chat.open_voice(tuned, name, choice), judge, p, asked)["replies"]
+        assert shared == compare.replies_to(chat.open_voice(tmp_path, name, choice), judge, p, asked)["replies"]
     with lend("baseline") as first, lend("dpo") as second:
         assert first.model is second.model
 

@@ -38,13 +38,13 @@ EMBEDDED = {
     "model.revision": None,
     "model.attention": "sdpa",
     "model.quantization": "none",
-    "evaluate.emotion_judge": JUDGE,
+    "evaluate.emotion_judge": JUDGE | {"tau": None},
     "evaluate.gibberish_judge": JUDGE,
     "sft.optimizer": "adamw_torch",
     "generation.engine": "local",
     "generation.model": None,
     "dpo.optimizer": "adamw_torch",
-    "reward.emotion_judge": JUDGE,
+    "reward.emotion_judge": JUDGE | {"tau": 0},
     "reward.gibberish_judge": JUDGE,
 }
 FREE_PORT = 9  # "discard", which nobody serves
@@ -121,7 +121,7 @@ def test_as_json_it_says_the_same(repository: Path, capsys: pytest.CaptureFixtur
     assert found["profiles"][0] == {
         "state": "ok",
         "subject": "params.yaml",
-        "found": "a model trained here",
+        "found": "the model that comes with it",
         "to_do": "",
     }
 

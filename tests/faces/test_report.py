@@ -147,8 +147,8 @@ def test_a_run_from_before_human_replies_were_judged_has_no_row_of_them(metrics)
 def test_fit_stands_beside_control_and_nowhere_in_a_run_from_before_it_was_measured(metrics):
     evaluated = records.read_metrics(metrics / "evaluate.json")
     head, _, *rows = tables.comparison(evaluated, " [{}, {}]")
-    at = head.index("control") + 1
-    assert head[at : at + 2] == ["fit", "joint"]
+    at = head.index("control") + 2
+    assert head[at - 1 : at + 2] == ["control of human", "fit", "joint"]
     assert [row[at] for row in rows] == [f"0.{n}00 [0.{n - 1}50, 0.{n}50]" for n in (1, 2, 3, 4)]
     assert rows[-1][at + 1] == "–"
     assert tables.differences(evaluated)[2][5:] == ["+0.100 [+0.050, +0.150]", "0.002"]

@@ -109,17 +109,14 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_adapter(base: Path, out: Path, seed: int) -> None:
     import torch
-    from peft import LoraConfig, get_peft_model
 
     from emotune.models import loading
+    from tiny import with_tags
 
     torch.manual_seed(seed)
-    choice = parse(ROOT / "params.yaml").model
-    config = LoraConfig(
-        r=4, target_modules="all-linear", init_lora_weights=False, use_rslora=True, task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(loading.load_base(base, choice), config)
-    loading.save_adapter(model, loading.load_tokenizer(base, "out_inst_uni"), base, out)
+    tokenizer = loading.load_tokenizer(base, "out_inst_uni")
+    model = with_tags(base, tokenizer, r=4, init_lora_weights=False, use_rslora=True)
+    loading.save_adapter(model, tokenizer, base, out)
 
 
 def pair(number: int) -> dict[str, Any]:
@@ -136,6 +133,8 @@ def pair(number: int) -> dict[str, Any]:
         "rejected_score": 0.25,
         "chosen_judged": "anger",
         "rejected_judged": "neutral",
+        "chosen_copy": False,
+        "rejected_copy": True,
     }
 
 
@@ -401,6 +400,22 @@ def test_data_and_base_model_from_elsewhere_are_named_with_their_licences_and_no
         assert "/home/me" not in card
     assert records.read_json(tmp_path / "out/dpo/adapter_config.json")["base_model_name_or_path"] == "llama"
     assert "base_model" not in head(card)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("embedded", "licensed under `apache-2.0`. It has read dialogues of emotune's grammar alone."),
+        ("scratch", "was trained on the same data, and has the same licence."),
+    ],
+)
+def test_a_card_says_what_a_base_model_of_ours_has_read(kind: str, told: str, repository: Path, tmp_path: Path) -> None:
+    write_params(repository, CHANGES | {"model.base": kind})
+    run(repository, "dvc", "commit", "--quiet", "--force")
+    commit(repository)
+    assert cli.main(["publish", "--dry-run", str(tmp_path / "out")]) == 0
+    for name in ("base", "sft", "dpo", "prefs"):
+        assert told in (tmp_path / "out" / name / "README.md").read_text()
 
 
 def test_bars_rise_from_the_least_to_the_greatest() -> None:
@@ -900,8 +915,9 @@ def test_merged_weights_are_bfloat16_and_as_near_to_the_truth_as_bfloat16_is(
         with torch.inference_mode():
             return (model(ids).logits.float() - truth(ids).logits).abs().max().item()
 
-    # Rounding the sum costs no more than rounding what is summed, give or take its luck.
-    assert max(furthest(merged, prompt) for prompt in prompts) < 2 * max(furthest(unmerged, p) for p in prompts)
+    # Rounding the sum costs no more than rounding what is summed, give or take its luck; the tags of an adapter are not
+    # rounded, those in the sum are.
+    assert max(furthest(merged, prompt) for prompt in prompts) < 3 * max(furthest(unmerged, p) for p in prompts)
 
 
 def test_replies_part_by_so_many_steps_of_bfloat16() -> None:
