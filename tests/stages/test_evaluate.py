@@ -4,9 +4,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from conftest import LABELS, run_stage, write_params
+from conftest import LABELS, ROOT, run_stage, write_params
 from emotune.core import records
 from emotune.core.dialogue import Dialogue
+from emotune.core.sections import read_yaml
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
 
@@ -18,7 +19,7 @@ def lay_out(tuned: Path, dialogues: list[Dialogue], tmp_path: Path) -> None:
     shutil.copytree(tuned, tmp_path / "models")
     # What it says of the replies is no matter here.
     shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/evaluate_gibberish.skops")
-    for split in ("test", "train"):
+    for split in ("test", "train", "validation"):
         records.write_jsonl(tmp_path / f"data/dialogues/{split}.jsonl", map(asdict, dialogues))
     records.write_json(tmp_path / "data/dialogues/labels.json", {"labels": LABELS, "neutral": "neutral"})
     records.write_metrics(tmp_path / "metrics/prefs.json", {"pairs": 9, "yield_total": 0.9})
@@ -78,4 +79,13 @@ def test_every_emotion_but_neutral_is_guided_and_the_baseline_knows_none(
     for name in ("sft", "dpo"):
         same = [one == other for one, other in zip(plain[name], guided[name], strict=True)]
         assert same == [row["emotion"] == "neutral" for row in rows[name]]
-    assert records.read_metrics(tmp_path / "metrics/evaluate.json")["guidance"] == 8.0
+    evaluated = records.read_metrics(tmp_path / "metrics/evaluate.json")
+    assert evaluated["guidance"] == 8.0
+    # Another round is judged by the same questions, here of a validation split that is the test split.
+    shutil.copytree(tuned / "dpo", tmp_path / "models/rounds/dpo")
+    run_stage("rounds", tmp_path, read_yaml(ROOT / "rounds/stages.yaml")["stages"])
+    rounds = records.read_metrics(tmp_path / "metrics/rounds/rounds.json")
+    for name in ("sft", "dpo"):
+        assert rounds[name]["text"] == evaluated[name]["text"]
+        assert rounds[name]["control"].items() <= evaluated[name]["control"].items()
+    assert rounds["dpo_2"] == rounds["dpo"]
