@@ -26,7 +26,7 @@ from emotune.prompts.prompter import Prompter
 AT_ONCE = 512
 # With the libraries, what decides an attempt's replies and verdicts, beside what the journal's key names one by one.
 PACKAGE = Path(__file__).parents[1]
-CODE = ("core/seeds.py", "generation", "judges", "models")
+CODE = ("core/dialogue.py", "core/seeds.py", "generation", "judges", "models", "preferences/candidates.py")
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
 
 
