@@ -100,10 +100,13 @@ class Clone:
 
 
 def project(folder: Path) -> Clone:
-    """The project's files as they are now in a new repository, with tiny params, committed."""
+    """The project's files as they are now in a new repository, with tiny params, committed.
+
+    But for another round, whose outs no clone has: `make rounds` adds it where it runs.
+    """
     tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
+        if name and (ROOT / name).is_file() and not name.startswith("rounds/dvc."):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     write_params(folder, TINY)
