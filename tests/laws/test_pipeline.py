@@ -242,7 +242,9 @@ def test_another_round_has_the_paths_and_the_params_of_the_root_by_dvc_s_own_rea
     (tmp_path / "rounds").mkdir()
     for path, copy in (("params.yaml", "params.yaml"), ("rounds/stages.yaml", "rounds/dvc.yaml")):
         shutil.copy(ROOT / path, tmp_path / copy)
-    with Repo.init(str(tmp_path), no_scm=True) as repo:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    with Repo(str(tmp_path)) as repo:
         stages = repo.stage.load_all(str(tmp_path / "rounds/dvc.yaml"))
         assert [stage.name for stage in stages] == list(ROUNDS)
         assert {stage.wdir for stage in stages} == {str(tmp_path)}
