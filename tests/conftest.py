@@ -163,6 +163,8 @@ TINY: dict[str, Any] = {
     "sft.lora.rank": 4,
     "prefs.prompts": 60,
     "prefs.emotions": "dataset",
+    # So small a model has hardly a clean reply to be a contrast.
+    "prefs.rejected": "worst",
     "prefs.attempts": 3,
     "prefs.candidates": 4,
     "prefs.target_score_range": 0.5,

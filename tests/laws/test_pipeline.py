@@ -215,7 +215,7 @@ def test_the_page_of_plots_loads_nothing() -> None:
 
 
 def test_the_readme_s_tree_names_every_room_and_no_other() -> None:
-    tree = (ROOT / "README.md").read_text("utf-8").split("src/emotune/")[1].split("```")[0]
+    tree = (ROOT / "README.md").read_text("utf-8").split("\nsrc/emotune/\n")[1].split("```")[0]
     assert re.findall(r"^  (\w+)/ ", tree, flags=re.MULTILINE) == [room for floor in FLOORS for room in floor]
 
 

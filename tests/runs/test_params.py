@@ -127,7 +127,7 @@ def test_reward_weights_is_the_last_key_of_the_file() -> None:
             -0.5,
             "params.yaml: prefs.sampling.guidance: input should be greater than or equal to 0, got -0.5",
         ),
-        ("reward.length.low", 20, "params.yaml: reward.length.low must be below high = 20.0, got 20.0"),
+        ("reward.length.low", 90, "params.yaml: reward.length.low must be below high = 90.0, got 90.0"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_and_value(key: str, value: Any, message: str) -> None:
