@@ -553,7 +553,8 @@ def test_preferences_are_sampled_by_a_server_as_they_are_here(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
     whole = parse(Path(__file__).parents[2] / "params.yaml")
-    p = whole.prefs.model_copy(update={"sampling": SAMPLING, "candidates": 2, "attempts": 2, "prompts": 3, "emotions": "dataset"})
+    few = {"candidates": 2, "attempts": 2, "prompts": 3, "emotions": "dataset"}
+    p = whole.prefs.model_copy(update={"sampling": SAMPLING, **few})
     tokenizer = loading.load_tokenizer(merged, "out_inst_uni")
     asked = attempts.choose_prompts(dialogues, Prompter(tokenizer, None, 256, 5), whole.data.labels, p)
     judge = judging(lambda: (unsure, unsure))
