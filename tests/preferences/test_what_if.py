@@ -1,10 +1,11 @@
 """Laws of what other thresholds would give: exact where they are looser, told by the audit, and nothing is sampled."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from test_attempts import MEASURED, PREFS
-from test_outcomes import EMOTIONS, R, outcome, p, prompts
+from test_outcomes import EMOTIONS, R, outcome, p, prompts, said
 
 from emotune.preferences.outcomes import Outcome
 from emotune.preferences.pairs import audit
@@ -55,6 +56,14 @@ def test_lower_thresholds_are_deciles_of_what_is_judged_as_asked() -> None:
     table = rows(settings, *outcomes)
     assert pairs(table, 9.5, 4.0, 2) == [0, 0, 0]
     assert pairs(table, 9.3, 4.0, 2) == [1, 1, 0]
+
+
+def test_a_threshold_of_zero_is_lowered_too() -> None:
+    """A reply may score below 0, by a bias or as a copy."""
+    settings = alone(min_chosen_score=0.0)
+    replies = tuple(replace(said(*reply, "happiness"), reward=score) for reply, score in ((GLAD, -1.0), (SAD, -5.0)))
+    table = rows(settings, *[Outcome(None, 1, (), (replies,)) for _ in EMOTIONS])
+    assert pairs(table, -1.0, 0.0, 2) == [1, 0, 0]
 
 
 def test_pairs_of_one_context_count_as_they_are_made_together() -> None:

@@ -51,7 +51,9 @@ def settings(outcomes: Sequence[Outcome], p: Prefs) -> Iterator[tuple[float, flo
     yield from ((other, gap, attempts) for other in deciles)
     yield from ((score, gap * k / 4, attempts) for k in (5, 3, 2, 1, 0))
     yield from (
-        (other, math.floor(10 * gap * max(0, other) / score) / 10, attempts) for other in deciles if other < score
+        (other, math.floor(10 * gap * max(0, other) / (score or 1)) / 10, attempts)
+        for other in deciles
+        if other < score
     )
     yield from ((score, gap, max(1, attempts * k // 5)) for k in (4, 3, 2, 1))
 
