@@ -9,14 +9,13 @@ JSON object last.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import scratch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,10 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
     parser.add_argument("--run", type=Path, default=ROOT, help="the repository whose models/ and data/ it takes")
     chosen = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": str(chosen.threads), "TOKENIZERS_PARALLELISM": "false"}
-    with redirect_stdout(sys.stderr):
-        result = measure(chosen)
-    print(json.dumps(result))
+    scratch.report(measure, chosen)
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -15,16 +15,16 @@ would take at the memory's measured rate, as a share of the time taken. Prints o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import scratch
 
 ROOT = Path(__file__).resolve().parents[1]
 CANDIDATES, AT_ONCE = 6, 16
@@ -47,10 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each (default %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
     chosen = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": str(chosen.threads), "TOKENIZERS_PARALLELISM": "false"}
-    with redirect_stdout(sys.stderr):
-        result = measure(chosen)
-    print(json.dumps(result))
+    scratch.report(measure, chosen)
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:

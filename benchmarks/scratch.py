@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -58,6 +61,14 @@ def run(folder: Path, stage: str, **environment: str) -> tuple[float, str]:
     if done.returncode:
         sys.exit(f"{stage} failed:\n{done.stdout}")
     return time.perf_counter() - began, done.stdout
+
+
+def report(measure: Callable[[argparse.Namespace], Mapping[str, Any]], chosen: argparse.Namespace) -> None:
+    """Print what is measured with `chosen.threads` of torch's as one JSON object, and nothing else on stdout."""
+    os.environ |= {"OMP_NUM_THREADS": str(chosen.threads), "TOKENIZERS_PARALLELISM": "false"}
+    with redirect_stdout(sys.stderr):
+        result = measure(chosen)
+    print(json.dumps(result))
 
 
 # Bounds of the audit that nothing breaks: a benchmark measures what it measures.
