@@ -62,9 +62,7 @@ def main(
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
 
-    answers = {
-        "baseline": Answers(list(records.read_jsonl(baseline_replies)), list(records.read_jsonl(baseline_control)))
-    }
+    answers = {"baseline": Answers(*(list(records.read_jsonl(path)) for path in (baseline_replies, baseline_control)))}
     twin = p.evaluate.sampling.twin(neutral)
     for name, adapter in (("sft", sft), ("dpo", dpo)):
         answers[name] = answer(

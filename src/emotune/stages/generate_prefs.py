@@ -5,6 +5,8 @@ In another round it is the model that dpo made of it that answers, to prompts th
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Inputs, Log, MaybeDep, Metrics, Out
@@ -41,7 +43,7 @@ def main(
     out: Out,
     before: MaybeDep = None,
 ) -> Metrics:
-    """Sample candidates for train prompts, reward them, and write the best and the worst of each as a pair.
+    """Sample candidates for train prompts, reward them, and write the pairs that they make.
 
     `before`, the metrics of the round before, says how many places for a reply were taken: this one goes on there.
     """
@@ -52,15 +54,8 @@ def main(
     from emotune.preferences.pairs import HUMAN, audit, measure, rows, split
     from emotune.preferences.what_if import what_if
 
-    def open_judges() -> tuple[Judge, Judge]:
-        from emotune.judges import files
-
-        rewarding = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
-        return rewarding, files.open_judge(judges / "reward_gibberish.skops", p.reward.gibberish_judge)
-
     loading.assert_served(p.generation.engine, sft)
-    names = records.read_json(dialogues / "labels.json")
-    labels, neutral = names["labels"], names["neutral"]
+    labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
     tokenizer = loading.load_tokenizer(sft, None)
     train = records.read_dialogues(dialogues / "train.jsonl")
     twin = p.prefs.sampling.twin(neutral)
@@ -68,7 +63,7 @@ def main(
     first = records.read_metrics(before)["places"] if before else 0
     prompts = attempts.choose_prompts(train, prompter, labels, p.prefs, first)
     sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
-    judge = judging(open_judges, known_replies(train))
+    judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
     # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
     made_of = attempts.made_of(inputs, p.model_dump(mode="json"))
@@ -97,3 +92,11 @@ def main(
         records.write_jsonl(out / "validation.jsonl", validation)
         records.write_jsonl(out / "train.jsonl", training)
     return measured
+
+
+def open_judges(trained: Path, r: Reward) -> tuple[Judge, Judge]:
+    """The judges that reward, of emotions and of gibberish."""
+    from emotune.judges import files
+
+    rewarding = files.open_judge(trained / "reward.skops", r.emotion_judge)
+    return rewarding, files.open_judge(trained / "reward_gibberish.skops", r.gibberish_judge)
