@@ -33,6 +33,7 @@ SFT = Sft(
     neutral_replies=None,
     balance=0.0,
     repeats=None,
+    swapped=False,
     tag_dropout=0.0,
     lora=Lora(rank=2, alpha=4, dropout=0.0, rslora=True, tags=True, target_modules="all-linear"),
 )

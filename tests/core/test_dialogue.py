@@ -2,7 +2,18 @@
 
 import pytest
 
-from emotune.core.dialogue import ASSISTANT, USER, Dialogue, Turn, alternate, from_record, history, to_record, trim
+from emotune.core.dialogue import (
+    ASSISTANT,
+    USER,
+    Dialogue,
+    Turn,
+    alternate,
+    from_record,
+    history,
+    swapped,
+    to_record,
+    trim,
+)
 
 
 def told(*texts: str, id: str = "a") -> Dialogue:
@@ -46,3 +57,10 @@ def test_trimming_never_goes_below_the_last_user_turn() -> None:
     assert [turn.content for turn in trim(turns, lambda kept: False)] == ["u2", "a3"]
     with pytest.raises(ValueError, match="no turn of the user"):
         trim(turns[1:2], lambda kept: True)
+
+
+def test_with_roles_exchanged_a_dialogue_starts_with_what_was_the_first_reply() -> None:
+    assert swapped(told("a", "b", "c", "d")) == Dialogue(
+        "a~", (Turn(USER, "b", "neutral"), Turn(ASSISTANT, "c", "neutral"))
+    )
+    assert swapped(told("a", "b")).turns == ()

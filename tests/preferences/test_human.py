@@ -18,12 +18,12 @@ from emotune.preferences.reward import Judged
 from emotune.preferences.selection import Pair
 from emotune.prompts.prompter import Prompter
 
-SAD = alternate(("I lost my keys.", "That is a pity.", "Thanks.", "You are wel"), ("neutral", "sadness") * 2)
+SAD = alternate(("I lost my keys.", "That is a pity.", "Thanks", "You are wel"), ("neutral", "sadness") * 2)
 TALK = [Dialogue(f"talk/{n}", SAD) for n in range(5)]
 
 
-def drawn(fill_to: int, *taken: str, **pairs: int) -> list[str]:
-    some = places(TALK, Counter(pairs), frozenset(taken), prefs(human_fill=fill_to))
+def drawn(fill_to: int, *taken: str, talk: Sequence[Dialogue] = TALK, **pairs: int) -> list[str]:
+    some = places(talk, Counter(pairs), frozenset(taken), prefs(human_fill=fill_to))
     return [f"{d.id}/{i}/{emotion}" for d, i, emotion in some]
 
 
@@ -35,6 +35,15 @@ def test_an_emotion_is_filled_up_to_so_many_pairs_by_finished_replies_each_drawn
     assert drawn(3) == everything[:3]
     # One that made a pair of the model's own replies is no place any more.
     assert drawn(3, everything[0]) == everything[1:4]
+
+
+def test_where_the_assistant_says_too_little_in_an_emotion_the_user_is_asked_roles_exchanged() -> None:
+    both = alternate(("Hello.", "My cat died.", "How sad. I am sorry.", "Yes."), ("neutral", *["sadness"] * 3))
+    talk = [Dialogue(f"cat/{n}", both) for n in range(3)]
+    everything = drawn(9, talk=talk)
+    assert sorted(everything[:6]) == sorted(f"cat/{n}/{i}/sadness" for n in range(3) for i in (1, 3))
+    assert sorted(everything[6:]) == [f"cat/{n}~/1/sadness" for n in range(3)]
+    assert drawn(6, talk=talk) == everything[:6]
 
 
 def test_a_human_reply_is_preferred_to_its_contrast_whatever_both_score_or_else_to_the_worst() -> None:

@@ -98,6 +98,20 @@ def test_a_row_is_repeated_for_its_rare_replies_alone(tokenizer: Any) -> None:
     assert learned == {"neutral": 6, "sadness": 6, "happiness": 6}
 
 
+def test_with_roles_exchanged_the_users_replies_in_rare_emotions_are_learned_too(tokenizer: Any) -> None:
+    # The user is afraid four times: in the first turn, which answers nothing, and in three that answer the assistant.
+    crowd = [emotional("calm", "neutral", "happiness", "happiness", "neutral"), emotional("glad", *["happiness"] * 3)]
+    p = changed(SFT, neutral_replies=1e-9, swapped=True)
+    rows, learned, _ = sft_rows(Prompter(tokenizer, None, 256), crowd, "neutral", p)
+    assert learned == {"happiness": 5, "fear": 5}
+    [_, _, calm, glad] = [texts_learned(tokenizer, row) for row in rows]
+    assert (calm, glad) == (" Boo!</s>" * 3, " Boo!</s>" * 2)
+    assert "calm neutral." in tokenizer.decode(rows[2]["input_ids"])
+    # Fear, of which five are left, is learned as often as happiness; without the user's it is no reply's.
+    assert passes(crowd, "neutral", p.model_copy(update={"balance": 1.0}))["fear"] == 1.0
+    assert "fear" not in passes(crowd, "neutral", changed(SFT, balance=1.0))
+
+
 def test_without_its_tags_a_row_shows_the_emotion_of_the_replies_learned_alone(tokenizer: Any) -> None:
     def texts(**changes: Any) -> list[str]:
         rows = rows_of(tokenizer, MIXED[5:6], changed(SFT, neutral_replies=1e-9, **changes))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import dropwhile
 from typing import Any
 
@@ -43,6 +43,16 @@ def alternate(utterances: Sequence[str], emotions: Sequence[str]) -> tuple[Turn,
     even = len(utterances) // 2 * 2
     pairs = list(zip(utterances, emotions, strict=True))[:even]
     return tuple(Turn((USER, ASSISTANT)[i % 2], text, emotion) for i, (text, emotion) in enumerate(pairs))
+
+
+def swapped(dialogue: Dialogue) -> Dialogue:
+    """The dialogue with its roles exchanged, under an id of its own: what the user said is then what is replied.
+
+    Its first turn, which answers nothing, goes, and its last, which nobody answers.
+    """
+    roles = {USER: ASSISTANT, ASSISTANT: USER}
+    turns = [replace(turn, role=roles[turn.role]) for turn in dialogue.turns]
+    return Dialogue(f"{dialogue.id}~", tuple(turns[1:-1]))
 
 
 def history(turns: Sequence[Turn], index: int, history_turns: int) -> tuple[Turn, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from emotune.core import seeds
-from emotune.core.dialogue import ASSISTANT, Dialogue, bare
+from emotune.core.dialogue import ASSISTANT, Dialogue, bare, swapped
 from emotune.generation.engine import Reply
 from emotune.preferences.attempts import prompts_for
 from emotune.preferences.candidates import JudgeReplies, Prompt
@@ -49,9 +49,15 @@ def fill(
 
 
 def places(dialogues: Sequence[Dialogue], pairs: Counter[str], taken: frozenset[str], p: Prefs) -> list[Place]:
-    """Places whose human reply is a finished one, drawn without repetition: so many as each emotion lacks pairs."""
-    every = [(d, i, turn.emotion) for d in dialogues for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
-    random.Random(seeds.key(p.seed, "human")).shuffle(every)
+    """Places whose human reply is a finished one, drawn without repetition: so many as each emotion lacks pairs.
+
+    Where the assistant's replies are too few the user's follow, as dialogues whose roles are exchanged.
+    """
+    every = []
+    for speakers in (dialogues, [swapped(dialogue) for dialogue in dialogues]):
+        said = [(d, i, turn.emotion) for d in speakers for i, turn in enumerate(d.turns) if turn.role == ASSISTANT]
+        random.Random(seeds.key(p.seed, "human")).shuffle(said)
+        every += said
     counts, drawn = pairs.copy(), []
     for d, i, emotion in every:
         is_free = f"{d.id}/{i}/{emotion}" not in taken and is_finished(d.turns[i].content)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
-from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form
+from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form, swapped
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, Positive, Section
 from emotune.core.seeds import key, order
@@ -60,6 +60,7 @@ class Sft(Training):
     neutral_replies: Positive | None
     repeats: Count | None
     balance: Share
+    swapped: bool
     tag_dropout: Share
     lora: Lora
 
@@ -108,7 +109,7 @@ def tune(
 
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
     rows, learned, left_out = sft_rows(prompter, train, neutral, p.sft)
-    as_they_are = {"neutral_replies": None, "repeats": None, "balance": 0.0, "tag_dropout": 0.0}
+    as_they_are = {"neutral_replies": None, "repeats": None, "balance": 0.0, "swapped": False, "tag_dropout": 0.0}
     held_out, _, _ = sft_rows(prompter, validation, neutral, p.sft.model_copy(update=as_they_are))
     # Of the train split alone: what it has no reply of is asked of nobody.
     emotions = {turn.emotion for dialogue in train for turn in dialogue.turns}
@@ -171,15 +172,28 @@ def passes(dialogues: Dialogues, neutral: str, p: Sft) -> dict[str, float]:
     little about any other emotion. One with n replies left is learned (most / n) ** `balance` times, where the most
     frequent has `most`: as often as that one at 1, but for MAX_REPEATS.
     """
-    counts = Counter(turn.emotion for d in dialogues for turn in d.turns if turn.role == ASSISTANT)
-    shares = dict.fromkeys(counts, 1.0)
+    counts, of_users = replies(dialogues), replies(map(swapped, dialogues if p.swapped else ()))
+    shares = dict.fromkeys(counts | of_users, 1.0)
     if p.neutral_replies is not None and neutral in counts:
         shares[neutral] = min(1.0, p.neutral_replies * (counts.total() - counts[neutral]) / counts[neutral])
     left = {emotion: max(1.0, share * counts[emotion]) for emotion, share in shares.items()}
+    most, scarce = max(left.values()), rare(dialogues, neutral)
+    left = {emotion: n + of_users[emotion] * (emotion in scarce) for emotion, n in left.items()}
     return {
-        emotion: share * min(MAX_REPEATS, (max(left.values()) / left[emotion]) ** p.balance)
+        emotion: share * min(MAX_REPEATS, max(1.0, most / left[emotion]) ** p.balance)
         for emotion, share in shares.items()
     }
+
+
+def replies(dialogues: Iterable[Dialogue]) -> Counter[str]:
+    """How many there are in each emotion."""
+    return Counter(turn.emotion for dialogue in dialogues for turn in dialogue.turns if turn.role == ASSISTANT)
+
+
+def rare(dialogues: Dialogues, neutral: str) -> set[str]:
+    """The emotions of turns but neutral and whichever of the others most replies have."""
+    others = [emotion for emotion, _ in replies(dialogues).most_common() if emotion != neutral]
+    return {turn.emotion for dialogue in dialogues for turn in dialogue.turns} - {neutral, *others[:1]}
 
 
 def sft_rows(
@@ -187,27 +201,30 @@ def sft_rows(
 ) -> tuple[list[dict[str, list[int]]], Counter[str], int]:
     """Rows of ids and labels, how many replies of each emotion they teach, and how many turns fit in no row.
 
-    A row is repeated for those of its replies that are learned again, and no other; without any it is left out. Replies
-    of one text, but for case and punctuation, are learned at the first `repeats` places where any is. In a share
-    `tag_dropout` of the rows all turns but the replies learned are shown as neutral: there the last tag alone says what
-    to reply in. InputError where no dialogue fits in the context.
+    With `swapped` each dialogue is read a second time with its roles exchanged, and of what its user said the replies
+    in rare emotions are learned. A row is repeated for those of its replies that are learned again, and no other;
+    without any it is left out. Replies of one text, but for case and punctuation, are learned at the first `repeats`
+    places where any is. In a share `tag_dropout` of the rows all turns but the replies learned are shown as neutral:
+    there the last tag alone says what to reply in. InputError where no dialogue fits in the context.
     """
     rows, taught, said, left_out = [], Counter[str](), Counter[str](), 0
-    means = passes(dialogues, neutral, p)
-    for dialogue in dialogues:
+    means, scarce = passes(dialogues, neutral, p), rare(dialogues, neutral)
+    exchanged = [dialogue for dialogue in map(swapped, dialogues) if p.swapped and scarce & replies([dialogue]).keys()]
+    for number, dialogue in enumerate([*dialogues, *exchanged]):
+        wanted = means if number < len(dialogues) else scarce
         rng, dropout = (random.Random(key(p.seed, of, dialogue.id)) for of in ("neutral replies", "tag dropout"))
         pieces = prompter.pieces(dialogue.turns)
         left_out += len(dialogue.turns) - sum(map(len, pieces))
         for piece in pieces:
-            replies = [turn.emotion for turn in piece if turn.role == ASSISTANT]
+            asked = [turn.emotion for turn in piece if turn.role == ASSISTANT]
             texts = [normal_form(turn.content) for turn in piece if turn.role == ASSISTANT]
-            times = [_whole(means[emotion], rng) for emotion in replies]
+            times = [_whole(means[emotion], rng) if emotion in wanted else 0 for emotion in asked]
             for place, text in enumerate(texts):
                 times[place] *= p.repeats is None or said[text] < p.repeats
                 said[text] += times[place] > 0
             for repeat in range(max(times)):
                 learned = [repeat < count for count in times]
-                taught.update(emotion for emotion, is_learned in zip(replies, learned, strict=True) if is_learned)
+                taught.update(emotion for emotion, is_learned in zip(asked, learned, strict=True) if is_learned)
                 row = prompter.training_row(piece)
                 if dropout.random() < p.tag_dropout:
                     bare = prompter.training_row(_without_tags(piece, learned, neutral))
