@@ -14,7 +14,7 @@ from emotune.models.params import Learning
 from emotune.prompts.prompter import Prompter
 
 LEARNING = Learning(
-    vocabulary=500, hidden_size=32, layers=1, heads=2, epochs=2, learning_rate=0.01, batch_size=8, seed=7
+    vocabulary=500, hidden_size=32, layers=1, heads=2, epochs=2, learning_rate=0.01, muon=None, batch_size=8, seed=7
 )
 
 
@@ -78,7 +78,8 @@ def test_equal_dialogues_make_equal_tokenizers(tokenizer: Any, talk: list[Dialog
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[Dialogue]) -> None:
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[Dialogue], muon: float | None) -> None:
     logged: list[tuple[float, int]] = []
 
     def log(values: Mapping[str, float], step: int) -> None:
@@ -86,9 +87,10 @@ def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[
 
     prompter = Prompter(tokenizer, None, 256)
     train, validation = (pretraining.dialogue_rows(prompter, some) for some in (talk[:60], talk[60:70]))
-    model, measured = pretraining.pretrain(tokenizer, train, validation, LEARNING, 256, log)
+    learning = LEARNING.model_copy(update={"muon": muon})
+    model, measured = pretraining.pretrain(tokenizer, train, validation, learning, 256, log)
     torch.rand(3)  # whatever was drawn before
-    again, measured_again = pretraining.pretrain(tokenizer, train, validation, LEARNING, 256, lambda values, step: None)
+    again, measured_again = pretraining.pretrain(tokenizer, train, validation, learning, 256, lambda values, step: None)
     assert measured == measured_again
     state, other = model.state_dict(), again.state_dict()
     assert all(torch.equal(weight, other[name]) for name, weight in state.items())
@@ -99,6 +101,17 @@ def test_a_model_learns_is_deterministic_and_says_so(tokenizer: Any, talk: list[
     assert measured["parameters"] == model.num_parameters()
     assert not model.training
     assert not model.config.tie_word_embeddings
+
+
+def test_muon_has_the_matrices_of_the_layers_and_nothing_else(tokenizer: Any) -> None:
+    model = pretraining._untrained(tokenizer, LEARNING, 256)
+    adam, muon = pretraining._optimizers(model, LEARNING.model_copy(update={"muon": 0.02}))
+    shapes = [tuple(q.shape) for q in muon.param_groups[0]["params"]]
+    # Attention's four and the three of the MLP.
+    assert sorted(shapes) == [(32, 32)] * 4 + [(32, 85), (85, 32), (85, 32)]
+    assert len(adam.param_groups[0]["params"]) + len(shapes) == len(list(model.parameters()))
+    [alone] = pretraining._optimizers(model, LEARNING)
+    assert len(alone.param_groups[0]["params"]) == len(list(model.parameters()))
 
 
 def test_the_model_never_sees_an_emotions_tag(tokenizer: Any, talk: list[Dialogue]) -> None:

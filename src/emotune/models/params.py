@@ -25,6 +25,7 @@ class Learning(Section):
     heads: Count
     epochs: Positive
     learning_rate: Positive
+    muon: Positive | None
     batch_size: Count
     seed: int
 

@@ -75,7 +75,7 @@ def pretrain(
     set_seed(p.seed)
     model = _untrained(tokenizer, p, context)
     in_order = seeds.order([len(row) for row in rows], p.epochs, p.batch_size, p.seed)
-    _train(model, _batches([rows[i] for i in in_order], p.batch_size), p.learning_rate, log)
+    _train(model, _batches([rows[i] for i in in_order], p.batch_size), _optimizers(model, p), log)
     with torch.inference_mode():
         losses = [_loss(model, batch).item() for batch in _batches(held_out, p.batch_size)]
     return model, {
@@ -111,22 +111,37 @@ def _batches(rows: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _train(model: Any, batches: Sequence[Sequence[list[int]]], learning_rate: float, log: Log) -> None:
-    """One step a batch, with AdamW: a twentieth of the steps warms up, a cosine leads down to 0."""
+def _optimizers(model: Any, p: Learning) -> list[Any]:
+    """AdamW, and with `muon` Muon for the matrices of the layers, whose steps it makes orthogonal (Jordan et al. 2024).
+
+    What is embedded and what is told from it, whose rows are tokens, stays AdamW's.
+    """
+    from torch.optim import AdamW, Muon
+
+    inner = [q for name, q in model.named_parameters() if p.muon and q.ndim == 2 and name.startswith("model.layers")]
+    others = [q for q in model.parameters() if not any(q is matrix for matrix in inner)]
+    adam = AdamW(others, lr=p.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    return [adam, Muon(inner, lr=p.muon, weight_decay=0.01)] if p.muon else [adam]
+
+
+def _train(model: Any, batches: Sequence[Sequence[list[int]]], optimizers: Sequence[Any], log: Log) -> None:
+    """One step a batch: a twentieth of the steps warms up, a cosine leads down to 0."""
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
+    schedules = [
+        get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches)) for optimizer in optimizers
+    ]
     began, every = time.monotonic(), max(1, len(batches) // POINTS)
     model.train()
     for step, batch in enumerate(batches, start=1):
         loss = _loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         if step % every == 0:
             log({"loss": loss.item()}, step)
             left = (time.monotonic() - began) / step * (len(batches) - step)
