@@ -25,6 +25,7 @@ TINY = {
         "heads": 2,
         "epochs": 1,
         "learning_rate": 0.01,
+        "muon": None,
         "batch_size": 8,
         "seed": 7,
     },
