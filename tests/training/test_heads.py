@@ -7,22 +7,26 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from emotune.core.dialogue import Dialogue, Turn
 from emotune.models import loading
 from emotune.prompts.prompter import Prompter
+from emotune.stages import dpo, sft
 from emotune.stages.dpo import dpo_row
 from emotune.training import heads
 from emotune.training.heads import score_labelled
 from emotune.training.trainer import arguments
-from tiny import CHOICE, DPO, SFT, changed, pair, rows_of, save_adapter, tied, with_tags
+from tiny import CHOICE, DPO, SFT, changed, ignore, pair, rows_of, save_adapter, tied, with_tags
 
 # Unequal lengths; in the second batch the last row has nothing to learn.
 BATCHES = [
     [("replies", 0), ("replies", 3), ("all", 4)],
     [("replies", 1), ("all", 2), ("nothing", 0)],
 ]
+# The tiny tokenizer has 400 tokens.
+THREE_POSITIONS = 3 * 400 + 399
 
 
 @pytest.fixture
@@ -80,6 +84,14 @@ def assert_equal_gradients(
     assert (one[1] - other[1]).norm() < tolerance * other[1].norm()
 
 
+@pytest.fixture(params=["at once", "in chunks"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of which all positions of a batch fit in memory, and one of which three do."""
+    if request.param == "in chunks":
+        monkeypatch.setattr(heads, "SCORES", THREE_POSITIONS)
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("batch", BATCHES)
 def test_scoring_labelled_positions_alone_gives_trls_loss_and_gradients(
     batch: list[tuple[str, int]], trainer: Any, tokenizer: Any, dialogues: list[Dialogue]
@@ -94,6 +106,7 @@ def test_scoring_labelled_positions_alone_gives_trls_loss_and_gradients(
         torch.testing.assert_close(getattr(ours, name), getattr(fields, name), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("chunks")
 def test_tags_that_are_scored_with_too_have_trls_loss_and_gradients(
     base: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +130,7 @@ def test_a_batch_without_labels_changes_nothing(trainer: Any, tokenizer: Any, di
     assert not grown.any()
 
 
+@pytest.mark.usefixtures("chunks")
 def test_dpo_has_trls_log_probabilities_and_gradients(
     base: Path, tokenizer: Any, adapter: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +154,42 @@ def test_dpo_has_trls_log_probabilities_and_gradients(
     assert of_trl[0] != pytest.approx(math.log(2), abs=1e-6)
     for ours, theirs in zip(trainer.compute_ref_log_probs(trainer.model, batch), log_probabilities, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+class Widest(TorchDispatchMode):
+    """The most numbers that scores in float32 had, of all that were made: what is as wide as the vocabulary."""
+
+    numbers = 0
+    HEAD = (32, 400)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **kwargs or {})
+        for tensor in results if isinstance(results, tuple | list) else [results]:
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.shape == self.HEAD:
+                continue
+            if tensor.shape[-1:] == (400,):
+                self.numbers = max(self.numbers, tensor.numel())
+        return results
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_no_step_holds_the_scores_of_more_positions_than_a_chunk_has(
+    stage: str, base: Path, adapter: Path, tokenizer: Any, dialogues: list[Dialogue], tmp_path: Path, chunks: None
+) -> None:
+    section = {"model": CHOICE, "system_prompt": None}
+    with Widest() as widest:
+        if stage == "sft":
+            short = changed(SFT, epochs=1.0, lora=SFT.lora.model_dump() | {"tags": False})
+            p = sft.Params(**section, sft=short, template="out_inst_uni")
+            model = loading.load_base(base, CHOICE)
+            sft.tune(model, tokenizer, dialogues, dialogues[:2], "neutral", p, tmp_path / "work", ignore)
+        else:
+            p = dpo.Params.model_construct(**section, dpo=changed(DPO, sft_weight=1.0))
+            model = loading.load_adapter(loading.load_base(base, CHOICE), adapter, trainable=True)
+            pairs = [pair(number) for number in range(4)]
+            dpo.align(model, tokenizer, pairs, pairs[:2], p, tmp_path / "work", ignore)
+    assert widest.numbers > 400
+    assert (widest.numbers <= THREE_POSITIONS) == (heads.SCORES == THREE_POSITIONS)
 
 
 def test_a_model_that_scores_labelled_positions_still_generates(trainer: Any, tokenizer: Any) -> None:
