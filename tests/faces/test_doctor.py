@@ -179,6 +179,24 @@ def test_a_gpu_is_named_with_its_memory(repository: Path) -> None:
     assert line("bf16", doctor.machine(repository, without)).state == "warn"
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("flags : fma avx512_bf16 amx_bf16", "native (amx_bf16, avx512_bf16), no GPU: model.dtype: bfloat16 is fast"),
+        ("Features : asimd bf16", "native (bf16), no GPU: model.dtype: bfloat16 is fast"),
+        ("flags : fma avx2", "in software, no GPU: model.dtype: float32 is faster"),
+        (None, "in software, no GPU: model.dtype: float32 is faster"),
+    ],
+)
+def test_a_processor_that_knows_bfloat16_is_told_apart(
+    flags: str | None, found: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "PROCESSOR", repository / "cpuinfo")
+    if flags:
+        (repository / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    assert line("bf16", doctor.machine(repository, None)) == Finding("ok", "bf16", found)
+
+
 def test_a_repository_that_dvc_cannot_read_fails(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(repository / ".dvc")
     assert line("dvc", doctor.machine(repository, None)).state == "fail"

@@ -41,6 +41,8 @@ MEMORY, DISK = 2 * GB, 1 * GB
 DOWNLOAD = 20 * GB
 # A store or a tracker that says nothing for so many seconds is not reachable.
 PATIENCE = 4.0
+# What Linux calls a processor's instructions for bfloat16: AMX, AVX-512, and Arm's.
+PROCESSOR, BF16_FLAGS = Path("/proc/cpuinfo"), {"amx_bf16", "avx512_bf16", "bf16"}
 # The Python that the pins of constraints.txt were measured with.
 MEASURED = (3, 11)
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -193,11 +195,19 @@ def _graphics(gpu: Gpu | None) -> list[Finding]:
     if gpu is None:
         idle = shutil.which("nvidia-smi") is not None
         to_do = "a driver is here: install torch with CUDA" if idle else "the 7b profiles need one, the others do not"
-        return [Finding("warn", "gpu", "none that torch can use", to_do), Finding("ok", "bf16", "in software: no GPU")]
+        return [Finding("warn", "gpu", "none that torch can use", to_do), _bf16_of_processor()]
     bf16 = Finding("ok", "bf16", "native")
     if not gpu.bf16:
         bf16 = Finding("warn", "bf16", "not native on this GPU", "model.dtype: float16 is faster on it")
     return [Finding("ok", "gpu", f"{gpu.name}, {gpu.free / GB:.1f} of {gpu.memory / GB:.1f} GB free"), bf16]
+
+
+def _bf16_of_processor() -> Finding:
+    """Whether the processor multiplies in bfloat16 itself; told by Linux alone."""
+    words = set(PROCESSOR.read_text("utf-8").split()) if PROCESSOR.is_file() else set()
+    if native := sorted(words & BF16_FLAGS):
+        return Finding("ok", "bf16", f"native ({', '.join(native)}), no GPU: model.dtype: bfloat16 is fast")
+    return Finding("ok", "bf16", "in software, no GPU: model.dtype: float32 is faster")
 
 
 def _package(name: str, to_do: str) -> Finding:

@@ -17,9 +17,9 @@ SCORES = 2**25
 def score_labelled(model: Any) -> None:
     """On a CPU, let the head of a TRL trainer's model score the labelled positions alone; the loss is the same.
 
-    TRL's own does that on a GPU, in chunks of the vocabulary (its `nll`, once `chunked_nll`), and elsewhere scores every
-    position twice, forward and backward: with the vocabulary of a small model that is half of a step, where few tokens
-    are trained on. This one goes in chunks of positions, can score by tied embeddings too, and serves DPO as well.
+    TRL's own does that on a GPU, in chunks of the vocabulary (`nll`, which is `chunked_nll` now), and elsewhere scores
+    every position twice, forward and backward: with the vocabulary of a small model that is half of a step, where few
+    tokens are trained on. Ours goes in chunks of positions. Either serves sft and dpo; Liger's could not do both.
     """
     base = model.get_base_model()
     if not hasattr(head := base.get_output_embeddings(), "bias"):
