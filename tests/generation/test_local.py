@@ -185,6 +185,81 @@ def test_a_second_look_at_every_token_changes_nothing(
     assert passes["alone"] == sum(n * count for n, count in zip(readings, tokens, strict=True))
 
 
+# --- what prompts begin with
+
+
+def few_shot(seed: int, words: int, counts: tuple[int, ...] = (8, 9, 1)) -> list[Request]:
+    """Prompts of several emotions, those of one behind the same long examples, with twins of other beginnings."""
+    rng = random.Random(seed)
+
+    def text(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, words) for _ in range(length))
+
+    requests = []
+    for emotion, count in enumerate(counts):
+        examples = (1, *text(100 + 15 * emotion))
+        for number in range(count):
+            own = text(rng.randrange(1, 24))
+            twin = (1, 5, *own) if number % 3 == 0 else (*examples, 5, *own)
+            keys = tuple(key(seed, emotion, number, n) for n in range(2))
+            requests.append(Request((*examples, *own), keys, twin=twin))
+    return requests
+
+
+def unguided(requests: list[Request]) -> list[Request]:
+    return [replace(request, twin=None) for request in requests]
+
+
+@pytest.fixture
+def positions(model: Any) -> Iterator[list[int]]:
+    """How many positions went through the model in each pass of a batch."""
+    counts: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: counts.append(given["input_ids"].numel()) if "use_cache" in given else None,
+        with_kwargs=True,
+    )
+    yield counts
+    hook.remove()
+
+
+def test_what_prompts_begin_with_is_read_once_for_all_of_them(
+    model: Any, tokenizer: Any, positions: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long beginning an emotion, and of each prompt what is its own, padded to the longest of these."""
+    requests = unguided(few_shot(7, len(tokenizer)))
+    one = way(NUCLEUS, max_new_tokens=1)
+    found = replies(model, tokenizer, requests, one)
+    longest = max(request.longest for request in requests)
+    heads, tails = positions
+    assert heads % 3 == tails % len(requests) == 0
+    assert heads // 3 + tails // len(requests) == longest
+    assert tails // len(requests) <= 32
+    positions.clear()
+    monkeypatch.setattr("emotune.models.prefixes.SPARED", 1.0)
+    assert replies(model, tokenizer, requests, one) == found
+    assert positions == [longest * len(requests)]
+
+
+def test_a_reply_does_not_depend_on_whether_its_beginning_was_shared(
+    model: Any, tokenizer: Any, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = few_shot(8, len(tokenizer))
+    found = replies(model, tokenizer, requests, sampling)
+    assert replies(model, tokenizer, requests, sampling, rows=12) == found
+    assert replies(model, tokenizer, requests[::-1], sampling, rows=20) == found[::-1]
+    monkeypatch.setattr("emotune.models.prefixes.SPARED", 1.0)
+    assert replies(model, tokenizer, requests, sampling) == found
+    assert len({reply for own in found for reply in own}) > len(requests) / 2
+
+
+def test_prompts_that_begin_differently_are_read_in_one_pass(
+    model: Any, tokenizer: Any, requests: list[Request], positions: list[int]
+) -> None:
+    alike = [replace(request, prompt=request.prompt * 2) for request in requests if len(request.prompt) in (17, 18)]
+    replies(model, tokenizer, alike, way(NUCLEUS, max_new_tokens=1))
+    assert positions == [36 * 3]
+
+
 # --- guidance
 
 
@@ -321,6 +396,8 @@ def test_replies_are_those_of_each_candidate_alone_whatever_the_layers(
         )
         for length in (24, 40, 7)
     ]
+    # And one that begins as another does.
+    requests.append(Request((*requests[1].prompt, 8, 9), (key(kind, 8),)))
     sampling = way(NUCLEUS, guidance=guidance)
     if guidance != 1:
         requests = with_twins(requests)
@@ -538,7 +615,7 @@ def test_a_guided_row_takes_two(model: Any, tokenizer: Any, requests: list[Reque
     most: list[int] = []
 
     def count(_: Any, __: Any, given: dict[str, Any]) -> None:
-        if "past_key_values" in given:
+        if "logits_to_keep" not in given:
             most.append(int((given["input_ids"] != tokenizer.pad_token_id).sum()))
 
     hook = model.register_forward_pre_hook(count, with_kwargs=True)

@@ -1,10 +1,10 @@
 """Many prompts x many candidates -> replies, batched, where each reply depends on its own seed and prompt alone.
 
-The prompt of several candidates is read once, and they share its cache where the model's layers allow it. Each draws
-by a noise of its own (noise.py), so what is left is arithmetic: a matrix product rounds differently in another batch.
-Where rounding could decide, that is where two tokens are closer than noise.TOLERANCE of the largest logit, a row's
-logits are computed again for it alone. A row that is guided is read twice, on its prompt and on the prompt's twin, in
-the same batch and cache, and draws once.
+The prompt of several candidates is read once, and they share its cache where the model's layers allow it; there what
+many prompts begin with is read once for all of them too. Each draws by a noise of its own (noise.py), so what is left
+is arithmetic: a matrix product rounds differently in another batch. Where rounding could decide, that is where two
+tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are computed again for it alone. A row that
+is guided is read twice, on its prompt and on the prompt's twin, in the same batch and cache, and draws once.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,14 @@ import torch
 from emotune.generation import noise
 from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
+from emotune.models import prefixes
 from emotune.models.memory import out_of_memory
 
 # At most so many rows are sampled at once, fewer where memory is short. It changes speed, never a reply: a CPU's caches
 # hold no more, a GPU goes on gaining for longer.
 CPU_ROWS, GPU_ROWS = 192, 1024
+# To drop lines copies the cache of all others: for a few it costs more than it spares.
+DROPPED = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -113,16 +116,10 @@ def _free_on_gpu(device: torch.device) -> int:
 def shares_cache(config: Any, requests: Sequence[Request], sampling: Sampling) -> bool:
     """Whether all candidates of a prompt may write to one cache: where every layer looks at all that is in it.
 
-    A layer with a state (Mamba, linear attention, convolution) would mix them, and one with a window drop the prompt
-    for what others wrote.
+    One that does not would mix them, or drop the prompt for what others wrote.
     """
-    from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
     widest = max(r.longest for r in requests) + max(len(r.keys) for r in requests) * sampling.max_new_tokens
-    layers = DynamicCache(config=config).layers
-    windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
-    no_state = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
-    return no_state and all(widest < window for window in windows)
+    return prefixes.attends_to_all(config, widest)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -142,6 +139,12 @@ def _sample(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: S
             break
         batch.read(tokens, step)
     return batch.replies()
+
+
+def _laid(row: Sequence[int], head: int, tail: int, value: int) -> list[int]:
+    """A row in `head` + `tail` places: its last `tail` at the end, all before at the start, `value` between them."""
+    own = row[:-tail]
+    return [*own, *[value] * (head + tail - len(row)), *row[len(own) :]]
 
 
 class _Batch:
@@ -183,15 +186,22 @@ class _Batch:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
     def _read_prompts(self) -> None:
-        """Each prompt once, padded on the left; then the logits of its last token are those of each of its rows."""
+        """Each prompt once; then the logits of its last token are those of each of its rows.
+
+        What lies in front of the last `tail` positions is read once for all prompts that begin so, padded on the right,
+        and the rest padded on the left. Where nothing is shared, that is the whole prompt.
+        """
         longest = max(map(len, self.prompts))
-        pad = self.tokenizer.pad_token_id
-        ids = self._tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in self.prompts])
-        self.held = self._tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
+        tail, readers = prefixes.shared(self.prompts) if self.shared else (longest, [])
+        head, pad = longest - tail, self.tokenizer.pad_token_id
+        ids = self._tensor([_laid(prompt, head, tail, pad) for prompt in self.prompts])
+        self.held = self._tensor([_laid([1] * len(prompt), head, tail, 0) for prompt in self.prompts])
+        cache = self._read_heads(ids[:, :head], readers) if head else None
         output = self.model(
-            input_ids=ids,
+            input_ids=ids[:, head:],
             attention_mask=self.held,
-            position_ids=(self.held.cumsum(1) - 1).clamp(min=0),
+            position_ids=(self.held.cumsum(1) - 1).clamp(min=0)[:, head:],
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -200,6 +210,15 @@ class _Batch:
         counts = torch.zeros(self.logits.shape, dtype=torch.int64, device=self.device)
         own = self.owner[self.alive]
         self.seen = counts.scatter_add_(1, ids[own], self.held[own]) > 0
+
+    def _read_heads(self, ids: torch.Tensor, readers: list[int]) -> Any:
+        """The cache of the heads of all prompts [lines, head], of which the model reads those of `readers` alone."""
+        lines = self._tensor(readers)
+        own, place = lines.unique(return_inverse=True)
+        mask = self.held[own, : ids.shape[1]]
+        cache = self.model(input_ids=ids[own], attention_mask=mask, use_cache=True, logits_to_keep=1).past_key_values
+        cache.reorder_cache(place)
+        return cache
 
     def _weighed(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `rows` draw from, and its scale, of the logits of all that they read: their twins' stand at the end."""
@@ -271,8 +290,8 @@ class _Batch:
         self.logits, self.scale = self._weighed(output.logits[line, place].float(), self.alive)
 
     def _drop_lines(self, needed: torch.Tensor) -> None:
-        """A line whose rows have all ended is held no longer."""
-        if len(needed) < len(self.lines):
+        """Lines whose rows have all ended are held no longer, once they are DROPPED of all."""
+        if len(needed) <= (1 - DROPPED) * len(self.lines):
             left = torch.searchsorted(self.lines, needed)
             self.cache.reorder_cache(left)
             self.lines, self.writers = needed, self.writers[left]
