@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
-from emotune.core import processes
+from emotune.core import processes, records
 from emotune.core.dialogue import ASSISTANT, DAILY_DIALOG_LABELS, SPLITS, USER, Dialogue, Turn
 from emotune.core.errors import InputError
 from emotune.data import corpus, speakers
@@ -108,19 +108,7 @@ def hub(name: str, revision: str | None, rules: Rules) -> Source:
     Columns: `turns` as in `jsonl`, or DailyDialog's `dialog` (or `utterances`) with `emotion` (or `emotions`): names,
     class labels, or numbers in the order of DailyDialog.
     """
-    folder = _resolved(name)
-    if not folder.is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise InputError(
-            f"data.revision must be the commit of {name} (40 hex digits), which cannot move; got {revision!r}. For a "
-            "dataset made by a script, take the commit of its branch refs/convert/parquet"
-        )
-    import datasets  # 1.3 s, and only this source needs it
-
-    pinned = {"path": str(folder)} if folder.is_dir() else {"path": name, "revision": revision}
-    try:
-        tables = datasets.load_dataset(**pinned)
-    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"data.name: cannot load the dataset {name} at revision {revision}: {error}") from error
+    tables = hub_tables(name, revision, "data")
     if missing := [split for split in SPLITS if split not in tables]:
         raise InputError(f"{name}: no split {', '.join(missing)}; it has {', '.join(tables)}")
 
@@ -130,6 +118,24 @@ def hub(name: str, revision: str | None, rules: Rules) -> Source:
             yield row_of(row, f"{split}-{number}", f"{name}: row {split}-{number}")
 
     return _source(read)
+
+
+def hub_tables(name: str, revision: str | None, section: str) -> Mapping[str, Any]:
+    """The splits of a dataset of the Hub at a commit, or of a local folder of parquet files; `section` names them."""
+    folder = _resolved(name)
+    if not folder.is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(
+            f"{section}.revision must be the commit of {name} (40 hex digits), which cannot move; got {revision!r}. "
+            "For a dataset made by a script, take the commit of its branch refs/convert/parquet"
+        )
+    import datasets  # 1.3 s, and only this source needs it
+
+    pinned = {"path": str(folder)} if folder.is_dir() else {"path": name, "revision": revision}
+    try:
+        tables: Mapping[str, Any] = datasets.load_dataset(**pinned)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{section}.name: cannot load the dataset {name} at revision {revision}: {error}") from error
+    return tables
 
 
 def _row_reader(features: Mapping[str, Any], rules: Rules, name: str) -> Callable[[dict[str, Any], str, str], Row]:
@@ -424,14 +430,42 @@ class _Unpacked:
 
 def _lines(file: _File) -> list[tuple[str, str]]:
     """The lines of a UTF-8 file, each after its place `file:line`."""
-    try:
-        text = file.content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = file.content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file.origin}:{line}: not UTF-8: {error.reason}") from None
+    text = decoded(file.content, file.origin)
     # Not splitlines: a form feed or U+2028 inside an utterance ends no line of the file.
     lines = text.removesuffix("\n").split("\n") if text else []
     return [(f"{file.origin}:{number}", line) for number, line in enumerate(lines, start=1)]
+
+
+def decoded(content: bytes, origin: str) -> str:
+    """The text of a UTF-8 file; InputError names the line that is none."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{origin}:{line}: not UTF-8: {error.reason}") from None
+
+
+def pinned_files(path: str | Path, revision: str | None, suffixes: Sequence[str], section: str) -> dict[str, Path]:
+    """The files of a folder, and of those below it, that end so, by name; their content is what the revision pins.
+
+    A folder or file whose name begins with a dot is passed over, as ls does. A file may stand for a folder.
+    """
+    start = _resolved(path)
+    if not start.exists():
+        raise InputError(f"{section}.path: no such folder or file: {start}")
+    folder = start if start.is_dir() else start.parent
+    paths = sorted(start.rglob("*")) if start.is_dir() else [start]
+    named = {file.relative_to(folder).as_posix(): file for file in paths if file.suffix.lower() in suffixes}
+    files = {name: file for name, file in named.items() if file.is_file() and not re.search(r"(^|/)\.", name)}
+    if not files:
+        raise InputError(f"{section}.path: no file in {start} ends in {', '.join(suffixes)}")
+    content = records.content_hash({name: records.sha256(file) for name, file in files.items()})
+    if revision != content:
+        raise InputError(
+            f"{section}.revision pins what DVC cannot hash: the content of {start} has {content}, {section}.revision "
+            f"is {revision}. If this is the data you mean, set {section}.revision={content}"
+        )
+    return files
 
 
 def _resolved(path: str | Path) -> Path:

@@ -3,28 +3,44 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from emotune.core.dialogue import SPLITS, Dialogue, alternate, normal_form
 
+T = TypeVar("T")
+
 
 def deduplicate(splits: Mapping[str, Sequence[Dialogue]]) -> tuple[dict[str, list[Dialogue]], dict[str, Counter[str]]]:
-    """Each dialogue once, over all splits: test wins over validation over train, and within a split the first.
+    """Each dialogue once, over all splits, as `once` has it.
 
-    Dialogues are equal if their text is, but for case, punctuation, spaces and a last odd turn. The counts say how
-    many dialogues each split lost to each: `dropped["train"]["test"]` are those of train that are in test too.
+    Dialogues are equal if their text is, but for case, punctuation, spaces and a last odd turn.
+    """
+
+    def text(dialogue: Dialogue) -> str:
+        even = dialogue.turns[: max(1, len(dialogue.turns) // 2 * 2)]
+        return "".join(normal_form(turn.content) for turn in even)
+
+    return once(splits, text)
+
+
+def once(
+    splits: Mapping[str, Sequence[T]], text: Callable[[T], str]
+) -> tuple[dict[str, list[T]], dict[str, Counter[str]]]:
+    """What has one text once, over all splits: test wins over validation over train, and within a split the first.
+
+    The counts say how many each split lost to each: `dropped["train"]["test"]` are those of train that are in test too.
     """
     owner: dict[str, str] = {}
-    kept: dict[str, list[Dialogue]] = {split: [] for split in splits}
+    kept: dict[str, list[T]] = {split: [] for split in splits}
     dropped: dict[str, Counter[str]] = {split: Counter() for split in splits}
     for split in sorted(splits, key=SPLITS.index, reverse=True):
-        for dialogue in splits[split]:
-            even = dialogue.turns[: max(1, len(dialogue.turns) // 2 * 2)]
-            key = "".join(normal_form(turn.content) for turn in even)
+        for each in splits[split]:
+            key = text(each)
             if key in owner:
                 dropped[split][owner[key]] += 1
             else:
                 owner[key] = split
-                kept[split].append(dialogue)
+                kept[split].append(each)
     return kept, dropped
 
 
