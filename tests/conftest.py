@@ -241,6 +241,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def voted(dpo: str = "d" * 64, sft: str = "e" * 64, **changes: Any) -> dict[str, Any]:
+    """What `emotune votes` writes, of ten votes on two models."""
+    rate = {"value": 0.75, "low": 0.4, "high": 0.9}
+    whole = {
+        "votes": 10,
+        "voters": 2,
+        "questions": 6,
+        "models": [{"model": "dpo", "adapter": dpo, "here": True}, {"model": "sft", "adapter": sft, "here": True}],
+        "pairs": [{"models": [dpo, sft], "votes": 10, "wins": [6, 2], "both_good": 1, "both_bad": 1, "win_rate": rate}],
+        "strengths": [
+            {"adapter": sft, "group": 0, "value": -0.5, "low": -1.0, "high": 0.1},
+            {"adapter": dpo, "group": 0, "value": 0.5, "low": -0.1, "high": 1.0},
+        ],
+        "agreement": {"questions": 4, "value": 0.6, "low": 0.2, "high": 1.0},
+        "scores": {"evaluating judge": rate | {"votes": 7, "equal": 1}},
+    }
+    return whole | changes
+
+
 @dataclass
 class Pipeline:
     """A folder in which all stages ran, and what each of them wrote or changed there."""

@@ -38,6 +38,9 @@ SAMPLING = Sampling(
     temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=8, guidance=1.0
 )
 PREFS = Prefs(
+    source="generated",
+    votes="data/votes",
+    votes_revision=None,
     prompts=100,
     emotions="dataset",
     candidates=4,

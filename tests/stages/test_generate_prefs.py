@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
@@ -14,7 +15,8 @@ import pytest
 from conftest import LABELS, TINY, run_stage, write_params
 from emotune.core import records
 from emotune.core.dialogue import Dialogue
-from emotune.core.errors import Refusal
+from emotune.core.errors import InputError, Refusal
+from emotune.preferences import votes
 
 # What is kept of a candidate: its text first, and last whether it is a copy.
 Candidates = dict[str, list[list[Any]]]
@@ -76,3 +78,64 @@ def test_a_candidate_that_the_train_split_has_said_is_a_copy_whatever_the_journa
         name: [reply[:-1] for reply in own] for name, own in before.items()
     }
     assert {text for own in after.values() for text, *_, copy in own if copy} == {long}
+
+
+def voted(folder: Path, source: str, **changes: Any) -> list[dict[str, Any]]:
+    """The pairs after three votes, of which one prefers neither reply; their file is pinned as it is."""
+    sides = (
+        {"model": m, "adapter": a * 64, "reply": r} for m, a, r in (("sft", "a", "Oh no."), ("dpo", "b", "We won!"))
+    )
+    vote = dict(zip(("left", "right"), sides, strict=True)) | {"voter": "ann", "note": "", "seed": 7, "seconds": 1.0}
+    for draw, choice in enumerate(("left", "right", "both bad")):
+        said = [{"role": "user", "content": f"We won {draw} matches!", "emotion": "happiness"}]
+        own = {"context": said, "dialogue": f"d{draw}/1", "emotion": LABELS[draw], "draw": draw, "choice": choice}
+        line = votes.Vote.model_validate_json(json.dumps(vote | own | {"at": "2026-01-02T03:04:05.000000Z"}))
+        votes.append(folder / "data/votes/ann.jsonl", line)
+    pin = {"prefs.source": source, "prefs.votes_revision": records.digest(folder / "data/votes")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        first_attempts(folder, **{"prefs.validation": 0.0} | pin | changes)
+    return list(records.read_jsonl(folder / "data/prefs/train.jsonl"))
+
+
+def test_people_s_pairs_alone_are_rows_like_others_and_no_model_is_asked(folder: Path) -> None:
+    rows = voted(folder, "votes")
+    assert [(row["emotion"], row["chosen"], row["rejected"]) for row in rows] == [
+        ("neutral", "Oh no.", "We won!"),
+        ("anger", "We won!", "Oh no."),
+    ]
+    assert {row["source"] for row in rows} == {"votes"}
+    measured = records.read_metrics(folder / "metrics/prefs.json")
+    assert measured["votes"] == {"votes": 3, "questions": 3, "preferred": 2, "too_long": 0, "pairs": 2}
+    assert (measured["pairs"], measured["prompts"], measured["attempts_total"]) == (2, 2, 0)
+    assert measured["pairs_per_emotion"] == {label: int(label in LABELS[:2]) for label in LABELS}
+    with closing(sqlite3.connect(folder / ".work/journal.sqlite")) as journal:
+        assert journal.execute("SELECT count(*) FROM attempts").fetchone() == (0,)
+
+
+def test_people_s_pairs_come_beside_others_and_fill_up_an_emotion_before_people_s_replies_do(folder: Path) -> None:
+    rows = voted(folder, "both", **{"prefs.human_fill": 2})
+    # So small a model makes no pair; the replies of the train split are neutral, or surprise.
+    assert Counter((row["source"], row["emotion"]) for row in rows) == {
+        ("votes", "neutral"): 1,
+        ("votes", "anger"): 1,
+        ("human", "neutral"): 1,
+        ("human", "surprise"): 2,
+    }
+    assert len({frozenset(row) for row in rows}) == 1
+    measured = records.read_metrics(folder / "metrics/prefs.json")
+    assert (measured["prompts"], measured["pairs"], measured["votes"]["pairs"]) == (10, 5, 2)
+    first_attempts(folder)
+    assert "votes" not in records.read_metrics(folder / "metrics/prefs.json")
+
+
+def test_votes_that_are_not_those_of_the_pin_stop_the_stage(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"prefs\.votes_revision must pin the content of data/votes.*found sha256"):
+        voted(folder, "both", **{"prefs.votes_revision": "0" * 64})
+    with pytest.raises(InputError, match=r"prefs\.votes: none: no such file or folder"):
+        voted(folder, "both", **{"prefs.votes": "none"})
+    (folder / "data/votes/ann.jsonl").write_text("")
+    pin = records.digest(folder / "data/votes")
+    write_params(folder, {"prefs.source": "votes", "prefs.votes_revision": pin})
+    with pytest.raises(InputError, match="of 0 votes in data/votes none prefers a reply"):
+        run_stage("generate_prefs", folder)

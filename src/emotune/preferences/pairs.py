@@ -13,8 +13,8 @@ from emotune.preferences.params import Audit
 from emotune.preferences.what_if import remedy
 
 Rows = list[dict[str, Any]]
-# Who wrote a chosen reply; the rejected ones are the model's.
-MODEL, HUMAN = "model", "human"
+# Whose a pair is: the model's own replies, of which judges chose; a human's over the model's; those people voted on.
+MODEL, HUMAN, VOTES = "model", "human", "votes"
 # What to turn where there are too few pairs.
 SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
 
@@ -75,13 +75,18 @@ def measure(
     labels: Sequence[str],
     test: Iterable[Dialogue],
     history_turns: int,
+    source: str = MODEL,
 ) -> dict[str, Any]:
-    """metrics/prefs.json: yield, attempts, reasons, how chosen and rejected differ, and what the audit looks at."""
+    """metrics/prefs.json: yield, attempts, reasons, how chosen and rejected differ, and what the audit looks at.
+
+    The yield is of the pairs that are of `source`.
+    """
     gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs]
     chosen, rejected = ([len(pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
     wanted = Counter(prompt.emotion for prompt in prompts)
-    own = [pair for pair in pairs if pair["source"] == MODEL]
-    accepted, human = (Counter(pair["emotion"] for pair in pairs if pair["source"] == s) for s in (MODEL, HUMAN))
+    own = [pair for pair in pairs if pair["source"] == source]
+    accepted, human = (Counter(pair["emotion"] for pair in pairs if pair["source"] == s) for s in (source, HUMAN))
+    every = Counter(pair["emotion"] for pair in pairs)
     # What is said before each place for a reply.
     in_test = {
         _said(turn.content for turn in history(dialogue.turns, i, history_turns))
@@ -99,7 +104,7 @@ def measure(
         "failures": dict(sorted(Counter(reason for o in outcomes for reason in o.failures).items())),
         "yield": {label: accepted[label] / wanted[label] for label in labels if wanted[label]},
         "yield_total": len(own) / len(prompts),
-        "pairs_per_emotion": {label: accepted[label] + human[label] for label in labels},
+        "pairs_per_emotion": {label: every[label] for label in labels},
         "human_pairs_per_emotion": {label: human[label] for label in labels},
         "gap": {
             "median": statistics.median(gaps or [0.0]),

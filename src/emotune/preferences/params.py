@@ -49,6 +49,9 @@ class Audit(Section):
 
 
 class Prefs(Section):
+    source: Literal["generated", "votes", "both"]
+    votes: str
+    votes_revision: str | None
     prompts: Count
     emotions: Literal["dataset", "balanced", "every"]
     candidates: Annotated[int, Field(ge=2)]

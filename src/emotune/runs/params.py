@@ -80,6 +80,15 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _votes_apart(self) -> Self:
+        if self.prefs.source != "generated" and self.evaluate.split == "validation":
+            raise ValueError(
+                "evaluate.split must be test where prefs.source is votes or both: people voted on contexts of the "
+                f"validation split, and dpo would learn them; got {self.evaluate.split}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guided_here(self) -> Self:
         guidance = self.prefs.sampling.guidance
         if self.generation.engine == "server" and guidance != 1:

@@ -175,7 +175,43 @@ def preferences(metrics: Path) -> Table:
     }
     if human := sum(prefs.get("human_pairs_per_emotion", {}).values()):
         cells["a human's chosen"] = str(human)
+    if voted := prefs.get("votes"):
+        cells["voted"] = str(voted["pairs"])
     return [[*cells], [*cells.values()]]
+
+
+def votes(voted: Mapping[str, Any], form: str = INTERVAL) -> dict[str, Table]:
+    """What people's votes say, by the head of each table: of the models, and of who or what agrees with them."""
+    names = {one["adapter"]: one["model"] for one in voted["models"]}
+    # The content of an adapter stands where the name alone would say two, or one that is not here.
+    for one in voted["models"]:
+        if not one["here"] or list(names.values()).count(one["model"]) > 1:
+            names[one["adapter"]] += f" {one['adapter'][:8]}"
+
+    def rated(one: Mapping[str, Any], digits: int = 3) -> str:
+        return number((one["value"], one["low"], one["high"]), f".{digits}f", form)
+
+    pairs = [["preferred to", "votes", "win rate", "wins", "losses", "both good", "both bad"]]
+    for pair in voted["pairs"]:
+        one, other = (names[adapter] for adapter in pair["models"])
+        counts = [*pair["wins"], pair["both_good"], pair["both_bad"]]
+        pairs.append([f"{one} to {other}", str(pair["votes"]), rated(pair["win_rate"]), *map(str, counts)])
+    grouped = len({row["group"] for row in voted["strengths"]}) > 1
+    strengths = [["model", "strength", *(["group"] if grouped else [])]]
+    for row in sorted(voted["strengths"], key=lambda row: (row["group"], -row["value"])):
+        strengths.append([names[row["adapter"]], rated(row, 2), *([str(row["group"] + 1)] if grouped else [])])
+    agreed = [["agrees", "share of votes", "votes", "undecided"]]
+    for name, score in voted["scores"].items():
+        agreed.append([name, rated(score), str(score["votes"]), str(score["equal"])])
+    tables = {
+        "How often people preferred whose reply, of the votes that preferred one": pairs,
+        "Strengths (Bradley–Terry, ln)": strengths,
+        "Is the judge right? How often the reply that people prefer is better to": agreed,
+    }
+    if alpha := voted["agreement"]:
+        head = f"Do people agree? Over the {alpha['questions']} questions that several answered"
+        tables[head] = [["", "alpha"], ["voters (Krippendorff)", rated(alpha)]]
+    return {head: table for head, table in tables.items() if len(table) > 1}
 
 
 def what_if(prefs: Mapping[str, Any]) -> Table:

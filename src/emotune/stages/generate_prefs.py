@@ -1,4 +1,4 @@
-"""generate_prefs: the sft model answers, its judges choose: the preference data that dpo learns from.
+"""generate_prefs: the sft model answers, its judges choose, or people did: the preference data that dpo learns from.
 
 In another round it is the model that dpo made of it that answers, to prompts that the round before did not ask.
 """
@@ -48,10 +48,10 @@ def main(
     `before`, the metrics of the round before, says how many places for a reply were taken: this one goes on there.
     """
     from emotune.models import loading
-    from emotune.preferences import attempts, human, journal
+    from emotune.preferences import attempts, human, journal, votes
     from emotune.preferences.candidates import Prompt, engine_of, judging, known_replies, sampling
     from emotune.preferences.outcomes import Outcome, paired
-    from emotune.preferences.pairs import HUMAN, audit, measure, rows, split
+    from emotune.preferences.pairs import HUMAN, MODEL, VOTES, audit, measure, rows, split
     from emotune.preferences.what_if import what_if
 
     loading.assert_served(p.generation.engine, sft)
@@ -61,7 +61,8 @@ def main(
     twin = p.prefs.sampling.twin(neutral)
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, twin)
     first = records.read_metrics(before)["places"] if before else 0
-    prompts = attempts.choose_prompts(train, prompter, labels, p.prefs, first)
+    by_people = p.prefs.source == "votes"
+    prompts = [] if by_people else attempts.choose_prompts(train, prompter, labels, p.prefs, first)
     sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
     judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
     # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
@@ -77,14 +78,19 @@ def main(
         if p.prefs.spare:
             outcomes = attempts.spend(prompts, outcomes, p.prefs, search)
         outcomes = paired(prompts, outcomes, p.prefs, p.reward)
-        pairs = rows(prompts, outcomes)
+        voted = votes.voted(p.prefs, labels, prompter, judge, p.reward)
+        pairs = rows(prompts, outcomes) + rows(voted.prompts, voted.outcomes, VOTES)
         have, taken = Counter(pair["emotion"] for pair in pairs), {pair["id"] for pair in pairs}
         pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge), HUMAN)
 
     test = records.read_dialogues(dialogues / "test.jsonl")
-    thresholds = {"what_if": what_if(prompts, outcomes, labels, p.prefs, p.reward)}
-    measured = thresholds | measure(prompts, outcomes, pairs, labels, test, p.history_turns)
-    measured["places"] = first + attempts.places_of(p.prefs, labels)
+    # No threshold makes or unmakes a pair that people made.
+    thresholds = {} if by_people else {"what_if": what_if(prompts, outcomes, labels, p.prefs, p.reward)}
+    if by_people:
+        prompts, outcomes = voted.prompts, voted.outcomes
+    whose = VOTES if by_people else MODEL
+    measured = thresholds | voted.counts | measure(prompts, outcomes, pairs, labels, test, p.history_turns, whose)
+    measured["places"] = first + (0 if by_people else attempts.places_of(p.prefs, labels))
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
     training, validation = split(pairs, p.prefs.validation)
