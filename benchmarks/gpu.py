@@ -5,10 +5,11 @@ No network, no DVC remote and no tracker is asked. Of each shape: peak memory of
 per second, 256 prompts x 6 of 20 tokens, in nf4 and in bfloat16, beside the published loop (one prompt and one
 candidate at a time), beside transformers' continuous batching and vLLM; the share of the time of a decoding step that
 the memory needs to read weights and cache once; flash-attention beside sdpa; how many of 1,000 replies another batch
-changes; and last the whole pipeline of one profile with 64 prompts.
+changes; and of one shape the whole pipeline of one profile with 64 prompts.
 
-What cannot be run, fails, or finds no time left of `--minutes` is null, with its reason. `--shape tiny` takes two small
-layers of each shape and little of everything: it shows on a CPU that the script works, and its figures say nothing.
+What cannot be run, fails, or would begin after `--minutes` is null, with its reason: a slow card wants `--shape` of one
+model, or more of them. `--shape tiny` takes two small layers of each shape and little of everything: it shows on a CPU
+that the script works, and its figures say nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -51,7 +53,7 @@ class Size:
     pipeline: int = 64
 
 
-FULL, SMALL = Size(), Size(TINY, (96, 128), 8, 1, 2, 8, 7)
+FULL, SMALL = Size(), Size(TINY, (192, 256), 8, 1, 2, 8, 7)
 
 
 @dataclass
@@ -205,11 +207,10 @@ def vllm(bench: Bench) -> float:
 
 
 def attention(bench: Bench) -> dict[str, float]:
-    """Seconds of a step of sft by each kind of attention; the first step of each also opens what it uses."""
+    """Seconds of a step of sft by each kind of attention."""
     found = {}
     for kind in ("sdpa", "flash_attention_2"):
         p = bench.params(model__context=bench.size.contexts[-1], model__attention=kind)
-        seven_b_shapes.steps(bench.model, p, bench.folder / "warm")
         found[kind] = seven_b_shapes.steps(bench.model, p, bench.folder / kind)["sft"]["seconds"]
     return found
 
@@ -241,6 +242,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Any]] = {
     "sft_tokens_per_second": training,
     "changed_by_the_batch": equality,
     "candidates_continuous_batching": continuous,
+    "pipeline": pipeline,
     "candidates_vllm": vllm,
     "attention_seconds": attention,
 }
@@ -266,23 +268,19 @@ def measured(
 ) -> dict[str, Any]:
     """Every measurement of each shape as `{value, reason}`, of which one is null; none begins after `end`.
 
-    The pipeline is that of the first shape, after all else of it.
+    What matters most is measured of all shapes first; the pipeline is that of the first one alone.
     """
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         # Before anything imports it: TRL's command reads its rows through a cache.
         os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
-        found: dict[str, Any] = {}
-        for number, name in enumerate(names):
-            bench = guarded(lambda name=name: Bench(name, size, Path(folder, name)), end)
-            own = measurements | ({"pipeline": pipeline} if number == 0 and measurements is MEASUREMENTS else {})
-            found[name] = {
-                kind: guarded(lambda measure=measure, bench=bench: measure(bench["value"]), end)
-                if bench["value"]
-                else bench
-                for kind, measure in own.items()
-            }
+        benches = {name: guarded(partial(Bench, name, size, Path(folder, name)), end) for name in names}
+        found: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for kind, measure in measurements.items():
+            for name, bench in benches.items():
+                if kind != "pipeline" or name == names[0]:
+                    found[name][kind] = guarded(partial(measure, bench["value"]), end) if bench["value"] else bench
     return {
         "benchmark": "gpu",
         "device": torch.cuda.get_device_name() if _on_gpu() else platform.processor() or "cpu",
@@ -301,6 +299,7 @@ def guarded(measure: Callable[[], Any], end: float) -> dict[str, Any]:
         return {"value": measure(), "reason": None}
     # Whatever stops one of them, a package that is absent or memory that ran out, is what it has to say.
     except (Exception, SystemExit) as error:
+        traceback.print_exc()
         return {"value": None, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     finally:
         gc.collect()

@@ -79,7 +79,8 @@ def apart(name: str, layers: int, chosen: argparse.Namespace) -> dict[str, dict[
     """`steps` of a checkpoint with so many layers, in a process of its own, whose memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         model = shapes.build(name, Path(folder, "model"), texts(), num_hidden_layers=layers)
-        p = profile(PROFILES[name], {"model.context": chosen.context, "sft.batch_size": chosen.rows})
+        batch = {"sft.batch_size": chosen.rows, "dpo.batch_size": chosen.rows}
+        p = profile(PROFILES[name], batch | {"model.context": chosen.context})
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             return process.submit(steps, model, p, Path(folder, "work")).result()
 
@@ -100,9 +101,11 @@ def profile(name: str, changes: Mapping[str, Any]) -> Any:
 
 
 def texts() -> list[str]:
-    from emotune.models.pretraining import contents
+    """What a tokenizer is taught: the dialogues, and tags and emotions, of which a real one makes a few tokens each."""
+    from emotune.core.dialogue import DAILY_DIALOG_LABELS
+    from emotune.models.pretraining import TAGS, contents
 
-    return contents(talk())
+    return contents(talk()) + [*TAGS, *DAILY_DIALOG_LABELS] * 20
 
 
 def talk() -> list[Any]:
@@ -143,9 +146,9 @@ def steps(base: Path, p: Any, folder: Path) -> dict[str, dict[str, float]]:
         tuned, _, _ = sft.tune(model, tokenizer, rows, rows[:1], "neutral", tuning, folder / "sft", silent)
     tuned.peft_config["default"].base_model_name_or_path = str(base)
     aligning = dpo.Params.model_construct(
-        model=p.model, system_prompt=None, dpo=turned(p.dpo, one | {"control_contexts": 0, "batch_size": len(rows)})
+        model=p.model, system_prompt=None, dpo=turned(p.dpo, one | {"control_contexts": 0})
     )
-    pairs = pairs_of(full_rows(tokenizer, p.model.context - 40, len(rows)))
+    pairs = pairs_of(full_rows(tokenizer, p.model.context - 40, p.dpo.batch_size))
     with part("dpo", measured):
         aligned, _, _ = dpo.align(tuned, tokenizer, pairs, [], aligning, folder / "dpo", silent)
     ids = tuple(Prompter(tokenizer, None, p.model.context).ids(rows[0].turns[:1], "happiness"))
