@@ -201,6 +201,19 @@ def test_the_first_twenty_contexts_show_what_each_model_replied_in_each_emotion(
     assert html.count("word salad") == 3 * len(LABELS)
 
 
+def test_a_base_model_that_was_told_emotions_stands_beside_the_models_and_what_it_is_worth_in_words(here):
+    assert "zero-shot" not in section(written(), "models")
+    write_metrics(Path("metrics"), {"zero-shot": 0.02, "few-shot": 0.2})
+    for way in ("zero-shot", "few-shot"):
+        records.write_jsonl(Path(f"data/replies/prompted/{way}.control.jsonl"), control(way))
+    page = written()
+    assert "<b>Prompting is not enough here: sft is better in control than few-shot: +0." in page
+    assert '<th scope="col" class="few-shot">few-shot</th>' in section(page, "models")
+    assert '<b class="zero-shot">zero-shot</b>' in section(page, "confusion")
+    assert len(cells(section(page, "control"), "fear")) == 6
+    assert section(page, "replies").count("few-shot says fear 19 ") == 1
+
+
 def test_pairs_stand_beside_the_published_ones(here):
     html = section(written(), "preferences")
     assert cells(html, "median<") == [["7.250"], ["17.547"]]

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,14 @@ def prefs() -> dict[str, object]:
     return measure(asked, outcomes, rows(asked, outcomes), LABELS, [], 5)
 
 
-def write_metrics(folder: Path) -> None:
-    """The files that a report reads, of models that meet an emotion more and more often."""
+def write_metrics(folder: Path, prompts: Mapping[str, float] | None = None) -> None:
+    """The files that a report reads, of models that meet an emotion more and more often, and of `prompts` by skill."""
     p = parse(PROJECT / "params.yaml").evaluate.model_copy(update={"resamples": 100})
-    rows = {"baseline": answers(0.1), "sft": answers(0.5), "dpo": answers(0.9)}
+    told = {way: answers(skill) for way, skill in (prompts or {}).items()}
+    rows = {"baseline": answers(0.1), **told, "sft": answers(0.5), "dpo": answers(0.9)}
     by_human = answers(0.7).replies
     measured = measures.side_by_side(rows, by_human, LABELS, "neutral", p)
-    for value, name in enumerate(("baseline", "sft", "dpo", "human"), start=1):
+    for value, name in enumerate((*rows, "human"), start=1):
         figure = {"value": value / 10, "low": value / 10 - 0.05, "high": value / 10 + 0.05}
         measured[name]["replies"]["hits_at_1"] = figure
         if name != "human":
@@ -159,6 +161,29 @@ def test_fit_stands_beside_control_and_nowhere_in_a_run_from_before_it_was_measu
     older, *_ = tables.comparison(evaluated, "")
     assert older == [name for name in head if name not in ("fit", "joint")]
     assert tables.differences(evaluated)[0] == ["", "macro F1", "p", "control", "p"]
+
+
+@pytest.mark.parametrize(
+    ("few", "step", "words"),
+    [
+        (0.3, "few-shot → sft", "Prompting is not enough here: sft is better in control than few-shot: +0.257 ["),
+        (0.45, "few-shot → sft", "Prompting is enough here: sft is not better in control than few-shot: +0.0"),
+        (0.02, "zero-shot → sft", "Prompting is not enough here: sft is better in control than zero-shot: +0.271 ["),
+    ],
+)
+def test_prompts_stand_beside_the_models_and_the_report_says_whether_they_are_enough(
+    metrics, capsys, few, step, words
+) -> None:
+    write_metrics(metrics, {"zero-shot": 0.05, "few-shot": few})
+    write_lock(metrics.parent)
+    cli.main(["report"])
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert lines[0].split() == ["majority", "baseline", "zero-shot", "few-shot", "sft", "dpo", "human"]
+    assert max(map(len, lines)) <= 120
+    assert words in " ".join(shown.split())
+    steps = [row[0] for row in tables.differences(records.read_metrics(metrics / "evaluate.json"))]
+    assert steps == ["", step, "baseline → sft", "sft → dpo"]
 
 
 def test_the_report_fits_in_120_columns(metrics, capsys):

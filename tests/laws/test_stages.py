@@ -46,6 +46,7 @@ WRITTEN = {
     "baseline": {
         "data/replies/baseline.jsonl",
         "data/replies/baseline.control.jsonl",
+        *(f"data/replies/prompted/{way}{kind}.jsonl" for way in ("zero-shot", "few-shot") for kind in ("", ".control")),
         "metrics/baseline.json",
         "metrics/confusion/baseline.csv",
     },

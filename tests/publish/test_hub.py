@@ -535,6 +535,20 @@ def test_where_seeds_were_tried_the_test_is_over_them_and_else_the_refusal_says_
     assert alone.endswith("tested over the dialogues, of one seed alone (`emotune study seeds` runs others)")
 
 
+@pytest.mark.parametrize(("p", "refused"), [(0.01, False), (0.05, True)])
+def test_where_a_prompt_does_as_well_as_sft_that_is_an_objection(
+    made: Path, tmp_path: Path, p: float, refused: bool
+) -> None:
+    evaluated = records.read_metrics(made / "metrics/evaluate.json")
+    step = {"control": {"macro_accuracy": {"difference": 0.1, "low": 0.0, "high": 0.2, "p": p}}}
+    evaluated |= {"best_prompt": "few-shot", "paired": evaluated["paired"] | {"best_prompt_to_sft": step}}
+    records.write_metrics(tmp_path / "evaluate.json", evaluated)
+    shutil.copy(made / "metrics/prefs.json", tmp_path)
+    told = gate.objections(parse(made / "params.yaml"), tmp_path, dirty=False, stale=[])
+    words = "Prompting is enough here: sft is not better in control than few-shot: +0.100 [+0.000, +0.200], p 0.050"
+    assert told == [words] * refused
+
+
 def test_dpo_that_lost_fit_is_refused(made: Path, tmp_path: Path) -> None:
     for high, refused in ((-0.001, True), (0.001, False)):
         evaluated = records.read_metrics(made / "metrics/evaluate.json")

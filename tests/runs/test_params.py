@@ -108,6 +108,18 @@ def test_reward_weights_is_the_last_key_of_the_file() -> None:
             "params.yaml: sft.lora.target_modules must be all-linear or names of linear layers such as q_proj, v_proj; "
             "got ['q_proj', 'lm_head']",
         ),
+        ("baseline.ways", ["few-shot"], "params.yaml: baseline.ways must name plain, which every table begins with, "),
+        ("baseline.ways", ["plain", "plain"], "params.yaml: baseline.ways must name plain, "),
+        ("baseline.ways", ["plain", "two-shot"], "params.yaml: baseline.ways.1: input should be 'plain', 'zero-shot' "),
+        (
+            "baseline.instruction",
+            "Be kind.",
+            "params.yaml: baseline.instruction must hold {emotion}, of others {emotion} alone, and a brace twice; ",
+        ),
+        ("baseline.instruction", "{emotion} {reply}", "params.yaml: baseline.instruction must hold {emotion}, "),
+        ("baseline.instruction", "{emotion} {", "params.yaml: baseline.instruction must hold {emotion}, "),
+        ("baseline.instruction", "{emotion.x} {emotion}", "params.yaml: baseline.instruction must hold {emotion}, "),
+        ("baseline.example", "{said}", "params.yaml: baseline.example must hold {said} and {reply}, "),
         ("data.source", "folder", "params.yaml: data.path must be set where source is folder, got null"),
         ("data.source", "hub", "params.yaml: data.name must be set where source is hub, got null"),
         ("data.neutral", "none", "params.yaml: data.neutral must be one of labels ['neutral', 'anger', "),

@@ -1,7 +1,7 @@
 """Laws of evaluate: the models are compared over the same human replies, whatever each of their templates adds."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from conftest import LABELS, ROOT, run_stage, write_params
@@ -19,8 +19,9 @@ def lay_out(tuned: Path, dialogues: list[Dialogue], tmp_path: Path) -> None:
     shutil.copytree(tuned, tmp_path / "models")
     # What it says of the replies is no matter here.
     shutil.copy(tuned / "judges/evaluate.skops", tmp_path / "models/judges/evaluate_gibberish.skops")
-    for split in ("test", "train", "validation"):
-        records.write_jsonl(tmp_path / f"data/dialogues/{split}.jsonl", map(asdict, dialogues))
+    train = [replace(dialogue, id=f"train/{dialogue.id}") for dialogue in dialogues]
+    for split, own in (("test", dialogues), ("train", train), ("validation", dialogues)):
+        records.write_jsonl(tmp_path / f"data/dialogues/{split}.jsonl", map(asdict, own))
     records.write_json(tmp_path / "data/dialogues/labels.json", {"labels": LABELS, "neutral": "neutral"})
     records.write_metrics(tmp_path / "metrics/prefs.json", {"pairs": 9, "yield_total": 0.9})
     records.write_metrics(tmp_path / "metrics/dpo.json", {})
@@ -38,6 +39,7 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
         {
             "model.context": longest,
             "system_prompt": SYSTEM,
+            "baseline.ways": ["plain"],
             "evaluate.control_contexts": 1,
             "evaluate.resamples": 100,
             "evaluate.sampling.max_new_tokens": 4,
@@ -66,7 +68,12 @@ def test_every_emotion_but_neutral_is_guided_and_the_baseline_knows_none(
 ) -> None:
     lay_out(tuned, dialogues, tmp_path)
     replies: list[dict[str, list[str]]] = []
-    few = {"evaluate.control_contexts": 2, "evaluate.resamples": 100, "evaluate.sampling.max_new_tokens": 6}
+    few = {
+        "baseline.ways": ["plain"],
+        "evaluate.control_contexts": 2,
+        "evaluate.resamples": 100,
+        "evaluate.sampling.max_new_tokens": 6,
+    }
     for guidance in (1.0, 8.0):
         write_params(tmp_path, few | {"evaluate.sampling.guidance": guidance})
         for stage in ("baseline", "evaluate"):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from emotune.generation.engine import Reply, Request
 from emotune.generation.params import Sampling
 from emotune.judges.verdicts import Classifier, Judge
 from emotune.models import likelihood
-from emotune.prompts.prompter import Prompter, Row
+from emotune.prompts.prompter import Row
 
 Rows = list[dict[str, Any]]
 
@@ -65,6 +65,22 @@ def control(
     return questions
 
 
+class Asking(Protocol):
+    """Whoever turns a question into a prompt: a Prompter, or one that tells the emotion in words."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def history_turns(self) -> int: ...
+
+    def fitting_prompt(
+        self, history: Sequence[Turn], emotion: str, reply_tokens: int
+    ) -> tuple[tuple[Turn, ...], tuple[int, ...], tuple[int, ...] | None]: ...
+
+    def fitting_row(self, history: Sequence[Turn], reply: Turn) -> Row | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """A model's rows: `replies` to the natural questions, `control` to those asked in every emotion."""
@@ -75,7 +91,7 @@ class Answers:
 
 def answer(
     model: Any,
-    prompter: Prompter,
+    prompter: Asking,
     dialogues: Sequence[Dialogue],
     labels: Sequence[str],
     p: Evaluate,
@@ -110,7 +126,7 @@ def human(
 
 
 def requests_of(
-    prompter: Prompter, questions: Sequence[Question], sampling: Sampling, seed: int
+    prompter: Asking, questions: Sequence[Question], sampling: Sampling, seed: int
 ) -> tuple[list[tuple[Turn, ...]], list[Request]]:
     """What each question keeps of its history, and its prompt and twin with the key of the one reply that is wanted.
 
@@ -171,7 +187,7 @@ def _rows(
 
 
 def _add_references(
-    rows: Rows, questions: Sequence[Question], histories: Sequence[Sequence[Turn]], model: Any, prompter: Prompter
+    rows: Rows, questions: Sequence[Question], histories: Sequence[Sequence[Turn]], model: Any, prompter: Asking
 ) -> None:
     """What a human answered, and its likelihood, to the row of each question that has a reference which fits.
 
@@ -184,6 +200,11 @@ def _add_references(
     costs = likelihoods(model, prompter.tokenizer.pad_token_id, list(fitting.values()))
     for number, (nats, tokens) in zip(fitting, costs, strict=True):
         rows[number] |= {"reference": questions[number].reference, "reference_nats": nats, "reference_tokens": tokens}
+
+
+def read(replies: Path, control: Path) -> Answers:
+    """What `write` wrote of a model."""
+    return Answers(*(list(records.read_jsonl(path)) for path in (replies, control)))
 
 
 def write(answers: Answers, replies: Path, control: Path, confusion: Path) -> None:

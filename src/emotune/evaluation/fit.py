@@ -15,7 +15,7 @@ from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form
 from emotune.evaluation import answers as questions
 from emotune.evaluation import scores
 from emotune.evaluation.answers import Answers, Question, Rows, likelihoods
-from emotune.evaluation.measures import DISTINCT_WORDS, STEPS
+from emotune.evaluation.measures import DISTINCT_WORDS, steps
 from emotune.evaluation.params import Evaluate
 from emotune.judges.matcher import Matcher, found, tens
 from emotune.prompts.prompter import Prompter, Row
@@ -100,13 +100,13 @@ def side_by_side(
         measured[name]["replies"]["lift"] = _mean(rows, np.array([row["lift"] for row in rows]), p) if rows else None
     joint = {name: in_all[name][:, 0] * _obeys(own.control) for name, own in answers.items()}
     measured["paired"] = {
-        f"{before}_to_{after}": {
+        step: {
             "replies": {
                 "hits_at_1": _test(_as_one(answers[after].replies), hits[before][:, 0], hits[after][:, 0], [""], p)
             },
             "control": {"joint": _test(answers[after].control, joint[before], joint[after], exam.labels, p)},
         }
-        for before, after in STEPS
+        for step, (before, after) in steps(answers, exam.labels).items()
     }
     return measured
 

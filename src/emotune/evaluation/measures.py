@@ -8,7 +8,7 @@ import numpy as np
 
 from emotune.evaluation import scores
 from emotune.evaluation.answers import Answers, Rows
-from emotune.evaluation.params import Evaluate
+from emotune.evaluation.params import PROMPTED, Evaluate
 from emotune.judges.verdicts import CLEAN
 
 # Words over which distinct-n is counted, the same for every model, because it falls with length.
@@ -16,6 +16,7 @@ DISTINCT_WORDS = 5000
 # Contexts whose replies are shown.
 EXAMPLES = 20
 STEPS = (("baseline", "sft"), ("sft", "dpo"))
+MODELS = ("baseline", *PROMPTED, "sft", "dpo")
 
 
 def measure(answers: Answers, labels: Sequence[str], neutral: str, p: Evaluate) -> dict[str, Any]:
@@ -62,6 +63,24 @@ def _paired(
 ) -> dict[str, Any]:
     columns, (_, _, second) = _columns(before, verdict), _columns(after, verdict)
     return scores.paired(*columns, second, labels, neutral, p.resamples, p.seed)
+
+
+def best_prompt(answers: Mapping[str, Answers], labels: Sequence[str]) -> str | None:
+    """The prompted way of highest control, the first of equals; None where the base model was told no emotion.
+
+    It is chosen by the very answers that it is compared by, which favours it.
+    """
+    matrices = {
+        way: scores.confusion(*_columns(answers[way].control)[1:], labels) for way in PROMPTED if way in answers
+    }
+    return max(matrices, key=lambda way: scores.metrics_of(matrices[way], None)["macro_accuracy"], default=None)
+
+
+def steps(answers: Mapping[str, Answers], labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The name of each step that is tested, and the models before and after it."""
+    named = {f"{before}_to_{after}": (before, after) for before, after in STEPS}
+    best = best_prompt(answers, labels)
+    return named if best is None else named | {"best_prompt_to_sft": (best, "sft")}
 
 
 def majority(answers: Answers, labels: Sequence[str], neutral: str) -> dict[str, Any]:
@@ -141,8 +160,11 @@ def side_by_side(
         measured["guidance"] = p.sampling.guidance
     measured["majority"] = majority(answers["sft"], labels, neutral)
     measured["examples"] = examples(answers["dpo"].control)
+    if best := best_prompt(answers, labels):
+        measured["best_prompt"] = best
     measured["paired"] = {
-        f"{before}_to_{after}": compare(answers[before], answers[after], labels, neutral, p) for before, after in STEPS
+        step: compare(answers[before], answers[after], labels, neutral, p)
+        for step, (before, after) in steps(answers, labels).items()
     }
     return measured
 
@@ -173,7 +195,8 @@ def headline(measured: Mapping[str, Any], pairs: Mapping[str, Any], training: Ma
     }
     shown: dict[str, Any] = {
         model: {name: _digits(measured[model][part].get(metric)) for name, (part, metric) in names.items()}
-        for model in ("baseline", "sft", "dpo")
+        for model in MODELS
+        if model in measured
     }
     return shown | {
         "human": {"recall": _digits(measured["human"]["replies"]["macro_accuracy"])},
@@ -208,6 +231,6 @@ def table(measured: Mapping[str, Any]) -> Rows:
     return [
         {"model": model, "metric": metric, **measured[model][part][name]}
         for metric, (part, name) in shown.items()
-        for model in ("majority", "baseline", "sft", "dpo", "human")
-        if name in measured[model].get(part, {})
+        for model in ("majority", *MODELS, "human")
+        if name in measured.get(model, {}).get(part, {})
     ]

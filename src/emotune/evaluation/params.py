@@ -9,6 +9,9 @@ from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.models.params import Model
 
+# The ways in which the base model may be told an emotion in words.
+PROMPTED = ("zero-shot", "few-shot")
+
 
 class Evaluate(Section):
     split: Literal["test", "validation"]

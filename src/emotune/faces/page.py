@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from emotune.core import git, nested, records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
+from emotune.evaluation.params import PROMPTED
 from emotune.faces import charts
 from emotune.runs import tables
 
@@ -80,6 +81,7 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
     evaluated, prefs, judges, prepared = (
         _read(files.metrics / f"{name}.json") for name in ("evaluate", "prefs", "judges", "prepare")
     )
+    models = [model for model in tables.MODELS if model in MODELS or (model in PROMPTED and model in (evaluated or ()))]
     pairs = _jsonl(files.prefs, ("train.jsonl", "validation.jsonl")) or []
     return _template().render(
         run=files,
@@ -88,11 +90,13 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         used=used,
         now=dict(_values(read_yaml(files.params))) if files.params.is_file() else {},
         evaluated=evaluated,
+        models=models,
+        prompting=evaluated and tables.prompting(evaluated),
         comparison=evaluated and tables.comparison(evaluated, "\n{}–{}"),
         differences=evaluated and tables.differences(evaluated),
-        bounded=evaluated and list(_bounded(evaluated)),
+        bounded=evaluated and list(_bounded(evaluated, models)),
         training=[_training(files.metrics, stage) for stage in CURVES],
-        examples=_examples(files.replies),
+        examples=_examples(files.replies, models),
         prefs=prefs,
         preferences=prefs and tables.preferences(files.metrics),
         what_if=prefs and _what_if(prefs),
@@ -101,7 +105,7 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         judges=judges,
         accuracies=judges and tables.judges(files.metrics),
         prepared=prepared,
-        work=_work(files.metrics, used),
+        work=_work(files.metrics, used, models),
         sizes={name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()},
         spent=tables.last_costs(files.costs, stages) if files.costs else {},
         provenance=_provenance(files, lock),
@@ -115,7 +119,7 @@ def _template() -> Template:
     templates.filters["thousands"] = lambda number: f"{number:,}"
     templates.filters["turned"] = lambda table: list(zip(*table, strict=True))
     templates.globals.update(ticks=charts.ticks, scale=charts.scale, bins=charts.bins)
-    templates.globals.update(models=MODELS, columns=tables.COLUMNS, steps=tables.STEPS)
+    templates.globals.update(columns=tables.COLUMNS)
     return templates.get_template("page.html.jinja")
 
 
@@ -130,10 +134,10 @@ def _jsonl(folder: Path | None, names: Iterable[str]) -> list[Content] | None:
     return [row for name in names for row in records.read_jsonl(folder / name)]
 
 
-def _bounded(evaluated: Content) -> Iterator[tuple[str, dict[str, Any], float | None]]:
+def _bounded(evaluated: Content, models: Sequence[str]) -> Iterator[tuple[str, dict[str, Any], float | None]]:
     """Each metric whose interval is known of all models: its values, and a level to compare them with."""
     for metric, column in tables.COLUMNS.items():
-        values = {model: tables.value_of(evaluated[model], column) for model in MODELS}
+        values = {model: tables.value_of(evaluated[model], column) for model in models}
         if all(isinstance(value, Mapping) for value in values.values()):
             majority = evaluated["majority"]["replies"].get(column.name)
             control = 1 / len(evaluated["dpo"]["control"]["labels"])
@@ -178,27 +182,28 @@ def _series(history: History, columns: Pair, names: Pair) -> list[Content]:
     return series
 
 
-def _examples(replies: Path | None) -> Content | None:
+def _examples(replies: Path | None, models: Sequence[str]) -> Content | None:
     """The first contexts that were asked for in every emotion, with what each model replied."""
-    answers = {model: _jsonl(replies, [f"{model}.control.jsonl"]) for model in MODELS}
+    folders = {model: "prompted/" if model in PROMPTED else "" for model in models}
+    answers = {model: _jsonl(replies, [f"{folder}{model}.control.jsonl"]) for model, folder in folders.items()}
     rows = {model: {row["id"]: row for row in own} for model, own in answers.items() if own}
-    if len(rows) < len(MODELS):
+    if len(rows) < len(models):
         return None
     contexts = [list(ids) for _, ids in groupby(rows["dpo"], lambda id: id.rpartition("/")[0])]
-    shown = [[{model: rows[model][id] for model in MODELS} for id in ids] for ids in contexts[:EXAMPLES]]
-    return {"of": len(contexts), "contexts": [_example(questions) for questions in shown]}
+    shown = [[{model: rows[model][id] for model in models} for id in ids] for ids in contexts[:EXAMPLES]]
+    return {"of": len(contexts), "contexts": [_example(questions, models) for questions in shown]}
 
 
-def _example(questions: Sequence[Mapping[str, Content]]) -> Content:
+def _example(questions: Sequence[Mapping[str, Content]], models: Sequence[str]) -> Content:
     """A context, the longest that any model saw of it, its replies a row an emotion, and how many are as asked."""
     return {
-        "context": max((row[model]["context"] for model in MODELS for row in questions), key=len),
+        "context": max((row[model]["context"] for model in models for row in questions), key=len),
         "rows": questions,
-        "hits": {model: sum(row[model]["judged"] == row[model]["emotion"] for row in questions) for model in MODELS},
+        "hits": {model: sum(row[model]["judged"] == row[model]["emotion"] for row in questions) for model in models},
     }
 
 
-def _work(metrics: Path, used: Mapping[str, str]) -> dict[str, list[str]]:
+def _work(metrics: Path, used: Mapping[str, str], models: Sequence[str]) -> dict[str, list[str]]:
     """What each stage did, in the units that its cost grows with."""
     counted = {
         "base_model": {"train_tokens": "tokens", "parameters": "parameters"},
@@ -214,9 +219,9 @@ def _work(metrics: Path, used: Mapping[str, str]) -> dict[str, list[str]]:
         sizes = [split["dialogues"] for split in splits.values() if "dialogues" in split]
         work["prepare"] = [f"{sum(sizes):,} dialogues"]
     if evaluated := _read(metrics / "evaluate.json"):
-        supports = {model: [evaluated[model][part]["support"] for part in ("replies", "control")] for model in MODELS}
+        supports = {model: [evaluated[model][part]["support"] for part in ("replies", "control")] for model in models}
         replies = {model: sum(sum(support.values()) for support in own) for model, own in supports.items()}
-        work["baseline"] = [f"{replies['baseline']:,} replies"]
+        work["baseline"] = [f"{sum(replies.values()) - replies['sft'] - replies['dpo']:,} replies"]
         work["evaluate"] = [f"{replies['sft'] + replies['dpo']:,} replies"]
     if (candidates := used.get("prefs.candidates")) and work["prefs"]:
         work["prefs"].append(f"{candidates} candidates an attempt")

@@ -9,6 +9,7 @@ from typing import Any
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.runs.tables import (
+    INTERVAL,
     Table,
     aligned,
     all_replies,
@@ -18,6 +19,7 @@ from emotune.runs.tables import (
     last_costs,
     markdown,
     preferences,
+    prompting,
     replies,
 )
 
@@ -51,8 +53,7 @@ def text(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapping[str,
     """
     evaluated = records.read_metrics(metrics / "evaluate.json")
     tables = [
-        # A column a model: of metrics there are too many for 120 columns.
-        ("evaluate", "", [list(row) for row in zip(*comparison(evaluated, " [{}, {}]"), strict=True)]),
+        ("evaluate", "", _models(evaluated)),
         ("evaluate", "Difference [95 % interval], paired over the same questions", differences(evaluated)),
         ("generate_prefs", "Preference pairs", preferences(metrics)),
     ]
@@ -63,9 +64,17 @@ def text(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapping[str,
     for stage, head, table in tables:
         head = f"{head} {STALE}".strip() if stage in doubts else head
         paragraphs.append("\n".join(filter(None, [head, aligned(table)])))
+    if said := prompting(evaluated):
+        paragraphs.insert(-1, textwrap.fill(said[1], 116))
     if spent := spending(costs, stages):
         paragraphs.append(f"Last run of each stage, and its peak memory\n{aligned(spent)}")
     return "\n\n".join([*paragraphs, NEXT])
+
+
+def _models(evaluated: Mapping[str, Any]) -> Table:
+    """A column a model: of metrics there are too many for 120 columns. Of many models intervals stand below values."""
+    interval = "\n{}–{}" if "best_prompt" in evaluated else INTERVAL
+    return [list(row) for row in zip(*comparison(evaluated, interval), strict=True)]
 
 
 def spending(costs: Path, stages: Sequence[str]) -> Table:

@@ -41,6 +41,7 @@ def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
         prompt=example.prompts(p, tokenizer)[0],
         comparison=tables.markdown(tables.comparison(evaluated, tables.INTERVAL)),
         differences=tables.markdown(tables.differences(evaluated)),
+        prompting=tables.prompting(evaluated),
         over_seeds=tables.steps_over_seeds(facts.metrics / "studies", evaluated),
         difference=tables.difference,
         per_emotion=tables.markdown(_per_emotion(evaluated)),

@@ -12,7 +12,6 @@ from emotune.preferences.pairs import audit
 from emotune.runs import tables
 from emotune.runs.params import Params
 
-SIGNIFICANT = 0.05
 # The licences that are known without being stated: emotune's own corpus, and DailyDialog.
 DATA_LICENSES = {"embedded": "apache-2.0", "folder": "cc-by-nc-sa-4.0"}
 # Those that let what is made of the work have any licence.
@@ -81,12 +80,14 @@ def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> l
     tests |= tables.steps_over_seeds(metrics / "studies", evaluated)
     # Runs from before fit was measured have no test of it.
     fit = {name: paired[section][key] for name, (section, key) in tables.FIT.items() if key in paired[section]}
+    enough, words = tables.prompting(evaluated) or (False, "")
     return [
+        *([words] if enough else []),
         *(
             f"dpo is not better than sft in {name}: {tables.difference(test)}, p {test['p']:.3f}, wanted more than 0 "
-            f"with p below {SIGNIFICANT}; {over(test)}"
+            f"with p below {tables.SIGNIFICANT}; {over(test)}"
             for name, test in tests.items()
-            if test["difference"] <= 0 or test["p"] >= SIGNIFICANT
+            if test["difference"] <= 0 or test["p"] >= tables.SIGNIFICANT
         ),
         *(
             f"dpo lost {name}: {tables.difference(test)}, wanted an interval that reaches 0"

@@ -17,6 +17,7 @@ from emotune.models import pins
 from emotune.models.params import Model, Pretrain
 from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.params import Template
+from emotune.stages.baseline import Baseline
 from emotune.stages.dpo import Dpo
 from emotune.stages.sft import Sft
 
@@ -54,6 +55,7 @@ class Params(Section):
     pretrain: Pretrain
     judges: Judges
     evaluate: Evaluate
+    baseline: Baseline
     template: Template
     sft: Sft
     generation: Generation

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from emotune.core import nested, records
 from emotune.core.sections import read_yaml
+from emotune.evaluation.params import PROMPTED
 from emotune.runs import costs
 
 Table = list[list[str]]
@@ -45,9 +46,11 @@ COLUMNS = {
     "words": Column("text", "words_mean", 1),
 }
 # `human` is what people replied, through the same judge: no model can be seen to do much better.
-MODELS = ("majority", "baseline", "sft", "dpo", "human")
+MODELS = ("majority", "baseline", *PROMPTED, "sft", "dpo", "human")
 STEP = "sft → dpo"
 STEPS = {"baseline → sft": "baseline_to_sft", STEP: "sft_to_dpo"}
+# Of a p value, below which a difference is called one.
+SIGNIFICANT = 0.05
 TESTED = {"macro F1": ("replies", "macro_f1"), "control": ("control", "macro_accuracy")}
 JUDGED = {
     "accuracy": "accuracy",
@@ -124,13 +127,28 @@ def differences(evaluated: Mapping[str, Any]) -> Table:
     known = evaluated["paired"]["sft_to_dpo"]
     tested = {metric: (part, name) for metric, (part, name) in (TESTED | FIT).items() if name in known[part]}
     table = [["", *(heading for metric in tested for heading in (metric, "p"))]]
-    for step, key in STEPS.items():
+    # Of runs from before the base model was told emotions there is none.
+    prompt = {f"{evaluated['best_prompt']} → sft": "best_prompt_to_sft"} if "best_prompt" in evaluated else {}
+    for step, key in (prompt | STEPS).items():
         row = [step]
         for part, name in tested.values():
             test = evaluated["paired"][key][part][name]
             row += [difference(test), f"{test['p']:.3f}"]
         table.append(row)
     return table
+
+
+def prompting(evaluated: Mapping[str, Any]) -> tuple[bool, str] | None:
+    """Whether prompting is enough, that is sft does not beat the best prompt in control, and so in words.
+
+    None where the base model was told no emotion.
+    """
+    if "best_prompt" not in evaluated:
+        return None
+    test = evaluated["paired"]["best_prompt_to_sft"]["control"]["macro_accuracy"]
+    enough = test["difference"] <= 0 or test["p"] >= SIGNIFICANT
+    words = "Prompting is enough here: sft is not better" if enough else "Prompting is not enough here: sft is better"
+    return enough, f"{words} in control than {evaluated['best_prompt']}: {difference(test)}, p {test['p']:.3f}"
 
 
 def difference(test: Mapping[str, float]) -> str:

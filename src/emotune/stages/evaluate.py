@@ -1,4 +1,4 @@
-"""evaluate: sft and dpo answer what the baseline answered; all three and the human, with intervals and paired tests."""
+"""evaluate: sft and dpo answer what the baseline answered; all and the human, with intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Log, Metrics, Out
 from emotune.core.nested import overlaid
-from emotune.evaluation.params import Examination
+from emotune.evaluation.params import PROMPTED, Examination
 from emotune.prompts.prompter import Prompter
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def main(
     dpo: Dep,
     baseline_replies: Dep,
     baseline_control: Dep,
+    prompted: Dep,
     prefs_metrics: Dep,
     dpo_metrics: Dep,
     sft_replies: Out,
@@ -50,11 +51,11 @@ def main(
     headline: Out,
     comparison: Out,
 ) -> Metrics:
-    """Ask sft and dpo the test questions; write their replies, and the table of all three and of the human replies."""
+    """Ask sft and dpo the test questions; write their replies, and the table of all models and the human replies."""
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
     from emotune.evaluation import fit, measures
-    from emotune.evaluation.answers import Answers, answer, human, with_the_same_references, write
+    from emotune.evaluation.answers import answer, human, read, with_the_same_references, write
     from emotune.models import loading
 
     labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
@@ -62,7 +63,10 @@ def main(
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
 
-    answers = {"baseline": Answers(*(list(records.read_jsonl(path)) for path in (baseline_replies, baseline_control)))}
+    answers = {"baseline": read(baseline_replies, baseline_control)}
+    for way in PROMPTED:
+        if (prompted / f"{way}.jsonl").is_file():
+            answers[way] = read(prompted / f"{way}.jsonl", prompted / f"{way}.control.jsonl")
     twin = p.evaluate.sampling.twin(neutral)
     for name, adapter in (("sft", sft), ("dpo", dpo)):
         answers[name] = answer(
