@@ -1,9 +1,9 @@
 """Seconds for replies to few-shot prompts, what they begin with read for each prompt over read once for all of them.
 
-Each of seven emotions has `--shots` x `--shot` tokens of other dialogues in front of all its prompts. Behind them stands
-a turn to answer, and one reply is wanted, sampled by the embedded base model as params.yaml says of evaluate. Rounds
-alternate; `ratio` is the median of theirs, `ratio_reading` that of replies of a single token: of all but their writing.
-Both ways must give the same replies. Prints one JSON object last.
+Each of seven emotions has `--shots` x `--shot` tokens of other dialogues in front of all its prompts. Behind them
+stands a turn to answer, and one reply is wanted, sampled by the embedded base model as params.yaml says of evaluate.
+Rounds alternate; `ratio` is the median of theirs, `ratio_reading` that of replies of a single token: of all but their
+writing. Both ways must give the same replies. Prints one JSON object last.
 """
 
 from __future__ import annotations

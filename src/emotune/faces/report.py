@@ -31,6 +31,7 @@ CLAIMS = {
     "reward_sweep-none": "the same, settings of params.yaml, whose first run is short",
     "sft_throughput": "trained tokens per second, over `trl sft`",
     "guidance": "guided candidates per second, over unguided ones",
+    "few_shot": "wall time of few-shot replies, the examples read for each prompt over read once",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
     "stage_start": "seconds from process start to first work, over the eight stages, before the rooms over after",
 }
