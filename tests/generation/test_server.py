@@ -23,7 +23,7 @@ from emotune.core.errors import InputError
 from emotune.generation import local, server
 from emotune.generation.engine import Reply, Request
 from emotune.generation.params import Sampling
-from emotune.generation.server import Server
+from emotune.generation.server import Server, Servers
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.preferences import attempts, journal
@@ -78,6 +78,7 @@ class Loopback:
         self.authorizations: set[str | None] = set()
         self.headers: list[str] = []
         self.at_once = self.most_at_once = 0
+        self.killed = False
         lock = threading.Lock()
         outer = self
 
@@ -89,6 +90,10 @@ class Loopback:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if outer.killed:
+                    # No answer, and no connection any more.
+                    self.close_connection = True
+                    return
                 with lock:
                     outer.bodies.append(body)
                     outer.authorizations.add(self.headers["Authorization"])
@@ -117,6 +122,13 @@ class Loopback:
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def kill(self) -> None:
+        """Whoever waits for an answer gets none, and nobody can connect again."""
+        if not self.killed:
+            self.killed = True
+            self.http.shutdown()
+            self.http.server_close()
 
     def endpoint(self, concurrency: int = 4, **fields: Any) -> server.Endpoint:
         return server.Endpoint(self.url, "sft", concurrency, **fields)
@@ -148,12 +160,20 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     found = Loopback()
     monkeypatch.setenv("EMOTUNE_SERVER", found.url)
     yield found
-    found.http.shutdown()
-    found.http.server_close()
+    found.kill()
+
+
+@pytest.fixture
+def other(served: Loopback, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    """A second server of the same model, named behind the first."""
+    found = Loopback()
+    monkeypatch.setenv("EMOTUNE_SERVER", f"{served.url}, {found.url}")
+    yield found
+    found.kill()
 
 
 def test_each_candidate_is_one_request_with_its_own_seed_and_every_setting(served: Loopback) -> None:
-    server.replies(served.endpoint(), [request("<s>one", 1, 2**31 + 2), request("<s>two", 3)], SAMPLING)
+    server.replies(Servers(served.endpoint()), [request("<s>one", 1, 2**31 + 2), request("<s>two", 3)], SAMPLING)
     assert sorted((body["prompt"], body["seed"]) for body in served.bodies) == [
         ("<s>one", 1),
         ("<s>one", 2),
@@ -179,20 +199,20 @@ def test_each_candidate_is_one_request_with_its_own_seed_and_every_setting(serve
 
 
 def test_a_seed_fits_into_31_bits(served: Loopback) -> None:
-    server.replies(served.endpoint(), [request("<s>", 2**63 - 1)], SAMPLING)
+    server.replies(Servers(served.endpoint()), [request("<s>", 2**63 - 1)], SAMPLING)
     assert [body["seed"] for body in served.bodies] == [2**31 - 1]
 
 
 def test_no_top_k_is_minus_one_which_every_release_of_vllm_takes(served: Loopback) -> None:
-    server.replies(served.endpoint(), [request("<s>", 1)], SAMPLING.model_copy(update={"top_k": 0}))
+    server.replies(Servers(served.endpoint()), [request("<s>", 1)], SAMPLING.model_copy(update={"top_k": 0}))
     assert [body["top_k"] for body in served.bodies] == [-1]
 
 
 def test_transformers_serve_gets_the_same_settings_as_a_generation_config(served: Loopback) -> None:
     served.complete = lambda body: completion("Fine.")
     endpoint = served.endpoint(1, dialect="transformers")
-    server.replies(endpoint, [request("<s>", 5)], SAMPLING)
-    server.replies(endpoint, [request("<s>", 5)], SAMPLING.model_copy(update={"temperature": 0.0}))
+    server.replies(Servers(endpoint), [request("<s>", 5)], SAMPLING)
+    server.replies(Servers(endpoint), [request("<s>", 5)], SAMPLING.model_copy(update={"temperature": 0.0}))
     settings = [json.loads(body.pop("generation_config")) for body in served.bodies]
     assert served.bodies == [{"model": "sft", "prompt": "<s>", "seed": 5}] * 2
     lengths = {"num_beams": 1, "repetition_penalty": 1.1, "min_new_tokens": 2, "max_new_tokens": 16}
@@ -203,7 +223,7 @@ def test_transformers_serve_gets_the_same_settings_as_a_generation_config(served
 def test_a_reply_is_on_one_line_and_its_end_token_is_not_counted(served: Loopback) -> None:
     told = {1: completion(" I am\n so  glad. ", "stop", 6), 2: completion(" I am so", "length", 16)}
     served.complete = lambda body: told[body["seed"]]
-    assert server.replies(served.endpoint(), [request("<s>", 1, 2)], SAMPLING) == [
+    assert server.replies(Servers(served.endpoint()), [request("<s>", 1, 2)], SAMPLING) == [
         [Reply("I am so glad.", 5, True), Reply("I am so", 16, False)]
     ]
 
@@ -216,14 +236,17 @@ def test_replies_come_in_the_order_of_the_requests_whichever_ends_first(served: 
     served.complete = complete
     counts: list[int] = []
     found = server.replies(
-        served.endpoint(8), [request("a", 1, 2, 3), request("b"), request("c", 4, 5, 6, 7)], SAMPLING, counts.append
+        Servers(served.endpoint(8)),
+        [request("a", 1, 2, 3), request("b"), request("c", 4, 5, 6, 7)],
+        SAMPLING,
+        counts.append,
     )
     assert [[reply.text for reply in of] for of in found] == [["a 1", "a 2", "a 3"], [], ["c 4", "c 5", "c 6", "c 7"]]
     assert sum(counts) == 7
 
 
 def test_the_same_seed_gives_the_same_reply_and_another_seed_another(served: Loopback) -> None:
-    [first, second] = server.replies(served.endpoint(), [request("a", 1, 2), request("a", 2, 1)], SAMPLING)
+    [first, second] = server.replies(Servers(served.endpoint()), [request("a", 1, 2), request("a", 2, 1)], SAMPLING)
     assert first[0] == second[1]
     assert first[1] == second[0]
     assert first[0] != first[1]
@@ -239,7 +262,7 @@ def test_as_many_requests_as_allowed_are_under_way_and_never_more(served: Loopba
         return vllm(body)
 
     served.complete = complete
-    server.replies(served.endpoint(3), [request("a", *range(12))], SAMPLING)
+    server.replies(Servers(served.endpoint(3)), [request("a", *range(12))], SAMPLING)
     assert served.most_at_once == 3
 
 
@@ -252,7 +275,7 @@ def test_the_engine_takes_four_requests_for_each_that_may_be_under_way(
     assert not served.bodies
     requests = [request("a", *range(5))] * 10
     assert engine.at_once(requests, SAMPLING) == 2
-    assert engine.replies(requests[:2], SAMPLING) == server.replies(served.endpoint(), requests[:2], SAMPLING)
+    assert engine.replies(requests[:2], SAMPLING) == server.replies(Servers(served.endpoint()), requests[:2], SAMPLING)
 
 
 FAULTS = {
@@ -274,10 +297,10 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_passing_fault_changes_no_reply(served: Loopback, fault: Answer) -> None:
     requests = [request("a", 1, 2), request("b", 3)]
-    undisturbed = server.replies(served.endpoint(), requests, SAMPLING)
+    undisturbed = server.replies(Servers(served.endpoint()), requests, SAMPLING)
     served.bodies.clear()
     served.fails_first(2, fault)
-    assert server.replies(served.endpoint(), requests, SAMPLING) == undisturbed
+    assert server.replies(Servers(served.endpoint()), requests, SAMPLING) == undisturbed
     assert len(served.bodies) == 9
 
 
@@ -291,7 +314,7 @@ def test_a_server_that_hangs_is_asked_again(served: Loopback) -> None:
         return vllm(body)
 
     served.complete = complete
-    [[reply]] = server.replies(served.endpoint(timeout=1), [request("a", 1)], SAMPLING)
+    [[reply]] = server.replies(Servers(served.endpoint(timeout=1)), [request("a", 1)], SAMPLING)
     assert reply.tokens == 5
     assert len(served.bodies) == 2
 
@@ -299,27 +322,27 @@ def test_a_server_that_hangs_is_asked_again(served: Loopback) -> None:
 def test_retry_after_is_waited_for(served: Loopback) -> None:
     served.fails_first(1, answer({}, 429, retry_after="1"))
     began = time.monotonic()
-    server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+    server.replies(Servers(served.endpoint()), [request("a", 1)], SAMPLING)
     assert time.monotonic() - began >= 1.0
 
 
 def test_a_server_that_says_to_wait_for_longer_than_two_minutes_is_given_up(served: Loopback) -> None:
     served.complete = lambda body: answer({"error": "come back in an hour"}, 429, retry_after="3600")
     with pytest.raises(InputError, match=r"no usable answer in one try: 429 .*come back in an hour"):
-        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+        server.replies(Servers(served.endpoint()), [request("a", 1)], SAMPLING)
     assert len(served.bodies) == 1
 
 
 def test_nonsense_is_told_with_what_is_wrong_with_it(served: Loopback) -> None:
     served.complete = lambda body: FAULTS["no usage"]
     with pytest.raises(InputError, match=r"in 11 tries; the last: RemoteProtocolError: usage Field required, in {"):
-        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+        server.replies(Servers(served.endpoint()), [request("a", 1)], SAMPLING)
 
 
 def test_a_server_that_never_recovers_is_given_up_with_its_last_words(served: Loopback) -> None:
     served.complete = lambda body: (503, b"<html>" + b"down for repair " * 100 + b"</html>", {})
     with pytest.raises(InputError) as error:
-        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+        server.replies(Servers(served.endpoint()), [request("a", 1)], SAMPLING)
     assert str(error.value).startswith(
         f"{served.url}/completions: no usable answer in 11 tries; the last: 503 <html>down"
     )
@@ -341,7 +364,7 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_refusal_is_final_and_told_in_the_words_of_the_server(served: Loopback) -> None:
     served.complete = lambda body: answer({"error": {"message": "the prompt is longer than 256 tokens"}}, 400)
     with pytest.raises(InputError, match=r"/v1/completions: 400 .*the prompt is longer than 256 tokens"):
-        server.replies(served.endpoint(), [request("a", 1)], SAMPLING)
+        server.replies(Servers(served.endpoint()), [request("a", 1)], SAMPLING)
     assert len(served.bodies) == 1
 
 
@@ -359,7 +382,7 @@ def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served:
 
     served.complete = complete
     with pytest.raises(InputError) as error:
-        server.replies(served.endpoint(3), [request("a", *range(100))], SAMPLING)
+        server.replies(Servers(served.endpoint(3)), [request("a", *range(100))], SAMPLING)
     # The thread that failed may have begun with another before it was stopped.
     assert 3 <= len(served.bodies) < 10
     assert str(error.value).endswith(f"({len(served.bodies) - 1} of 100 replies had come)")
@@ -368,11 +391,11 @@ def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served:
 def test_connect_reads_the_environment_and_takes_the_url_with_or_without_v1(
     served: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert server.connect("sft") == server.Endpoint(served.url, "sft", 32, 120)
+    assert server.connect("sft") == [server.Endpoint(served.url, "sft", 32, 120)]
     monkeypatch.setenv("EMOTUNE_SERVER", served.url.removesuffix("v1"))
     monkeypatch.setenv("EMOTUNE_SERVER_CONCURRENCY", "5")
     monkeypatch.setenv("EMOTUNE_SERVER_TIMEOUT", "9")
-    assert server.connect("sft") == server.Endpoint(served.url, "sft", 5, 9)
+    assert server.connect("sft") == [server.Endpoint(served.url, "sft", 5, 9)]
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://localhost/v1", "http://", "http://a:b:c/v1"])
@@ -411,12 +434,12 @@ def test_what_must_be_a_whole_number_is_checked(
 
 def test_the_key_is_sent_and_nowhere_shown(served: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMOTUNE_SERVER_KEY", "s3cret\n")
-    endpoint = server.connect("sft")
+    [endpoint] = server.connect("sft")
     assert served.authorizations == {"Bearer s3cret"}
     assert "s3cret" not in repr(endpoint)
     served.complete = lambda body: answer({"error": "wrong key: s3cret"}, 401)
     with pytest.raises(InputError, match=r"401 .*wrong key: \(the key\)") as error:
-        server.replies(endpoint, [request("a", 1)], SAMPLING)
+        server.replies(Servers(endpoint), [request("a", 1)], SAMPLING)
     assert "s3cret" not in str(error.value)
 
 
@@ -453,19 +476,113 @@ def test_so_it_is_by_a_server_that_answers_for_any_model(served: Loopback) -> No
 
 def test_a_setting_that_the_server_ignores_is_refused_unless_it_changes_nothing(served: Loopback) -> None:
     served.complete = lambda body: vllm(body | {"repetition_penalty": 1.0, "min_tokens": 0})
-    endpoint = server.connect("sft")
+    [endpoint] = server.connect("sft")
     assert endpoint.unheeded == {"repetition_penalty", "min_new_tokens"}
     with pytest.raises(InputError, match=r"sampling.min_new_tokens: .* ignores it; set it to 0 .*, got 2"):
-        server.replies(endpoint, [request("a", 1)], SAMPLING)
+        server.replies(Servers(endpoint), [request("a", 1)], SAMPLING)
     with pytest.raises(InputError, match=r"sampling.repetition_penalty: .* ignores it; set it to 1.0 .*, got 1.1"):
-        server.replies(endpoint, [request("a", 1)], SAMPLING.model_copy(update={"min_new_tokens": 0}))
+        server.replies(Servers(endpoint), [request("a", 1)], SAMPLING.model_copy(update={"min_new_tokens": 0}))
     neutral = SAMPLING.model_copy(update={"min_new_tokens": 0, "repetition_penalty": 1.0})
-    assert len(server.replies(endpoint, [request("a", 1)], neutral)[0]) == 1
+    assert len(server.replies(Servers(endpoint), [request("a", 1)], neutral)[0]) == 1
 
 
 def test_a_server_that_begins_prompts_by_itself_is_refused(served: Loopback) -> None:
     served.complete = lambda body: vllm(body) if body["top_k"] < -1 else completion("", prompt_tokens=2)
     with pytest.raises(InputError, match="reads the prompt 'a' as 2 tokens: it puts a beginning of its own"):
+        server.connect("sft")
+
+
+# --- several servers
+
+
+def test_several_addresses_stand_between_commas_or_spaces_each_once(
+    served: Loopback, other: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMOTUNE_SERVER", f" {served.url},{other.url}  {served.url} ")
+    assert [endpoint.url for endpoint in server.connect("sft")] == [served.url, other.url]
+    monkeypatch.setenv("EMOTUNE_SERVER", f"{served.url}, localhost:1")
+    with pytest.raises(InputError, match=r"or to several with commas between them; got 'localhost:1'"):
+        server.connect("sft")
+
+
+def test_the_least_busy_is_asked(served: Loopback, other: Loopback) -> None:
+    """All eight places are taken before any request has ended: two at one server, and six at the other."""
+    eight = threading.Barrier(8)
+
+    def complete(body: dict[str, Any]) -> Answer:
+        eight.wait(timeout=10)
+        return vllm(body)
+
+    served.complete = other.complete = complete
+    both = Servers(served.endpoint(2), other.endpoint(6))
+    found = server.replies(both, [request("a", *range(24))], SAMPLING)
+    assert (served.most_at_once, other.most_at_once) == (2, 6)
+    served.complete = vllm
+    assert server.replies(Servers(served.endpoint()), [request("a", *range(24))], SAMPLING) == found
+
+
+def test_pairs_are_those_of_one_server_where_one_of_two_dies_in_mid_run(
+    served: Loopback,
+    other: Loopback,
+    tmp_path: Path,
+    tokenizer: Any,
+    dialogues: list[Dialogue],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = parse(Path(__file__).parents[2] / "params.yaml")
+    few = {"candidates": 3, "attempts": 2, "prompts": 8, "emotions": "dataset", "sampling": SAMPLING}
+    p = whole.prefs.model_copy(update=few)
+    asked = attempts.choose_prompts(dialogues, Prompter(tokenizer, None, 256, 5), whole.data.labels, p)
+
+    def outcomes(name: str) -> Any:
+        with journal.opened(tmp_path / name, {}) as memo:
+            sample = sampling(Server("sft"), p)
+            return attempts.generate(asked, p, whole.reward, sample, judging(lambda: (unsure, unsure)), memo, ahead=1)
+
+    def dies(body: dict[str, Any]) -> Answer:
+        if len(other.bodies) > 12:
+            other.kill()
+        return vllm(body)
+
+    monkeypatch.setenv("EMOTUNE_SERVER_CONCURRENCY", "2")
+    other.complete = dies
+    found = outcomes("two")
+    assert other.killed
+    # It died with requests under way: they were asked again.
+    assert len(other.bodies) > 12
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{other.url}/completions: no usable answer in 11 tries")
+    assert warnings[0].endswith("; it is left out, and 1 server goes on")
+    monkeypatch.setenv("EMOTUNE_SERVER", served.url)
+    assert outcomes("one") == found
+
+
+def test_where_all_die_the_last_words_are_told(served: Loopback, other: Loopback) -> None:
+    both = Servers(served.endpoint(2), other.endpoint(2))
+    served.kill()
+    other.kill()
+    with pytest.raises(InputError, match=r"no usable answer in 11 tries; .* \(0 of 8 replies had come\)"):
+        server.replies(both, [request("a", *range(8))], SAMPLING)
+
+
+def test_one_that_is_not_there_at_the_start_is_left_out_and_none_is_an_error_that_names_all(
+    served: Loopback, other: Loopback, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served.kill()
+    assert [endpoint.url for endpoint in server.connect("sft")] == [other.url]
+    assert capsys.readouterr().out.startswith(f"{served.url}/completions: no usable answer in 3 tries")
+    other.kill()
+    with pytest.raises(
+        InputError, match=rf"{served.url}/completions: no usable .*\n{other.url}/completions: no usable"
+    ):
+        server.connect("sft")
+
+
+def test_one_that_serves_another_model_is_an_error_whatever_the_others_do(served: Loopback, other: Loopback) -> None:
+    other.models = answer({"object": "list", "data": [{"id": "dpo"}]})
+    with pytest.raises(InputError, match=f"{other.url} does not serve 'sft'; it serves dpo"):
         server.connect("sft")
 
 
@@ -518,12 +635,12 @@ def test_transformers_serve_heeds_seed_and_settings(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EMOTUNE_SERVER", transformers_serve)
-    endpoint = server.connect(str(merged))
+    [endpoint] = server.connect(str(merged))
     assert (endpoint.dialect, endpoint.concurrency, endpoint.unheeded) == ("transformers", 1, frozenset())
     prompt = "<s>I lost my keys again."
 
     def sample(keys: tuple[int, ...], **changed: float) -> list[Reply]:
-        return server.replies(endpoint, [request(prompt, *keys)], SAMPLING.model_copy(update=changed))[0]
+        return server.replies(Servers(endpoint), [request(prompt, *keys)], SAMPLING.model_copy(update=changed))[0]
 
     first, second, again = sample((1, 2, 1))
     assert first == again
@@ -542,7 +659,7 @@ def test_transformers_serve_heeds_seed_and_settings(
     }
     model = loading.load_base(merged, model_choice)
     here = [local.replies(model, tokenizer, [one], settings) for settings in greedy.values()]
-    assert [server.replies(endpoint, [one], settings) for settings in greedy.values()] == here
+    assert [server.replies(Servers(endpoint), [one], settings) for settings in greedy.values()] == here
     assert here[0] != here[1]
 
 

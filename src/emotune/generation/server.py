@@ -1,9 +1,9 @@
 """Many prompts x many candidates -> replies of any OpenAI-compatible `/v1/completions`, each by its own seed.
 
-The law of local.replies, as far as a server keeps it. vLLM seeds each request, and its batches round differently,
-so the same seed gives the same reply but for near ties. `transformers serve` seeds torch as a whole and answers one
-request after another, so it is asked one at a time. The law holds there as long as nobody else asks it, and it runs
-without --continuous-batching, where the settings of the very first request would be those of all.
+The law of local.replies, as far as a server keeps it, however many servers there are. vLLM seeds each request, and its
+batches round differently, so the same seed gives the same reply but for near ties. `transformers serve` seeds torch as
+a whole and answers one request after another, so it is asked one at a time. The law holds there as long as nobody else
+asks it, and it runs without --continuous-batching, where the settings of the very first request would be those of all.
 
 vLLM's request form is also that of SGLang and others. `transformers serve` refuses its extra fields, takes the same
 settings as a `generation_config`, and is known by that refusal. It says "length" of a reply whose end token is the last
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AnyHttpUrl, BaseModel, Field, ValidationError
 
@@ -29,6 +31,8 @@ from emotune.generation.params import Sampling
 if TYPE_CHECKING:
     import httpx2
     from openai import OpenAI
+
+T = TypeVar("T")
 
 CONCURRENCY = 32
 # Seconds: without a byte, after which a request has failed; and to wait for a connection.
@@ -67,35 +71,103 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Server:
-    """The engine that asks the environment's server for a model; it connects when the first reply is wanted."""
+    """The engine that asks the environment's servers for a model; it connects when the first reply is wanted."""
 
     model: str
 
     @cached_property
-    def endpoint(self) -> Endpoint:
-        return connect(self.model)
+    def servers(self) -> Servers:
+        return Servers(*connect(self.model))
 
     def at_once(self, requests: Sequence[Request], sampling: Sampling) -> int:
-        """So many that the server is never idle for want of a request, so few that the caller soon has them."""
-        return leading(requests, 4 * self.endpoint.concurrency)
+        """So many that no server is ever idle for want of a request, so few that the caller soon has them."""
+        return leading(requests, 4 * self.servers.concurrency)
 
     def replies(
         self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], None] = lambda count: None
     ) -> list[list[Reply]]:
-        return replies(self.endpoint, requests, sampling, done)
+        return replies(self.servers, requests, sampling, done)
 
 
-def connect(model: str) -> Endpoint:
-    """The server of EMOTUNE_SERVER, after it has shown that it serves `model` and which settings it heeds.
+class Servers:
+    """Servers of one model: the least busy is asked, and one that is dead is asked no more; for several threads."""
 
-    EMOTUNE_SERVER_CONCURRENCY (32) bounds the requests under way, EMOTUNE_SERVER_TIMEOUT (120 seconds) the wait for
-    each; EMOTUNE_SERVER_KEY, where set, is sent as the bearer token. Raises InputError for what is missing or wrong in
-    these, for a model that is not served (with those that are), and for a server that puts a beginning of its own
-    before a prompt, which has one.
+    def __init__(self, *endpoints: Endpoint) -> None:
+        # How many requests are under way at each that is alive, and what the last of the others died of.
+        self._busy = dict.fromkeys(endpoints, 0)
+        self._last: Dead | None = None
+        self._changed = threading.Condition()
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Those that are alive."""
+        return list(self._busy)
+
+    @property
+    def concurrency(self) -> int:
+        return max(1, sum(endpoint.concurrency for endpoint in self._busy))
+
+    def ask(self, question: Callable[[Endpoint], T]) -> T:
+        """What one of them answers; where it is dead, what the next does, and Dead where it was the last."""
+        while True:
+            endpoint = self._least_busy()
+            try:
+                return question(endpoint)
+            except Dead as error:
+                self._leave_out(endpoint, error)
+            finally:
+                with self._changed:
+                    if endpoint in self._busy:
+                        self._busy[endpoint] -= 1
+                    self._changed.notify_all()
+
+    def _least_busy(self) -> Endpoint:
+        """The one with the least of its requests under way, once one has room for another; that is one more there."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._busy or any(count < one.concurrency for one, count in self._busy.items())
+            )
+            if self._last and not self._busy:
+                raise self._last
+            endpoint = min(self._busy, key=lambda one: self._busy[one] / one.concurrency)
+            self._busy[endpoint] += 1
+            return endpoint
+
+    def _leave_out(self, endpoint: Endpoint, error: Dead) -> None:
+        with self._changed:
+            if self._busy.pop(endpoint, None) is not None:
+                self._last = error
+                if self._busy:
+                    _warn(error, len(self._busy))
+
+
+def connect(model: str) -> list[Endpoint]:
+    """The servers of EMOTUNE_SERVER that answer, each after it has shown that it serves `model`, and which settings.
+
+    EMOTUNE_SERVER_CONCURRENCY (32) bounds the requests under way at each, EMOTUNE_SERVER_TIMEOUT (120 seconds) the wait
+    for one; EMOTUNE_SERVER_KEY, where set, is sent as the bearer token. Raises InputError for what is missing or wrong
+    in these, where no server answers, for one that does not serve the model (with those that it does), and for one that
+    puts a beginning of its own before a prompt, which has one.
     """
-    endpoint = Endpoint(
-        _url(), model, _number("EMOTUNE_SERVER_CONCURRENCY", CONCURRENCY), _number("EMOTUNE_SERVER_TIMEOUT", TIMEOUT)
-    )
+    bounds = _number("EMOTUNE_SERVER_CONCURRENCY", CONCURRENCY), _number("EMOTUNE_SERVER_TIMEOUT", TIMEOUT)
+    endpoints, dead = [], []
+    for url in _urls():
+        try:
+            endpoints.append(_connect(Endpoint(url, model, *bounds)))
+        except Dead as error:
+            dead.append(error)
+    if not endpoints:
+        raise InputError("\n".join(map(str, dead)))
+    for death in dead:
+        _warn(death, len(endpoints))
+    return endpoints
+
+
+def _warn(error: Dead, left: int) -> None:
+    print(f"{error}; it is left out, and {left} {'server goes' if left == 1 else 'servers go'} on", flush=True)
+
+
+def _connect(endpoint: Endpoint) -> Endpoint:
     with _client(endpoint, FIRST_TRIES) as client:
         try:
             first = _probe(client, endpoint)
@@ -143,29 +215,27 @@ def _unheeded(client: OpenAI, endpoint: Endpoint) -> frozenset[str]:
 
 
 def replies(
-    endpoint: Endpoint,
+    servers: Servers,
     requests: Sequence[Request],
     sampling: Sampling,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[list[Reply]]:
     """One reply for each key of each request, in that order.
 
-    `done` hears of each reply that has come. A failed request is tried TRIES times; where one fails for good no other
-    is started, those under way end, and InputError says how many had come. So it does at once for a setting that the
-    server ignores.
+    `done` hears of each reply that has come. A failed request is tried TRIES times, and then by another server; where
+    one fails for good no other is started, those under way end, and InputError says how many had come. So it does at
+    once for a setting that a server ignores.
     """
-    for key in sorted(endpoint.unheeded):
-        neutral, value = EXTRAS[key][0], getattr(sampling, key)
-        if value != neutral:
-            raise InputError(
-                f"sampling.{key}: {endpoint.url} ignores it; set it to {neutral} or ask another server, got {value}"
-            )
-    with _client(endpoint, TRIES) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
-        futures = [
-            pool.submit(_reply, client, endpoint, request.text, key, sampling)
-            for request in requests
-            for key in request.keys
-        ]
+    for endpoint in servers.endpoints:
+        _assert_heeded(endpoint, sampling)
+    with ExitStack() as stack:
+        clients = {one: stack.enter_context(_client(one, TRIES)) for one in servers.endpoints}
+        pool = stack.enter_context(ThreadPoolExecutor(servers.concurrency))
+
+        def ask(text: str, key: int) -> Reply:
+            return servers.ask(lambda one: _reply(clients[one], one, text, key, sampling))
+
+        futures = [pool.submit(ask, request.text, key) for request in requests for key in request.keys]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -178,6 +248,15 @@ def replies(
             raise InputError(f"{error} ({came} of {len(futures)} replies had come)") from None
     rows = (future.result() for future in futures)
     return [[next(rows) for _ in request.keys] for request in requests]
+
+
+def _assert_heeded(endpoint: Endpoint, sampling: Sampling) -> None:
+    for key in sorted(endpoint.unheeded):
+        neutral, value = EXTRAS[key][0], getattr(sampling, key)
+        if value != neutral:
+            raise InputError(
+                f"sampling.{key}: {endpoint.url} ignores it; set it to {neutral} or ask another server, got {value}"
+            )
 
 
 def _reply(client: OpenAI, endpoint: Endpoint, prompt: str, key: int, sampling: Sampling) -> Reply:
@@ -249,6 +328,10 @@ class Refused(InputError):
     """The server understood and said no: asking again would change nothing."""
 
 
+class Dead(InputError):
+    """The server gave no usable answer, however often it was asked."""
+
+
 def _client(endpoint: Endpoint, tries: int) -> OpenAI:
     """A client that asks again, ever later, where the server is busy, broken or unreachable: so many times in all."""
     import openai
@@ -264,7 +347,7 @@ def _client(endpoint: Endpoint, tries: int) -> OpenAI:
 
 
 def _complete(client: OpenAI, endpoint: Endpoint, prompt: str, seed: int, settings: Mapping[str, object]) -> Completion:
-    """The model's completion of a prompt; Refused where the server says no, else InputError where it fails for good."""
+    """The model's completion of a prompt; Refused where the server says no, Dead where it fails for good."""
     call = client.completions.with_raw_response.create
     answer = _ask(call, model=endpoint.model, prompt=prompt, seed=seed, extra_body=settings)
     return Completion.model_validate_json(answer)
@@ -288,7 +371,7 @@ def _ask(call: Callable[..., Any], **body: object) -> bytes:
         reason, request = f"{type(error.__cause__).__name__}: {error.__cause__}", error.request
     retries = int(request.headers["x-stainless-retry-count"])
     tries = f"{retries + 1} tries; the last" if retries else "one try"
-    raise InputError(f"{request.url}: no usable answer in {tries}: {reason}")
+    raise Dead(f"{request.url}: no usable answer in {tries}: {reason}")
 
 
 def _check(response: httpx2.Response) -> None:
@@ -322,21 +405,24 @@ def _key() -> str:
     return key
 
 
-def _url() -> str:
+def _urls() -> list[str]:
+    """The addresses in EMOTUNE_SERVER, each once, with commas or spaces between them."""
     text = os.environ.get("EMOTUNE_SERVER", "").strip()
     # Not shown: what follows these marks may be a password.
     if any(mark in text for mark in "@?#"):
         raise InputError(
             "EMOTUNE_SERVER must be a plain URL without user, query or fragment (EMOTUNE_SERVER_KEY holds a key)"
         )
-    try:
-        AnyHttpUrl(text)
-    except ValidationError:
-        raise InputError(
-            "EMOTUNE_SERVER must be set to the URL of an OpenAI-compatible server, such as http://localhost:8000/v1; "
-            f"got {text!r}"
-        ) from None
-    return text.rstrip("/").removesuffix("/v1") + "/v1"
+    urls = text.replace(",", " ").split() or [""]
+    for url in urls:
+        try:
+            AnyHttpUrl(url)
+        except ValidationError:
+            raise InputError(
+                "EMOTUNE_SERVER must be set to the URL of an OpenAI-compatible server, such as "
+                f"http://localhost:8000/v1, or to several with commas between them; got {url!r}"
+            ) from None
+    return list(dict.fromkeys(url.rstrip("/").removesuffix("/v1") + "/v1" for url in urls))
 
 
 def _number(name: str, default: int) -> int:
