@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def embedded() -> dict[str, Any]:
             "files back, `make base` makes them again"
         )
     return made
+
+
+def place(base: str, revision: str | None, out: Path) -> dict[str, Any]:
+    """The embedded model in a folder, or what pins another; returns what was measured of it, or how many files it has.
+
+    InputError as `embedded` and `resolve` say.
+    """
+    if base != EMBEDDED:
+        pinned = resolve(base, revision)
+        records.write_json(out / BASE_FILE, pinned)
+        return {"files": len(pinned["files"])}
+    metrics = embedded()
+    shutil.copytree(WEIGHTS, out, dirs_exist_ok=True)
+    records.write_json(out / BASE_FILE, {"name": base})
+    return metrics
 
 
 def resolve(base: str, revision: str | None) -> dict[str, Any]:

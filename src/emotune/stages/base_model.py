@@ -1,7 +1,6 @@
 """base_model: the small Llama that comes with the package, one trained here from nothing, or the pin of another."""
 
 import re
-import shutil
 from collections.abc import Sequence
 
 from emotune.core import records
@@ -38,15 +37,9 @@ class Params(Section):
 
 def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     """Write a model and its tokenizer, `embedded` or from `scratch`, or the name, commit and hashes of `model.base`."""
-    if p.model.base not in pins.OWN:
-        pinned = pins.resolve(p.model.base, p.model.revision)
-        records.write_json(out / pins.BASE_FILE, pinned)
-        return {"files": len(pinned["files"])}
-    if p.model.base == pins.EMBEDDED:
-        metrics: Metrics = pins.embedded()
-        shutil.copytree(pins.WEIGHTS, out, dirs_exist_ok=True)
-    else:
-        metrics = from_nothing(p, log, dialogues, out)
+    if p.model.base != pins.SCRATCH:
+        return pins.place(p.model.base, p.model.revision, out)
+    metrics = from_nothing(p, log, dialogues, out)
     records.write_json(out / pins.BASE_FILE, {"name": p.model.base})
     return metrics
 

@@ -2,60 +2,42 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
 from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form, swapped
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, Positive, Section
-from emotune.core.seeds import key, order
+from emotune.core.seeds import key
 from emotune.models.params import Model
 from emotune.prompts.params import Template
 from emotune.prompts.prompter import Prompter
-from emotune.training.params import Training
+from emotune.training import lora
+from emotune.training.lora import UNLEARNED
+from emotune.training.params import Adapter, Tuning
 
 PARALLEL = True
 # What a history row shows, under the trainer's own names.
 CURVE = ["step", "loss", "eval_loss", "learning_rate", "grad_norm"]
-# The label of a token that no loss is taken of.
-UNLEARNED = -100
 # No reply is learned more often than so in an epoch.
 MAX_REPEATS = 16
 Dialogues = Sequence[Dialogue]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rows = Sequence[Mapping[str, list[int]]]
 
 
-class Lora(Section):
-    rank: Count
-    alpha: Positive
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    rslora: bool
+class Lora(Adapter):
     tags: bool
-    target_modules: Literal["all-linear"] | tuple[str, ...]
-
-    @field_validator("target_modules")
-    @classmethod
-    def _no_embeddings(cls, modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        # TRL's frozen reference copy misses LoRA on embeddings, and PEFT refuses lm_head.
-        refused = {"lm_head", "embed_tokens"} & set(modules if isinstance(modules, tuple) else ())
-        if refused or modules == ():
-            raise ValueError(
-                f"must be all-linear or names of linear layers such as q_proj, v_proj; got {list(modules)}"
-                " (lm_head and embed_tokens are refused: DPO's frozen reference would miss them)"
-            )
-        return modules
 
 
-class Sft(Training):
+class Sft(Tuning):
     loss_on: Literal["replies", "all"]
     neutral_replies: Positive | None
     repeats: Count | None
@@ -105,8 +87,6 @@ def tune(
     token (`all`). How often a reply is learned goes by its emotion (`passes`), and rows without any reply to train on
     are left out. A dialogue longer than the context is cut between turns.
     """
-    from emotune.training import distributed, heads, trainer
-
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context)
     rows, learned, left_out = sft_rows(prompter, train, neutral, p.sft)
     as_they_are = {"neutral_replies": None, "repeats": None, "balance": 0.0, "swapped": False, "tag_dropout": 0.0}
@@ -114,55 +94,8 @@ def tune(
     # Of the train split alone: what it has no reply of is asked of nobody.
     emotions = {turn.emotion for dialogue in train for turn in dialogue.turns}
     tags = prompter.tag_ids(emotions) if p.sft.lora.tags else None
-    sft = _trainer(model, tokenizer, rows, held_out[: trainer.VALIDATION_ROWS], tags, p, folder)
-    heads.score_labelled(sft.model)
-    nothing = {"input_ids": [tokenizer.pad_token_id], "labels": [UNLEARNED]}
-    distributed.share_rows(sft, nothing, mean_over_all_tokens)
-    curve = trainer.train(sft, log)
-    metrics = {
-        "rows": len(rows),
-        "replies_learned": dict(learned),
-        "steps": sft.state.global_step,
-        "trained_tokens": sum(label != UNLEARNED for row in rows for label in row["labels"]),
-        "turns_left_out_too_long": left_out,
-        "trainable_parameters": sum(q.numel() for q in sft.model.parameters() if q.requires_grad),
-        "train_loss": trainer.values(curve, "loss")[-1],
-        "validation_loss": sft.evaluate()["eval_loss"],
-    }
-    return distributed.whole(sft.model), curve, metrics
-
-
-def _trainer(
-    model: Any, tokenizer: Any, rows: Rows, held_out: Rows, tags: list[int] | None, p: Params, folder: Path
-) -> Any:
-    """TRL's trainer of a new adapter, to which the embeddings of the `tags` belong, over rows in training order."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    from emotune.training.trainer import adapter_in_float32, arguments
-
-    in_order = order([len(row["input_ids"]) for row in rows], p.sft.epochs, p.sft.batch_size, p.sft.seed)
-    shared, lora = arguments(p.sft, p.model.dtype, folder, len(in_order)), p.sft.lora
-    with adapter_in_float32(model):
-        return SFTTrainer(
-            model=model,
-            args=SFTConfig(**shared, max_length=p.model.context, packing=False),
-            train_dataset=Dataset.from_list([rows[i] for i in in_order]),
-            eval_dataset=Dataset.from_list(held_out),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                use_rslora=lora.rslora,
-                target_modules=lora.target_modules
-                if lora.target_modules == "all-linear"
-                else list(lora.target_modules),
-                trainable_token_indices=tags,
-                task_type="CAUSAL_LM",
-            ),
-        )
+    tuned, curve, metrics = lora.tune(model, tokenizer, rows, held_out, tags, p.sft, p.model, folder, log)
+    return tuned, curve, metrics | {"replies_learned": dict(learned), "turns_left_out_too_long": left_out}
 
 
 def passes(dialogues: Dialogues, neutral: str, p: Sft) -> dict[str, float]:
@@ -261,13 +194,3 @@ def _row(ids: list[int], of_reply: list[bool], learned: Sequence[bool], others: 
         labels += [token if is_learned else UNLEARNED for token, _ in tokens]
     end = max(at for at, label in enumerate(labels) if label != UNLEARNED) + 1
     return {"input_ids": ids[:end], "labels": labels[:end]}
-
-
-def mean_over_all_tokens(trainer: Any, of_trl: Any, model: Any, inputs: Any, **more: Any) -> Any:
-    """TRL's loss, in validation too the mean over the tokens of all processes."""
-    from emotune.training import distributed
-
-    if model.training:
-        return of_trl(model, inputs, **more)
-    rows, tokens = distributed.sums(trainer, inputs["labels"][:, 1:] != UNLEARNED)
-    return of_trl(model, inputs, num_items_in_batch=tokens) * distributed.validation_weight(trainer, rows)
