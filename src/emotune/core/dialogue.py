@@ -19,6 +19,10 @@ class Turn:
     content: str
     emotion: str
 
+    def message(self) -> dict[str, str]:
+        """What a chat template is given of it."""
+        return {"role": self.role, "content": self.content, "emotion": self.emotion}
+
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:

@@ -107,7 +107,7 @@ def answer(
     in_every_emotion = control(dialogues, prompter.history_turns, p.control_contexts, labels, p.seed)
     questions = [*by_humans, *in_every_emotion]
     histories, requests = requests_of(prompter, questions, p.sampling, p.seed)
-    replies = _replies(model, prompter.tokenizer, requests, p.sampling, log)
+    replies = replies_to(model, prompter.tokenizer, requests, p.sampling, log)
     rows = _rows(questions, histories, replies, emotion_judge, gibberish_judge)
     _add_references(rows, questions, histories, model, prompter)
     return Answers(rows[: len(by_humans)], rows[len(by_humans) :])
@@ -138,7 +138,7 @@ def requests_of(
     return [turns for turns, _, _ in prompts], requests
 
 
-def _replies(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, log: Log) -> list[Reply]:
+def replies_to(model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, log: Log) -> list[Reply]:
     """A reply to each request, sampled by several processes together.
 
     Each of them returns all: a judge rounds differently in another batch.

@@ -23,9 +23,9 @@ def template_text(name: str, special: Sequence[str] = ()) -> str:
 
 
 def messages(turns: Iterable[Turn], system_prompt: str | None) -> list[dict[str, str]]:
-    """Turns as chat messages `{role, content, emotion}`, after the system prompt where there is one."""
+    """Turns as chat messages, after the system prompt where there is one."""
     first = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return first + [{"role": turn.role, "content": turn.content, "emotion": turn.emotion} for turn in turns]
+    return first + [turn.message() for turn in turns]
 
 
 @dataclass(frozen=True, slots=True)
