@@ -62,6 +62,7 @@ def test_each_way_is_asked_the_same_and_stands_in_every_table(
     alone = records.read_metrics(tmp_path / "metrics/evaluate.json")
     assert not {"best_prompt", "zero-shot", "few-shot"} & set(alone)
     assert "best_prompt_to_sft" not in alone["paired"]
+    assert all(evaluated[name] == alone[name] for name in ("baseline", "sft", "dpo", "human"))
 
 
 @pytest.mark.parametrize("examples", ["random", "similar"])

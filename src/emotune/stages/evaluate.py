@@ -105,4 +105,8 @@ def examined(
     held_out, train = (records.read_dialogues(dialogues / f"{name}.jsonl") for name in (p.evaluate.split, "train"))
     exam = fit.exam(held_out, train, matcher, labels, p.history_turns, p.evaluate)
     prompter = Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns)
-    return exam, fit.lifts(loading.load_base(base, p.model), prompter, replies, exam.natural)
+    model = loading.load_base(base, p.model)
+    # Apart from the others: these have the same figures, to the last digit, whether or not there are prompts.
+    told = {name: replies[name] for name in PROMPTED if name in replies}
+    others = {name: rows for name, rows in replies.items() if name not in told}
+    return exam, fit.lifts(model, prompter, others, exam.natural) | fit.lifts(model, prompter, told, exam.natural)
