@@ -143,7 +143,11 @@ def _faq(blocks: Sequence[Block]) -> Iterator[Question]:
 def _headings(blocks: Sequence[Block]) -> Iterator[Question]:
     for heading, body in _sections(blocks):
         answer = _opening(body)
-        if (question := asking(heading.text)) and (question.startswith("How") or _shares(heading.text, answer)):
+        if (
+            body
+            and (question := asking(heading.text))
+            and (question.startswith("How") or _shares(heading.text, answer))
+        ):
             yield from _answered("heading", question, answer, body[0].line)
 
 
@@ -168,7 +172,7 @@ def asking(heading: str) -> str | None:
 def _is_name(text: str) -> bool:
     """Whether a heading or a bold term names something, and is no sentence and no list."""
     says = [word for word in text.lower().split()[1:] if word.endswith("s") and word.removesuffix("s") in VERBS]
-    first = text.lower().split()[0]
+    first = text.lower().split()[0] if text.strip() else "what"
     joins = r"[,;:()/=]|\b(?:is|are|was|were|and|or|as|by|beside|before|than|works|does|not|no|without|with)\b"
     return not says and first not in QUESTION_WORDS and not re.search(joins, text, re.IGNORECASE)
 
@@ -212,8 +216,8 @@ def _sentences(blocks: Sequence[Block]) -> Iterator[Question]:
         parts = sentences(block.text)
         for place, sentence in enumerate(parts):
             more = [part for part in parts[place + 1 : place + 2] if part.startswith(("It ", "They "))]
-            for question in _of_sentence(sentence):
-                yield from _answered(*question, " ".join([sentence, *more]), block.line)
+            for rule, asked in _of_sentence(sentence):
+                yield from _answered(rule, asked, " ".join([sentence, *more]), block.line)
 
 
 def _of_name(named: re.Match[str], line: int) -> Iterator[Question]:
