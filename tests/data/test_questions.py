@@ -128,6 +128,8 @@ def test_a_page_gives_what_people_see_of_it_and_the_chat_s_answers_know_what_was
         ("|why|where|\n|-|-|\n|Is it slow?|see page four|", "table", "Is it slow?", "see page four"),
         ("|name|count|\n|-|-|\n|`a`|12|", None, "", ""),
         ("|a|b|c|\n|-|-|-|\n|`a`|of some words|and more words|", None, "", ""),
+        ("# Install it now", None, "", ""),
+        ("**Why:** the judge is a model of words.", None, "", ""),
         ("Price: ten euros\nColour: dark red", None, "", ""),
     ],
 )

@@ -223,7 +223,7 @@ def _sentences(blocks: Sequence[Block]) -> Iterator[Question]:
 def _of_name(named: re.Match[str], line: int) -> Iterator[Question]:
     """What follows a bold term, or a term of code and a colon."""
     name, rest = named["bold"] or named["code"], named["rest"]
-    if {word.lower() for word in name.split()} & POINTERS or len(name.split()) > 6:
+    if {word.lower() for word in name.split()} & (POINTERS | QUESTION_WORDS) or len(name.split()) > 6:
         return
     has_mark = bool(named["mark"]) or named[0].startswith(f"**{name}:")
     if has_mark and (named["code"] or re.match(r"(?:an?|the)\s", rest, re.IGNORECASE)):
