@@ -1,7 +1,7 @@
 # What the README, .ci/run, the pre-commit hook and the workflow call. `make` alone lists the targets.
 MAKEFLAGS += --silent --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help repro rounds test quick check base bases templates learning-curve
+.PHONY: help repro rounds instruct test quick check base bases templates learning-curve
 
 # dvc.yaml says `python -m emotune.runs.stage ...`: first on the PATH, that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -23,6 +23,14 @@ endif
 rounds: $(installed) ## after repro: a second round of dpo on pairs of the dpo model, and whether it raised control
 	cp rounds/stages.yaml rounds/dvc.yaml
 	.venv/bin/dvc repro rounds/dvc.yaml
+
+instruct: $(installed) ## the instruction pipeline, instruct/dvc.yaml: prompting beside training; PROFILE=name MODEL=path too
+ifneq ($(PROFILE)$(MODEL),)
+	cd instruct && ../.venv/bin/emotune profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)")
+endif
+	.venv/bin/dvc repro instruct/dvc.yaml
+	cd instruct && ../.venv/bin/emotune mirror || true
+	cd instruct && ../.venv/bin/emotune report
 
 test: $(installed) ## run the tests, side by side on up to four cores
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

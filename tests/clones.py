@@ -102,11 +102,11 @@ class Clone:
 def project(folder: Path) -> Clone:
     """The project's files as they are now in a new repository, with tiny params, committed.
 
-    But for another round, whose outs no clone has: `make rounds` adds it where it runs.
+    But for another round and the instruction pipeline, whose outs no clone has.
     """
     tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file() and not name.startswith("rounds/dvc."):
+        if name and (ROOT / name).is_file() and not name.startswith(("rounds/dvc.", "instruct/dvc.")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     write_params(folder, TINY)

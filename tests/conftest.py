@@ -191,10 +191,10 @@ TINY: dict[str, Any] = {
 }
 
 
-def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
-    """The repository's params.yaml with the values of some dotted keys changed, in a folder; comments stay."""
+def write_params(folder: Path, changes: Mapping[str, Any], pipeline: str = ".") -> None:
+    """A pipeline's params.yaml with the values of some dotted keys changed, in a folder; comments stay."""
     yaml = YAML()
-    content = yaml.load((ROOT / "params.yaml").read_text("utf-8"))
+    content = yaml.load((ROOT / pipeline / "params.yaml").read_text("utf-8"))
     for key, value in changes.items():
         *path, last = key.split(".")
         section = reduce(getitem, path, content)
@@ -231,7 +231,8 @@ def run_stage(stage: str, folder: Path, stages: Mapping[str, Any] = STAGES) -> N
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
         patch.setenv("EMOTUNE_TRACKING", "off")
-        run(importlib.import_module(f"emotune.stages.{stage}"), params.parse(), paths, Cost(stage))
+        module = stages[stage]["cmd"].split()[2]
+        run(importlib.import_module(f"emotune.stages.{module}"), params.whole(params.PARAMS), paths, Cost(stage))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -20,18 +20,29 @@ from test_rooms import FLOORS, PACKAGE, imported
 from conftest import ROOT
 from emotune.core.contract import Dep, MaybeDep
 from emotune.core.sections import Section, names
-from emotune.runs.params import Params
+from emotune.runs.params import Instructions, Params
 from emotune.runs.stage import flags
 from emotune.stages import dpo, sft
+from emotune.stages.instruct import compare
+from emotune.stages.instruct import sft as instruct_sft
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
 # Another round has a pipeline of its own, of the same stage files: its stages are rounds/NAME here.
 ROUNDS = YAML(typ="safe").load((ROOT / "rounds/stages.yaml").read_text("utf-8"))["stages"]
-STAGES = PIPELINE["stages"] | {f"rounds/{name}": stage for name, stage in ROUNDS.items()}
+# The instruction pipeline has a folder, params and stage files of its own; what lies outside of it is `../` there.
+INSTRUCT = YAML(typ="safe").load((ROOT / "instruct/dvc.yaml").read_text("utf-8"))["stages"]
+STAGES = (
+    PIPELINE["stages"]
+    | {f"rounds/{name}": stage for name, stage in ROUNDS.items()}
+    | {
+        f"instruct/{name}": stage | {"deps": [dep.removeprefix("../") for dep in stage["deps"]]}
+        for name, stage in INSTRUCT.items()
+    }
+)
 # A stage's plots are of one file each, those below the stages of columns of any.
 PLOTS = [plot for named in PIPELINE["plots"] for plot in named.values()] + [
-    plot | {"y": {path: plot["y"]}}
-    for stage in STAGES.values()
+    plot | {"y": {f"instruct/{path}" if name.startswith("instruct/") else path: plot["y"]}}
+    for name, stage in STAGES.items()
     for named in stage.get("plots", [])
     for path, plot in named.items()
 ]
@@ -56,16 +67,25 @@ def closure(module: Path) -> set[Path]:
 
 
 def file_of(stage: str) -> Path:
-    return PACKAGE / "stages" / f"{Path(stage).name}.py"
+    own = PACKAGE / "stages" / f"{stage}.py"
+    return own if own.exists() else own.parents[1] / own.name
+
+
+def module_of(stage: str) -> str:
+    return ".".join(file_of(stage).relative_to(PACKAGE / "stages").with_suffix("").parts)
 
 
 def main_of(stage: str) -> Any:
-    return importlib.import_module(f"emotune.stages.{file_of(stage).stem}").main
+    return importlib.import_module(f"emotune.stages.{module_of(stage)}").main
 
 
 def params_of(stage: str) -> type[Section]:
-    kind: type[Section] = importlib.import_module(f"emotune.stages.{file_of(stage).stem}").Params
+    kind: type[Section] = importlib.import_module(f"emotune.stages.{module_of(stage)}").Params
     return kind
+
+
+def whole_of(stage: str) -> type[Section]:
+    return Instructions if stage.startswith("instruct/") else Params
 
 
 def code_of(stage: str) -> list[Path]:
@@ -80,7 +100,7 @@ def flags_of(stage: str) -> dict[str, str]:
 
 
 def paths_in(stage: dict) -> set[str]:
-    return {word for word in stage["cmd"].split() if "/" in word}
+    return {word for word in stage["cmd"].split()[2:] if "/" in word}
 
 
 def names_of(entries: list) -> set[str]:
@@ -97,14 +117,13 @@ def stage(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_stage_runs_the_file_of_its_name(stage: str) -> None:
-    assert STAGES[stage]["cmd"].startswith(f"sh stage {file_of(stage).stem} ")
+    starter = "../stage" if stage.startswith("instruct/") else "stage"
+    assert STAGES[stage]["cmd"].startswith(f"sh {starter} {module_of(stage)} ")
     assert file_of(stage).exists()
 
 
 def test_every_stage_file_is_a_stage() -> None:
-    assert {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"} == {
-        file_of(stage).stem for stage in STAGES
-    }
+    assert set((PACKAGE / "stages").rglob("[!_]*.py")) == {file_of(stage) for stage in STAGES}
 
 
 def test_a_command_has_a_flag_for_each_path_that_the_stage_reads_or_writes(stage: str) -> None:
@@ -133,19 +152,21 @@ def test_no_stage_depends_on_what_knows_of_dvc_git_or_mlflow(stage: str) -> None
 
 
 def test_the_params_a_stage_depends_on_are_those_it_declares(stage: str) -> None:
-    assert sorted(STAGES[stage]["params"]) == sorted(names(params_of(stage), Params))
+    assert sorted(STAGES[stage]["params"]) == sorted(names(params_of(stage), whole_of(stage)))
 
 
 def test_the_params_a_stage_declares_are_read(stage: str) -> None:
-    text = "".join(path.read_text("utf-8") for path in sorted((PACKAGE / "stages").glob(file_of(stage).name)))
-    for name in names(params_of(stage), Params):
+    text = file_of(stage).read_text("utf-8")
+    for name in names(params_of(stage), whole_of(stage)):
         assert re.search(rf"\bp\.{re.escape(name)}\b", text), f"{name} is declared and not read"
 
 
 def test_every_section_is_used() -> None:
     content = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))
-    by_stages = {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
+    by_stages = {name.split(".")[0] for stage in PIPELINE["stages"].values() for name in stage["params"]}
     assert by_stages == set(content) - FACES.keys()
+    of_instructions = YAML(typ="safe").load((ROOT / "instruct/params.yaml").read_text("utf-8"))
+    assert {name.split(".")[0] for stage in INSTRUCT.values() for name in stage["params"]} == set(of_instructions)
     for section, room in FACES.items():
         text = "".join(path.read_text("utf-8") for path in (PACKAGE / room).glob("*.py"))
         assert re.search(rf"\bp\.{section}\b", text), f"{room} reads no {section}"
@@ -183,8 +204,12 @@ def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None
         "metrics/dpo_history.csv": tuple(dpo.CURVE),
         "metrics/rounds/dpo_history.csv": tuple(dpo.CURVE),
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),
+        "instruct/metrics/sft_history.csv": tuple(instruct_sft.HISTORY),
+        "instruct/metrics/learning_curve.csv": tuple(instruct_sft.CURVE),
+        "instruct/metrics/comparison.csv": tuple(compare.TABLE),
     } | {f"metrics/confusion/{model}.csv": ("emotion", "judged") for model in ("baseline", "sft", "dpo")}
-    assert set(columns) <= {path for stage in STAGES.values() for path in outs_of(stage)}
+    outs = {path for stage in STAGES.values() for path in outs_of(stage)}
+    assert {path.removeprefix("instruct/") for path in columns} <= outs
     with (ROOT / LEARNING_CURVE).open(encoding="utf-8", newline="") as file:
         columns[LEARNING_CURVE] = tuple(csv.DictReader(file).fieldnames or ())
     shown = []
@@ -224,7 +249,7 @@ def test_core_data_and_the_rules_of_preference_import_nothing_heavy() -> None:
     modules += [path.relative_to(PACKAGE.parent) for path in PACKAGE.glob("*/params.py")]
     names = [".".join(path.with_suffix("").parts) for path in modules]
     names += [f"emotune.preferences.{name}" for name in ("reward", "selection")]
-    names += [f"emotune.stages.{file_of(stage).stem}" for stage in STAGES]
+    names += [f"emotune.stages.{module_of(stage)}" for stage in STAGES]
     code = f"import sys; [__import__(name) for name in {names}]; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     heavy = {"torch", "transformers", "trl", "peft", "mlflow", "dvc", "datasets", "sklearn", "pandas", "numpy"}
@@ -233,7 +258,7 @@ def test_core_data_and_the_rules_of_preference_import_nothing_heavy() -> None:
 
 def test_a_stage_never_imports_a_stage(stage: str) -> None:
     own = file_of(stage)
-    assert {path for path in closure(own) if path.parent.name == "stages"} == {own}
+    assert {path for path in closure(own) if path.is_relative_to(PACKAGE / "stages")} == {own}
 
 
 def test_another_round_has_the_paths_and_the_params_of_the_root_by_dvc_s_own_reading(tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def test_outs_that_the_remote_has_make_nothing_stale(repository: Path, capsys: p
     run(repository, "dvc", "push")
     without_data(repository)
     assert cli.main(["current"]) == 0
-    assert capsys.readouterr().out == "dvc.lock is current; outs not in the workspace, 2 in the remote: dvc pull\n"
+    told = "dvc.lock is current; outs not in the workspace, 2 in the remote: dvc pull dvc.yaml\n"
+    assert capsys.readouterr().out == told
     assert not (repository / ".dvc/cache/files").exists()  # looked for, not fetched
     run(repository, "dvc", "pull")
     assert "Data and pipelines are up to date." in run(repository, "dvc", "repro")

@@ -63,9 +63,9 @@ def current(clone: Clone) -> str:
 
 
 def test_a_second_clone_pulls_and_reproduces_nothing(second: Clone, pipeline: Pipeline) -> None:
-    told = f"dvc.lock is current; outs not in the workspace, {len(CACHED)} in the remote: dvc pull"
+    told = f"dvc.lock is current; outs not in the workspace, {len(CACHED)} in the remote: dvc pull dvc.yaml"
     assert current(second) == told
-    second("dvc", "pull")
+    second("dvc", "pull", "dvc.yaml")
     assert "Data and pipelines are up to date." in second("dvc", "status")
     output = second("dvc", "repro")
     assert second.ran(output) == []

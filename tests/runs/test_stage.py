@@ -89,7 +89,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, package = tmp_path_factory.mktemp("toys"), ROOT / "src" / "emotune"
     stages = source / "emotune" / "stages"
     stages.mkdir(parents=True)
-    for path in [*package.iterdir(), *(package / "stages").glob("*.py")]:
+    for path in [*package.iterdir(), *(package / "stages").iterdir()]:
         if path.name not in ("stages", "__pycache__"):
             (source / "emotune" / path.relative_to(package)).symlink_to(path)
     (stages / "two_words.py").write_text(TOYS + TWO_WORDS)

@@ -19,7 +19,7 @@ from emotune.faces.profiles import apply, pinned_data, pinned_model, profiles, r
 from emotune.models import pins
 from emotune.preferences import journal
 from emotune.runs import link, lock, mirror, tables, tracking
-from emotune.runs.params import PARAMS, parse
+from emotune.runs.params import PARAMS, Instructions, kind_of, parse
 from emotune.studies import plan, queue
 
 PROFILES = Path("profiles")
@@ -87,6 +87,8 @@ def _profile(chosen: argparse.Namespace) -> None:
     overlays: dict[str, Mapping[str, Any]] = {}
     if chosen.name:
         overlays[f"{PROFILES / chosen.name}.yaml"] = read_profile(PROFILES, chosen.name)
+    if chosen.data and kind_of(PARAMS) is Instructions:
+        raise InputError("profile: --data is of dialogues; rows of instructions are named in `rows` of params.yaml")
     if chosen.data:
         pinned, said = pinned_data(chosen.data, PARAMS)
         overlays["--data"] = {"data": pinned}
@@ -120,7 +122,9 @@ def _report(chosen: argparse.Namespace) -> int:
         return _page(chosen)
     if chosen.readme or chosen.check:
         return _readme(chosen)
-    print(report.text(METRICS, processes.work(COSTS), tables.stages(Path("dvc.yaml")), lock.doubts(Path())))
+    # In the folder of another pipeline, that pipeline's.
+    told = report.instructions if kind_of(PARAMS) is Instructions else report.text
+    print(told(METRICS, processes.work(COSTS), tables.stages(Path("dvc.yaml")), lock.doubts(Path())))
     return 0
 
 
@@ -311,7 +315,7 @@ def _current(chosen: argparse.Namespace) -> int:
         only_lost = "dvc.lock agrees with the files here, and data that it names are nowhere to be had:"
         print("dvc.lock is not current:" if locked.differs else only_lost, *reasons, sep="\n  ")
         return 1
-    brings = {lock.IN_CACHE: "dvc checkout", lock.IN_REMOTE: "dvc pull"}
+    brings = {lock.IN_CACHE: "dvc checkout", lock.IN_REMOTE: "dvc pull dvc.yaml"}
     counts = {place: len(locked.outs[place]) for place in brings}
     absent = [f"{n} in the {place}: {brings[place]}" for place, n in counts.items() if n]
     print("dvc.lock is current" + (f"; outs not in the workspace, {', '.join(absent)}" if absent else ""))

@@ -15,7 +15,7 @@ from emotune.core import nested, records
 from emotune.core.errors import InputError
 from emotune.core.sections import check, read_yaml
 from emotune.models import pins
-from emotune.runs.params import Params, parse
+from emotune.runs.params import Params, kind_of, whole
 
 
 def profiles(folder: Path) -> dict[str, str]:
@@ -77,11 +77,11 @@ def apply(path: Path, overlays: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Returns a line `key: old -> new` for each value that changed. The result is checked as a whole before anything is
     written, so a bad overlay changes nothing, and one may mend what was bad.
     """
-    whole = reduce(nested.overlaid, overlays.values(), read_yaml(path))
+    changed = reduce(nested.overlaid, overlays.values(), read_yaml(path))
     try:
-        check(Params, whole, " + ".join([str(path), *overlays]))
+        check(kind_of(path), changed, " + ".join([str(path), *overlays]))
     except InputError:
-        parse(path)  # What was wrong before is no fault of an overlay.
+        whole(path)  # What was wrong before is no fault of an overlay.
         raise
     yaml = YAML()
     yaml.width = 1000

@@ -8,6 +8,7 @@ from typing import Any
 
 from emotune.core import records
 from emotune.core.errors import InputError
+from emotune.runs import instruction_tables
 from emotune.runs.tables import (
     INTERVAL,
     Table,
@@ -78,6 +79,21 @@ def _models(evaluated: Mapping[str, Any]) -> Table:
     return [list(row) for row in zip(*comparison(evaluated, interval), strict=True)]
 
 
+def instructions(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapping[str, str]) -> str:
+    """The report of the instruction pipeline: prompting beside training, by task, and what ever more rows taught."""
+    told = [
+        ("Held-out outputs [95 % interval]; published: another model, other data", instruction_tables.models(metrics)),
+        ("Difference [95 % interval], paired over the same rows", instruction_tables.steps(metrics)),
+        ("By task", instruction_tables.tasks(metrics)),
+        ("Learning curve", instruction_tables.curve(metrics)),
+    ]
+    stale = f" {STALE}" if doubts else ""
+    paragraphs = [f"{head}{stale}\n{aligned(table)}" for head, table in told]
+    if spent := spending(costs, [f"instruct/{stage}" for stage in stages]):
+        paragraphs.append(f"Last run of each stage, and its peak memory\n{aligned(spent)}")
+    return "\n\n".join([*(f"{stage}: {why}" for stage, why in doubts.items()), *paragraphs])
+
+
 def spending(costs: Path, stages: Sequence[str]) -> Table:
     """A row a stage that ran here, and one with the seconds of all; no row where none did."""
     last = last_costs(costs, stages)
@@ -142,7 +158,8 @@ def filled(pages: Mapping[str, str], metrics: Path, results: Path) -> dict[str, 
 
     BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs, RUN-judges, RUN-replies or
     RUN-answers (some of what dpo said); the run `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or
-    it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or study-NAME, from
+    it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or instruct (the models
+    of the instruction pipeline), instruct-steps, instruct-tasks or instruct-curve; or study-NAME, from
     experiments/NAME.yaml and metrics/studies/NAME.csv. A page may have no block, but not every page. InputError names a
     block that is not closed or that no metrics belong to.
     """
@@ -169,6 +186,11 @@ def _content(block: str, metrics: Path, results: Path, name: str) -> str:
         from emotune.studies import findings  # with numpy: a second
 
         return findings.block(block.removeprefix("study-"), metrics, Path("experiments"))
+    if block in instruction_tables.BLOCKS:
+        folder = metrics.parent / "instruct/metrics"
+        # They belong to a run that not everybody makes.
+        has_run = (folder / "compare.json").is_file()
+        return markdown(instruction_tables.BLOCKS[block](folder)) if has_run else "Not run yet: `make instruct`."
     if block in OF_BENCHMARKS:
         return markdown(OF_BENCHMARKS[block](results))
     for suffix, table in OF_REPLIES.items():

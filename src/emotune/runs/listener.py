@@ -157,8 +157,10 @@ def _entry(stage: str) -> Mapping[str, Any]:
     from dvc.repo import Repo
     from dvc.stage.serialize import to_single_stage_lockfile
 
+    # DVC names it by the way to its dvc.yaml from where `dvc` was called, and it runs where that file lies.
+    path, _, name = stage.rpartition(":")
     with Repo() as repo:
-        ended = repo.stage.get_target(stage)
+        ended = repo.stage.get_target(stage if Path(path).is_file() else name)
         ended.save(run_cache=False)
         entry: Mapping[str, Any] = to_single_stage_lockfile(ended)
     return entry

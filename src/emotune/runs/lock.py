@@ -188,7 +188,7 @@ def _of_entry(
         path = dep["path"]
         if path in written and dep.get("md5") != written[path][1]:
             yield f"dep {path} is not what {written[path][0]} left there"
-        elif path.startswith("src/") and dep.get("md5") != _md5_of(root / path):
+        elif path.removeprefix("../").startswith("src/") and dep.get("md5") != _md5_of(root / path):
             yield f"dep {path} is not that of dvc.lock"
     for out in entry.get("outs", []):
         if out["path"] in shown and out.get("md5") != _md5_of(root / out["path"]):

@@ -1,6 +1,7 @@
-"""The whole of params.yaml: every section stands in the room that uses it, and here they come together.
+"""The whole of a params.yaml: every section stands in the room that uses it, and here they come together.
 
-`publish` alone is here: no stage reads it, and the room that does lies above this one.
+That of the root is the emotion pipeline's, that of instruct/ the instruction pipeline's. `publish` alone is here: no
+stage reads it, and the room that does lies above this one.
 """
 
 from pathlib import Path
@@ -9,17 +10,21 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from emotune.core.sections import Count, Section, check, read_yaml
+from emotune.data.instruction_params import Rows
 from emotune.data.params import Data
-from emotune.evaluation.params import Evaluate
+from emotune.evaluation.params import Evaluate, Outputs
 from emotune.generation.params import Generation
 from emotune.judges.params import Judges
 from emotune.models import pins
 from emotune.models.params import Model, Pretrain
 from emotune.preferences.params import Prefs, Reward
-from emotune.prompts.params import Template
+from emotune.prompts.params import Format, Template
 from emotune.stages.baseline import Baseline
 from emotune.stages.dpo import Dpo
+from emotune.stages.instruct import sft as instruct
+from emotune.stages.instruct.questions import Questions
 from emotune.stages.sft import Sft
+from emotune.training.params import Training
 
 PARAMS = Path("params.yaml")
 Repository = Annotated[str, Field(pattern=r"^\w[\w.-]{0,90}(@\w[\w./-]*)?$")]
@@ -45,13 +50,24 @@ class Publish(Section):
         return self
 
 
-class Params(Section):
-    """The whole of params.yaml; a section is what a stage of dvc.yaml can depend on."""
+class Whole(Section):
+    """All of a params.yaml, of whichever pipeline."""
+
+    model: Model
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether it may need bitsandbytes: for 4-bit weights, which a named base may bring, or an 8-bit optimizer."""
+        optimizers = {value.optimizer for _, value in self if isinstance(value, Training)}
+        return self.model.base not in pins.OWN or self.model.quantization != "none" or optimizers != {"adamw_torch"}
+
+
+class Params(Whole):
+    """The whole of the root's; a section is what a stage of dvc.yaml can depend on."""
 
     data: Data
     history_turns: Count
     system_prompt: str | None
-    model: Model
     pretrain: Pretrain
     judges: Judges
     evaluate: Evaluate
@@ -63,12 +79,6 @@ class Params(Section):
     dpo: Dpo
     publish: Publish
     reward: Reward
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether it may need bitsandbytes: for 4-bit weights, which a named base may bring, or an 8-bit optimizer."""
-        optimizers = {self.sft.optimizer, self.dpo.optimizer}
-        return self.model.base not in pins.OWN or self.model.quantization != "none" or optimizers != {"adamw_torch"}
 
     @model_validator(mode="after")
     def _two_judges(self) -> Self:
@@ -101,6 +111,30 @@ class Params(Section):
         return self
 
 
+class Instructions(Whole):
+    """The whole of instruct/params.yaml."""
+
+    questions: Questions
+    rows: Rows
+    system_prompt: str | None
+    format: Format
+    shots: Count
+    evaluate: Outputs
+    sft: instruct.Sft
+
+
+def kind_of(path: Path) -> type[Whole]:
+    """Which params these are, by the sections that they have most of; the root's where there is no such file."""
+    content = read_yaml(path) if path.is_file() else {}
+    kinds: tuple[type[Whole], ...] = (Params, Instructions)
+    return max(kinds, key=lambda kind: len(kind.model_fields.keys() & content.keys()))
+
+
+def whole(path: Path) -> Whole:
+    """All of a params.yaml, of whichever pipeline, checked."""
+    return check(kind_of(path), read_yaml(path), str(path))
+
+
 def parse(path: Path = PARAMS) -> Params:
-    """All of a params.yaml, checked."""
+    """All of the root's params.yaml, checked."""
     return check(Params, read_yaml(path), str(path))

@@ -1,5 +1,6 @@
 """How a stage starts and ends: `python -m emotune.runs.stage NAME --dialogues data/dialogues ...`, for dvc.yaml.
 
+A stage of another pipeline is named with its folder, `instruct.sft`, and reads the params.yaml beside that dvc.yaml.
 Flags come from the signature of the stage's `main`, params from its `Params`. Its metrics are written here, the tracker
 is told here, what it cost is noted here; what fails is one message and exit code 2. No stage imports any of it.
 """
@@ -41,12 +42,14 @@ def start(arguments: Sequence[str]) -> None:
     EMOTUNE_LAUNCH; any other runs as one process whatever it says.
     """
     stage, paths = _parsed(arguments)
-    name, parallel = stage.__name__.rpartition(".")[2], getattr(stage, "PARALLEL", False)
-    of_another = paths["metrics"].parent.parent == HEADLINE.parent
-    cost = Cost(f"{paths['metrics'].parent.name}/{name}" if of_another else name)
+    *pipeline, name = _names(stage)
+    parallel = getattr(stage, "PARALLEL", False)
+    if paths["metrics"].parent.parent == HEADLINE.parent:
+        pipeline = [paths["metrics"].parent.name]
+    cost = Cost("/".join([*pipeline, name]))
     try:
         # Before anything imports what takes seconds.
-        whole = params.parse()
+        whole = params.whole(params.PARAMS)
         if parallel and launchers.is_wanted():
             sys.exit(launchers.launch(name, cost))
         _prepare(name, parallel)
@@ -71,7 +74,12 @@ def start(arguments: Sequence[str]) -> None:
         processes.distributed().destroy_process_group()
 
 
-def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost: Cost) -> None:
+def _names(stage: ModuleType) -> list[str]:
+    """A stage's name, behind that of its pipeline where this is not the root's: [instruct, sft]."""
+    return stage.__name__.removeprefix("emotune.stages.").split(".")
+
+
+def run(stage: ModuleType, whole: params.Whole, paths: Mapping[str, Path], cost: Cost) -> None:
     """A stage's `main` in this process, with the part of params that it declares; its metrics go to `paths["metrics"]`.
 
     They are written before a Refusal goes on, which says what is wrong with them.
@@ -80,7 +88,7 @@ def run(stage: ModuleType, whole: params.Params, paths: Mapping[str, Path], cost
     kinds = get_type_hints(stage.main, include_extras=True)
     deps = [flag for flag, kind in kinds.items() if kind in (Dep, MaybeDep) and flag in paths]
     inputs = records.digests(**{flag: paths[flag] for flag in deps})
-    name = stage.__name__.rpartition(".")[2]
+    name = _names(stage)[-1]
     if "DVC_STAGE" in os.environ and processes.first() and paths["metrics"].parent == HEADLINE.parent:
         HEADLINE.unlink(missing_ok=True)
     with tracking.run(name, p.model_dump(mode="json"), inputs, _data_sets(stage, p, paths)) as tracked:
@@ -117,7 +125,8 @@ def flags(main: Any) -> list[str]:
 
 def _parsed(arguments: Sequence[str]) -> tuple[ModuleType, dict[str, Path]]:
     """The stage's module, and its paths by the names of its parameters."""
-    names = sorted(path.stem for path in STAGES.glob("[!_]*.py"))
+    files = (path.relative_to(STAGES) for path in STAGES.rglob("[!_]*.py"))
+    names = sorted(".".join(path.with_suffix("").parts) for path in files)
     parser = argparse.ArgumentParser(prog="python -m emotune.runs.stage")
     parser.add_argument("stage", choices=names)
     stage = importlib.import_module(f"emotune.stages.{parser.parse_args(arguments[:1]).stage}")
@@ -136,7 +145,8 @@ def take_code_of_this_workspace() -> None:
     DVC runs a queued experiment in a copy of the repository and hashes the code there; an editable install imports the
     repository's own, which may have been edited since.
     """
-    here = Path("src").absolute()
+    # A pipeline in a folder of its own runs there.
+    here = next((path for path in (Path("src").absolute(), Path("..", "src").resolve()) if path.is_dir()), Path("src"))
     is_other = (here / "emotune").is_dir() and not (here / "emotune").samefile(STAGES.parent)
     if is_other and str(here) not in sys.path:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
