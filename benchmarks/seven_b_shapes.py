@@ -82,7 +82,9 @@ def apart(name: str, layers: int, chosen: argparse.Namespace) -> dict[str, dict[
         batch = {"sft.batch_size": chosen.rows, "dpo.batch_size": chosen.rows}
         p = profile(PROFILES[name], batch | {"model.context": chosen.context})
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return process.submit(steps, model, p, Path(folder, "work")).result()
+            found = process.submit(steps, model, p, Path(folder, "work")).result()
+    print(name, layers, "layers", found, flush=True)
+    return found
 
 
 def profile(name: str, changes: Mapping[str, Any]) -> Any:

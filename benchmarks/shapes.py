@@ -110,18 +110,19 @@ SHORT = {
     "data.source": "embedded",
     "data.dialogues": 200,
     "evaluate.prompts": 7,
-    "evaluate.control_contexts": 2,
+    "evaluate.control_contexts": 1,
+    "evaluate.sampling.max_new_tokens": 8,
     "evaluate.resamples": 100,
-    "sft.epochs": 0.2,
+    "sft.epochs": 0.1,
     "prefs.prompts": 7,
     "prefs.attempts": 1,
     "prefs.target_score_range": 0.01,
     "prefs.min_chosen_score": -100.0,
     "prefs.min_clean_confidence": 0.0,
     # Where no judge finds an emotion in what they say, people's replies are preferred to it.
-    "prefs.human_fill": 2,
+    "prefs.human_fill": 1,
     "dpo.epochs": 1,
-    "dpo.control_contexts": 1,
+    "dpo.control_contexts": 0,
 }
 # What a tokenizer is taught beside what it always has: letters, and words of a few dialogues.
 TAUGHT = 2000

@@ -29,7 +29,7 @@ import gpu
 import scratch
 import shapes
 
-# Smaller in width and depth alone: heads are as many, and share keys as they do.
+# Narrower than they are, with as many heads, which share keys as theirs do.
 SMALLER: dict[str, dict[str, int]] = {
     "llama2-7b": {"hidden_size": 128, "intermediate_size": 192},
     "gemma-7b": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 8},
@@ -109,20 +109,20 @@ def tune(p: Params, base: Path, dialogues: list[Dialogue], folder: Path) -> Any:
 def test_smol_tunes_samples_and_aligns_models_of_its_kinds(
     built: Path, dialogues: list[Dialogue], tmp_path: Path
 ) -> None:
-    p, base = profile("smol"), built
-    tune(p, base, dialogues, tmp_path)
+    p = profile("smol")
+    tune(p, built, dialogues, tmp_path)
     turns = dialogues[0].turns
     # In the model's own template, as the baseline is asked, and in ours, as sft is.
     for template in (None, p.template):
-        tokenizer = loading.load_tokenizer(base, template)
+        tokenizer = loading.load_tokenizer(built, template)
         ids = Prompter(tokenizer, None, 256).ids(turns[:1], "sadness")
         sampling = Sampling.model_validate(p.evaluate.sampling.model_dump() | {"temperature": 0, "max_new_tokens": 6})
-        model = loading.load_base(base, p.model)
+        model = loading.load_base(built, p.model)
         [[reply]] = replies(model, tokenizer, [Request(tuple(ids), (7,))], sampling)
         greedy = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)[0, len(ids) :]
         written = tokenizer.decode([i for i in greedy.tolist() if i not in model.generation_config.eos_token_id])
         assert reply.text == " ".join(written.split())
-    policy = loading.load_adapter(loading.load_base(base, p.model), tmp_path / "sft", trainable=True)
+    policy = loading.load_adapter(loading.load_base(built, p.model), tmp_path / "sft", trainable=True)
     short = changed(p.dpo, control_contexts=0, checkpoints=0)
     own = dpo.Params.model_construct(model=p.model, system_prompt=None, dpo=short)
     pairs = [pair(number) for number in range(8)]
