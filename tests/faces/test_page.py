@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_report import LABELS, write_lock, write_metrics
 
+from conftest import voted
 from emotune.core import records
 from emotune.faces import charts, cli
 
@@ -340,6 +341,15 @@ def test_options_that_make_no_page_are_refused(here, capsys, options, message):
     assert message in capsys.readouterr().err
     assert Path("params.yaml").read_bytes() == before
     assert not Path("a.html").exists()
+
+
+def test_people_s_votes_stand_beside_the_judges_where_there_are_any(here):
+    assert "<h3>People</h3>" not in written()
+    records.write_metrics(Path("metrics/votes.json"), voted())
+    judges = section(written(), "judges")
+    assert "votes 10, voters 2, questions 6" in judges
+    assert cells(judges, "dpo to sft") == [["10"], ["0.750", "[0.400,", "0.900]"], ["6"], ["2"], ["1"], ["1"]]
+    assert cells(judges, "evaluating judge")[1:] == [["7"], ["1"]]
 
 
 def test_before_the_pipeline_ran_there_is_no_page(here, capsys):

@@ -106,7 +106,7 @@ def test_a_pair_is_what_most_voters_prefer_and_none_where_they_are_as_many() -> 
     assert len(preferences([ann, eve, bob, vote("both bad", voter="zoe")])) == 1
 
 
-def test_a_prompt_is_what_a_model_is_asked_and_one_that_leaves_no_room_is_passed_over(tokenizer: Any) -> None:
+def test_a_prompt_is_what_a_model_is_asked_and_no_room_or_nothing_said_is_passed_over(tokenizer: Any) -> None:
     from emotune.prompts.prompter import Prompter
 
     [row] = votes.rows(preferences([vote("right")]), Prompter(tokenizer, None, 256))
@@ -115,3 +115,5 @@ def test_a_prompt_is_what_a_model_is_asked_and_one_that_leaves_no_room_is_passed
     assert row["history"] == [{"role": "user", "content": "We won!", "emotion": "happiness"}]
     assert (row["dialogue"], row["emotion"], row["chosen"], row["rejected"]) == ("d1", "fear", "I am afraid.", "Oh no.")
     assert votes.rows(preferences([vote("right")]), Prompter(tokenizer, None, 16)) == []
+    empty = {"left": {"model": "sft", "adapter": SFT, "reply": ""}}
+    assert votes.rows(preferences([vote("right", **empty)]), Prompter(tokenizer, None, 256)) == []

@@ -106,7 +106,7 @@ def test_people_s_pairs_alone_are_rows_like_others_and_no_model_is_asked(folder:
     ]
     assert {row["source"] for row in rows} == {"votes"}
     measured = records.read_metrics(folder / "metrics/prefs.json")
-    assert measured["votes"] == {"votes": 3, "questions": 3, "preferred": 2, "too_long": 0, "pairs": 2}
+    assert measured["votes"] == {"votes": 3, "questions": 3, "preferred": 2, "unfit": 0, "pairs": 2}
     assert (measured["pairs"], measured["prompts"], measured["attempts_total"]) == (2, 2, 0)
     assert measured["pairs_per_emotion"] == {label: int(label in LABELS[:2]) for label in LABELS}
     with closing(sqlite3.connect(folder / ".work/journal.sqlite")) as journal:

@@ -26,6 +26,8 @@ PROFILES = Path("profiles")
 LOCK = Path("dvc.lock")
 METRICS = Path("metrics")
 MODELS = Path("models")
+DIALOGUES = Path("data/dialogues")
+VOTES = Path("data/votes")
 COSTS = "costs.jsonl"  # under .work
 
 PARSER = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
@@ -257,15 +259,61 @@ def _chat(chosen: argparse.Namespace) -> None:
 
 
 @_command(
-    "a web page: baseline, sft and dpo side by side",
+    "a web page: baseline, sft and dpo side by side, or two replies without names to vote on",
     _argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given"),
     _argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one"),
+    _argument("--blind", action="store_true", help=f"two replies, no names: votes go to {VOTES}/VOTER.jsonl"),
+    _argument(
+        "--models",
+        nargs="+",
+        choices=tuple(lock.MAKERS),
+        help="with --blind: whose replies; sft and dpo where not given; one twice for two candidates of it",
+    ),
 )
 def _compare(chosen: argparse.Namespace) -> None:
     p = parse(PARAMS)
-    from emotune.faces import compare  # with torch: seconds
+    models = chosen.models or ["sft", "dpo"]
+    if chosen.models and not chosen.blind:
+        raise InputError("compare: --models says whose replies are voted on, so it needs --blind")
+    if len(models) < 2:
+        raise InputError(f"compare: --models takes two or more, got {models[0]}; twice is two candidates of it")
+    doubts = lock.doubts(Path())
+    if chosen.blind:
+        from emotune.faces import blind  # with torch: seconds
 
-    compare.run(MODELS, p, chosen.host, chosen.port, lock.doubts(Path()))
+        blind.run(MODELS, p, chosen.host, chosen.port, models, DIALOGUES, VOTES, doubts)
+        return
+    from emotune.faces import compare
+
+    compare.run(MODELS, p, chosen.host, chosen.port, doubts)
+
+
+@_command(
+    "what people's votes say: whose replies they prefer, whether they agree, and whether the judge is right",
+    _argument("path", nargs="?", type=Path, default=VOTES, help=f"a file or folder of votes; {VOTES} where not given"),
+    _argument("--pairs", type=Path, metavar="FILE", help="write the pairs that they make to a JSONL instead"),
+)
+def _votes(chosen: argparse.Namespace) -> None:
+    p = parse(PARAMS)
+    from emotune.faces import votes  # with numpy and scikit-learn
+
+    if chosen.pairs:
+        from emotune.faces.chat import located
+        from emotune.models import loading  # with torch: seconds
+
+        tokenizer = loading.load_tokenizer(located(MODELS, "sft"), None)
+        count = votes.write_pairs(chosen.pairs, chosen.path, tokenizer, p)
+        print(f"{count} pairs, for reward_model.pairs: {chosen.pairs}@{records.sha256(chosen.pairs)}")
+        return
+    measured = votes.measured(chosen.path, MODELS, p)
+    records.write_metrics(METRICS / "votes.json", measured)
+    print(f"votes {measured['votes']}, voters {measured['voters']}, questions {measured['questions']}")
+    for head, table in tables.votes(measured).items():
+        print(f"\n{head}\n{tables.aligned(table)}")
+    pin = f"prefs.votes: {chosen.path}\nprefs.votes_revision: {records.digest(chosen.path)}"
+    print(f"\n{METRICS / 'votes.json'} has this for page and cards. For dpo to learn from them, in params.yaml\n{pin}")
+    if absent := votes.unknown(measured):
+        print(f"not in {MODELS}, so of another run: {', '.join(absent)}", file=sys.stderr)
 
 
 @_command("MLflow runs for the stages that DVC restored or skipped")

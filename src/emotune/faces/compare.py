@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,7 +27,7 @@ from starlette.routing import Route
 from emotune.core import records, seeds
 from emotune.core.dialogue import ASSISTANT, USER, Turn
 from emotune.core.errors import InputError
-from emotune.core.sections import Section
+from emotune.core.sections import S, Section
 from emotune.faces import chat
 from emotune.faces.chat import Voice, heard, located, open_listener, open_voice
 from emotune.generation import local
@@ -38,6 +39,8 @@ from emotune.runs.params import Params
 
 # Lends a model by its name: models may share their weights, and then only one of them can speak at a time.
 Lend = Callable[[str], AbstractContextManager[Voice]]
+# The body of a request -> what is answered; InputError says what is wrong with it.
+Answer = Callable[[bytes], Mapping[str, Any]]
 
 NAMES = ("baseline", "sft", "dpo")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -116,13 +119,18 @@ def replies_to(voice: Voice, judge: Classifier, p: Params, inquiry: Inquiry) -> 
     }
 
 
-def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
-    """The inquiry in a request's body; InputError says all that is wrong with it."""
+def parsed(kind: type[S], body: bytes) -> S:
+    """The section in a request's body; InputError says all that is wrong with it."""
     try:
-        inquiry = Inquiry.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         wrong = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
         raise InputError("; ".join(wrong)) from None
+
+
+def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
+    """The inquiry in a request's body; InputError says all that is wrong with it."""
+    inquiry = parsed(Inquiry, body)
     if inquiry.model not in NAMES:
         raise InputError(f"model must be one of {', '.join(NAMES)}, got {inquiry.model!r}")
     named = [*inquiry.emotions, *(turn.emotion for turn in inquiry.history)]
@@ -137,48 +145,56 @@ def checked(body: bytes, emotions: tuple[str, ...]) -> Inquiry:
 def app(lend: Lend, judge: Classifier, p: Params, hosts: Sequence[str], doubts: Mapping[str, str]) -> Starlette:
     """The page, what it shows at first, and the answers to its questions, one at a time.
 
-    `doubts` says of which stages what is here may be of another run, and why. A request must name one of `hosts` as its
-    host, or a page elsewhere could give its own name our address.
+    `doubts` says of which stages what is here may be of another run, and why.
     """
-    html = (files("emotune.faces") / "compare.html").read_text("utf-8")
-    settings = p.evaluate.sampling.model_dump()
     stale = {name: doubts[stage] for name, stage in lock.MAKERS.items() if stage in doubts}
     about = {
         "models": NAMES,
         "stale": stale,
         "emotions": p.data.labels,
         "neutral": p.data.neutral,
-        "sampling": settings,
+        "sampling": p.evaluate.sampling.model_dump(),
     }
     speaking = Lock()
 
-    def speak(inquiry: Inquiry) -> dict[str, Any]:
+    def speak(body: bytes) -> dict[str, Any]:
+        inquiry = checked(body, p.data.labels)
         with speaking, lend(inquiry.model) as voice:
-            return records.rounded(replies_to(voice, judge, p, inquiry))
+            return replies_to(voice, judge, p, inquiry)
 
-    async def replies(request: Request) -> Response:
-        # No form of another page can send this type, and its scripts would have to ask us first.
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return JSONResponse({"error": "a question must be application/json"}, 415)
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LONGEST:
-                return JSONResponse({"error": f"a question may have {LONGEST} bytes"}, 413)
-        try:
-            inquiry = checked(body, p.data.labels)
-        except InputError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        return JSONResponse(await run_in_threadpool(speak, inquiry))
+    return site("compare.html", about, {"/replies": speak}, hosts)
 
+
+def site(page: str, about: Mapping[str, Any], answers: Mapping[str, Answer], hosts: Sequence[str]) -> Starlette:
+    """A page of this folder, what it is told at first, and at each path the answer to what it posts there.
+
+    A request must name one of `hosts` as its host, or a page elsewhere could give its own name our address.
+    """
+    html = (files("emotune.faces") / page).read_text("utf-8")
     return Starlette(
         routes=[
             Route("/", lambda request: HTMLResponse(html, headers=HEADERS)),
             Route("/about", lambda request: JSONResponse(about)),
-            Route("/replies", replies, methods=["POST"]),
+            *(Route(path, partial(_answered, answer), methods=["POST"]) for path, answer in answers.items()),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
     )
+
+
+async def _answered(answer: Answer, request: Request) -> Response:
+    """The answer to what was posted, as JSON, or what is wrong with it."""
+    # No form of another page can send this type, and its scripts would have to ask us first.
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        return JSONResponse({"error": "a question must be application/json"}, 415)
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LONGEST:
+            return JSONResponse({"error": f"a question may have {LONGEST} bytes"}, 413)
+    try:
+        return JSONResponse(records.rounded(await run_in_threadpool(answer, body)))
+    except InputError as error:
+        return JSONResponse({"error": str(error)}, 400)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -204,15 +220,23 @@ def hosts(host: str, address: str) -> list[str]:
 
 def run(folder: Path, p: Params, host: str, port: int, doubts: Mapping[str, str]) -> None:
     """Serve the page for the models of `folder` until Ctrl-C."""
+
+    def opened(hosts: Sequence[str]) -> Starlette:
+        return app(open_voices(folder, p.model), open_listener(folder, p), p, hosts, doubts)
+
+    serve(host, port, f"{', '.join(NAMES)} side by side", opened, "ask")
+
+
+def serve(host: str, port: int, what: str, opened: Callable[[Sequence[str]], Starlette], may: str) -> None:
+    """Serve the site that `opened` makes for the hosts that a request may name, until Ctrl-C."""
     # What the libraries will change some day is no news to whoever compares.
     warnings.simplefilter("ignore", FutureWarning)
     with listen(host, port) as listening:
         address, number = listening.getsockname()[:2]
-        alone = ip_address(address).is_loopback
-        page = app(open_voices(folder, p.model), open_listener(folder, p), p, hosts(host, address), doubts)
+        page = opened(hosts(host, address))
         where = f"[{address}]" if ":" in address else address
-        print(f"{', '.join(NAMES)} side by side: http://{where}:{number}/ (Ctrl-C ends it)", flush=True)
-        if not alone:
-            print("Whoever reaches this machine can ask: there is no password.", flush=True)
+        print(f"{what}: http://{where}:{number}/ (Ctrl-C ends it)", flush=True)
+        if not ip_address(address).is_loopback:
+            print(f"Whoever reaches this machine can {may}: there is no password.", flush=True)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(page, log_level="warning")).run(sockets=[listening])

@@ -78,8 +78,8 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         raise InputError(f"report: {files.metrics} holds no metrics; `make repro` writes them")
     lock = read_yaml(files.lock).get("stages") or {} if files.lock.is_file() else {}
     used = _used(lock)
-    evaluated, prefs, judges, prepared = (
-        _read(files.metrics / f"{name}.json") for name in ("evaluate", "prefs", "judges", "prepare")
+    evaluated, prefs, judges, prepared, voted = (
+        _read(files.metrics / f"{name}.json") for name in ("evaluate", "prefs", "judges", "prepare", "votes")
     )
     models = [model for model in tables.MODELS if model in MODELS or (model in PROMPTED and model in (evaluated or ()))]
     pairs = _jsonl(files.prefs, ("train.jsonl", "validation.jsonl")) or []
@@ -104,6 +104,8 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         pairs=pairs[:PAIRS],
         judges=judges,
         accuracies=judges and tables.judges(files.metrics),
+        voted=voted,
+        votes=voted and tables.votes(voted),
         prepared=prepared,
         work=_work(files.metrics, used, models),
         sizes={name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()},

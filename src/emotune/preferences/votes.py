@@ -158,7 +158,7 @@ class Preference:
 def preferences(votes: Sequence[Vote]) -> list[Preference]:
     """What the majority of those preferred who preferred one, question by question; nothing where they are as many."""
     wins: dict[str, Counter[tuple[str, str]]] = {}
-    asked = {}
+    asked: dict[str, Vote] = {}
     for vote in counted(votes):
         asked.setdefault(vote.question, vote)
         if vote.winner and vote.loser:
@@ -172,7 +172,7 @@ def preferences(votes: Sequence[Vote]) -> list[Preference]:
 
 
 def questions(preferences: Sequence[Preference], prompter: Prompter) -> list[tuple[Preference, Prompt]]:
-    """Each preference with the prompt that asks for its replies; less those that leave no room for them."""
+    """Each preference with the prompt that asks for its replies, where it leaves them room and neither is empty."""
     fitting = []
     for preferred in preferences:
         vote = preferred.vote
@@ -182,7 +182,8 @@ def questions(preferences: Sequence[Preference], prompter: Prompter) -> list[tup
         text = prompter.text(history, vote.emotion)
         ids = tuple(prompter.encoded(text))
         dialogue = vote.dialogue.rpartition("/")[0] if vote.dialogue else f"typed/{vote.question}"
-        if len(ids) + room <= prompter.context:
+        is_empty = not (vote.left.reply.strip() and vote.right.reply.strip())
+        if len(ids) + room <= prompter.context and not is_empty:
             id = f"{dialogue}/{vote.question}/{vote.emotion}"
             fitting.append((preferred, Prompt(id, dialogue, history, vote.emotion, text, ids)))
     return fitting
@@ -236,7 +237,7 @@ def voted(p: Prefs, labels: Sequence[str], prompter: Prompter, judge: JudgeRepli
         "votes": len(votes),
         "questions": len({vote.question for vote in votes}),
         "preferred": len(preferred),
-        "too_long": len(preferred) - len(fitting),
+        "unfit": len(preferred) - len(fitting),
         "pairs": len(fitting),
     }
     return Voted(prompts, outcomes, {"votes": counts})

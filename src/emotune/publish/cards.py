@@ -25,8 +25,8 @@ BARS = "▁▂▃▄▅▆▇█"
 DATA = {"embedded": "the embedded corpus of emotune", "folder": "DailyDialog", "jsonl": "the publisher's own dialogues"}
 
 
-def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
-    """The card of base, sft, dpo or merged; `tokenizer` is the one that is published with it."""
+def of_model(part: str, facts: Facts, tokenizer: Any, folder: Path) -> str:
+    """The card of base, sft, dpo or merged; `tokenizer` is the one that is published with it, `folder` its stage's."""
     p, evaluated = facts.p, records.read_metrics(facts.metrics / "evaluate.json")
     trained = part != "base"
     return _rendered(
@@ -44,12 +44,21 @@ def of_model(part: str, facts: Facts, tokenizer: Any) -> str:
         prompting=tables.prompting(evaluated),
         over_seeds=tables.steps_over_seeds(facts.metrics / "studies", evaluated),
         difference=tables.difference,
+        votes=votes_on(folder, facts.metrics / "votes.json"),
         per_emotion=tables.markdown(_per_emotion(evaluated)),
         curve=curve(history(part, facts)) if trained else "",
         weak=_weak(evaluated[MEASURED[part]]) if trained else [],
         worse=_worse(evaluated) if MEASURED[part] == "dpo" else [],
         parameters=records.read_metrics(facts.metrics / "base_model.json").get("parameters"),
     )
+
+
+def votes_on(folder: Path, counted: Path) -> str:
+    """What people said of the model in a folder, as Markdown; nothing where no vote was counted that is of it."""
+    voted = records.read_metrics(counted) if counted.is_file() else {"models": []}
+    if records.digest(folder) not in (one["adapter"] for one in voted["models"]):
+        return ""
+    return "\n\n".join(f"{head}:\n\n{tables.markdown(table)}" for head, table in tables.votes(voted).items())
 
 
 def of_prefs(facts: Facts, columns: Sequence[str], rows: Mapping[str, int]) -> str:

@@ -90,7 +90,7 @@ def _write_model(part: str, facts: Facts, place: Path) -> str:
         records.write_json(place / "adapter_config.json", config)
     if part != "base":
         (place / "history.csv").write_text(cards.history(part, facts), encoding="utf-8")
-    return cards.of_model(part, facts, loading.load_tokenizer(place, None))
+    return cards.of_model(part, facts, loading.load_tokenizer(place, None), out(facts, part))
 
 
 def _merge(facts: Facts, place: Path) -> None:

@@ -200,11 +200,14 @@ def preferences(metrics: Path) -> Table:
 
 def votes(voted: Mapping[str, Any], form: str = INTERVAL) -> dict[str, Table]:
     """What people's votes say, by the head of each table: of the models, and of who or what agrees with them."""
-    names = {one["adapter"]: one["model"] for one in voted["models"]}
     # The content of an adapter stands where the name alone would say two, or one that is not here.
-    for one in voted["models"]:
-        if not one["here"] or list(names.values()).count(one["model"]) > 1:
-            names[one["adapter"]] += f" {one['adapter'][:8]}"
+    every = [one["model"] for one in voted["models"]]
+    names = {
+        one["adapter"]: one["model"]
+        if one["here"] and every.count(one["model"]) == 1
+        else f"{one['model']} {one['adapter'][:8]}"
+        for one in voted["models"]
+    }
 
     def rated(one: Mapping[str, Any], digits: int = 3) -> str:
         return number((one["value"], one["low"], one["high"]), f".{digits}f", form)
