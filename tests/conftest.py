@@ -122,8 +122,9 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from emotune.core import records
     from emotune.judges import emotion, files, matcher
-    from emotune.models import loading
+    from emotune.models import bradley_terry, loading
 
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(base, folder / "base")
@@ -132,6 +133,11 @@ def tuned(base: Path, dialogues: list[Any], model_choice: Any, tmp_path_factory:
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
         adapted = get_peft_model(loading.load_base(base, model_choice), lora)
         loading.save_adapter(adapted, loading.load_tokenizer(base, "out_inst_uni"), base, folder / name)
+    scored = bradley_terry.untrained(base, model_choice, bradley_terry.prompter(base, None, 256, 2))
+    torch.nn.init.normal_(scored.score.weight)
+    head = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["score"], task_type="SEQ_CLS")
+    loading.save_adapter(get_peft_model(scored, head), loading.load_tokenizer(base, None), base, folder / "reward")
+    records.write_json(folder / "reward" / bradley_terry.SCALE, {"zero": 0.0, "turns": 2})
     turns = [turn for dialogue in dialogues for turn in dialogue.turns]
     texts, labels = [turn.content for turn in turns], [turn.emotion for turn in turns]
     (folder / "judges").mkdir()
@@ -161,6 +167,9 @@ TINY: dict[str, Any] = {
     "sft.batch_size": 8,
     "sft.checkpoints": 4,
     "sft.lora.rank": 4,
+    # Some 30 steps, as a curve's rows are.
+    "reward_model.contrast_pairs": 240,
+    "reward_model.rank": 2,
     "prefs.prompts": 60,
     "prefs.emotions": "dataset",
     # So small a model has hardly a clean reply to be a contrast.

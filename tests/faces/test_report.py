@@ -408,6 +408,40 @@ def test_check_without_a_readme_is_refused(metrics, capsys):
     assert "--readme FILE" in capsys.readouterr().err
 
 
+def test_the_reward_model_stands_beside_its_dummies(tmp_path: Path) -> None:
+    def share(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    measured = {
+        "accuracy": share(0.8),
+        "dummies": {"length": share(0.5), "emotion": share(0.4)},
+        "best_of_4": None,
+        "accuracy_per_emotion": {"fear": share(0.7) | {"pairs": 9}},
+        "calibration_error": 0.05,
+    }
+    records.write_metrics(tmp_path / "reward_model.json", measured)
+    assert tables.reward_model(tmp_path) == [
+        ["by", "accuracy"],
+        ["reward model", "0.800 [0.700, 0.900]"],
+        ["length", "0.500 [0.400, 0.600]"],
+        ["emotion", "0.400 [0.300, 0.500]"],
+        ["fear", "0.700 [0.600, 0.800]"],
+        ["calibration error", "0.050"],
+    ]
+
+
+def test_the_page_says_where_the_curves_of_best_of_n_part() -> None:
+    def measure(gain: float, at: int | None) -> dict[str, object]:
+        return {"gain": {"value": gain, "low": gain - 1, "high": gain + 1}, "parts_at": at}
+
+    chosen = {"reward": measure(2, None), "control": measure(0.5, None), "learned_score": measure(-1, 3)}
+    assert tables.over_optimised({"best_of_n": chosen})[1:] == [
+        ["reward", "+2.000 [+1.000, +3.000]", "nowhere"],
+        ["control", "+0.500 [-0.500, +1.500]", "nowhere"],
+        ["learned score", "-1.000 [-2.000, +0.000]", "3"],
+    ]
+
+
 def test_examples_are_the_first_contexts_replies_as_they_came() -> None:
     rows = [
         {

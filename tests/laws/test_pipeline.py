@@ -22,7 +22,7 @@ from emotune.core.contract import Dep, MaybeDep
 from emotune.core.sections import Section, names
 from emotune.runs.params import Instructions, Params
 from emotune.runs.stage import flags
-from emotune.stages import dpo, sft
+from emotune.stages import dpo, generate_prefs, reward_model, sft
 from emotune.stages.instruct import compare
 from emotune.stages.instruct import sft as instruct_sft
 
@@ -201,6 +201,10 @@ def test_no_model_or_data_is_in_git_and_every_metric_is(stage: str) -> None:
 def test_what_is_plotted_is_a_column_of_what_a_stage_or_a_study_writes() -> None:
     columns = {
         "metrics/sft_history.csv": tuple(sft.CURVE),
+        "metrics/reward_model_history.csv": tuple(reward_model.CURVE),
+        "metrics/reward_model_calibration.csv": tuple(reward_model.CALIBRATION),
+        "metrics/best_of_n.csv": tuple(generate_prefs.BEST_OF_N),
+        "metrics/rounds/best_of_n.csv": tuple(generate_prefs.BEST_OF_N),
         "metrics/dpo_history.csv": tuple(dpo.CURVE),
         "metrics/rounds/dpo_history.csv": tuple(dpo.CURVE),
         "metrics/comparison.csv": ("model", "metric", "value", "low", "high"),

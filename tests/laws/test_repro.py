@@ -71,6 +71,7 @@ def test_a_second_repro_starts_no_stage(clone: Clone) -> None:
         ("sft.lora.rank", 8, AFTER_SFT),
         ("reward.weights", WEIGHTS, AFTER_PREFS),
         ("reward.length.high", 30, AFTER_PREFS),
+        ("reward_model.margin", 0.5, AFTER_PREFS | {"reward_model"}),
         ("prefs.candidates", 5, AFTER_PREFS),
         ("dpo.beta", 0.2, {"dpo", "evaluate"}),
         ("evaluate.prompts", 30, {"baseline", "evaluate"}),
@@ -109,7 +110,7 @@ def test_a_comment_affects_nothing(clone: Clone) -> None:
         ("stages/dpo.py", {"dpo", "evaluate"}),
         ("evaluation/scores.py", set(STAGES) - {"prepare", "base_model", "sft"}),
         ("preferences/reward.py", AFTER_PREFS),
-        ("training/trainer.py", AFTER_SFT),
+        ("training/trainer.py", AFTER_SFT | {"reward_model"}),
         ("core/seeds.py", set(STAGES)),
     ],
 )

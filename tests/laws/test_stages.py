@@ -51,7 +51,14 @@ WRITTEN = {
         "metrics/confusion/baseline.csv",
     },
     "sft": {f"models/sft/{name}" for name in ADAPTER} | {"metrics/sft.json", "metrics/sft_history.csv"},
-    "generate_prefs": {"data/prefs/train.jsonl", "data/prefs/validation.jsonl", "metrics/prefs.json"},
+    "reward_model": {f"models/reward/{name}" for name in (*ADAPTER, "scale.json")}
+    | {f"metrics/reward_model{name}" for name in (".json", "_history.csv", "_calibration.csv")},
+    "generate_prefs": {
+        "data/prefs/train.jsonl",
+        "data/prefs/validation.jsonl",
+        "metrics/best_of_n.csv",
+        "metrics/prefs.json",
+    },
     "dpo": {f"models/dpo/{name}" for name in ADAPTER} | {"metrics/dpo.json", "metrics/dpo_history.csv"},
     "evaluate": {
         "data/replies/sft.jsonl",

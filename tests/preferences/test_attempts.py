@@ -67,6 +67,7 @@ PREFS = Prefs(
 REWARD = Reward(
     emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0),
     gibberish_judge=JudgeChoice(name="embedded", revision=None, labels=None),
+    model=None,
     bias=0.001,
     copy_penalty=0.0,
     length=Length(shape="published", unit="characters", low=5, high=20),

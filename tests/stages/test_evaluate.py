@@ -61,6 +61,10 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
     )
     assert set(records.read_json(tmp_path / "metrics/headline.json")["dpo"]) == {"f1", "control", "fit", "joint", "ppl"}
     assert "hits_at_1" in evaluated["paired"]["sft_to_dpo"]["replies"]
+    # The reward model hears all of them, and says which of two it would rather have.
+    for model in ("baseline", "sft", "dpo", "human"):
+        assert 0 < evaluated[model]["replies"]["learned_score"]["value"] < 10
+    assert 0 <= evaluated["paired"]["sft_to_dpo"]["replies"]["learned_wins"]["value"] <= 1
 
 
 def test_every_emotion_but_neutral_is_guided_and_the_baseline_knows_none(

@@ -47,7 +47,9 @@ def first_attempts(folder: Path, **changes: Any) -> Candidates:
         run_stage("generate_prefs", folder)
     with closing(sqlite3.connect(folder / ".work/journal.sqlite")) as journal:
         rows = journal.execute("SELECT prompt, value FROM attempts WHERE attempt = 1").fetchall()
-    return {prompt: json.loads(value) for prompt, value in rows}
+    kept = [(prompt, json.loads(value)) for prompt, value in rows]
+    # Learned scores, which are kept beside them, are numbers alone.
+    return {prompt: value for prompt, value in kept if isinstance(value[0], list)}
 
 
 def test_all_candidates_are_guided_but_those_that_are_to_be_neutral(folder: Path) -> None:
@@ -60,6 +62,25 @@ def test_all_candidates_are_guided_but_those_that_are_to_be_neutral(folder: Path
         name: guided[name] for name in plain.keys() & guided.keys()
     }
     assert len(plain.keys() & guided.keys()) == 2
+
+
+def test_the_learned_term_needs_no_second_sampling_and_leaves_no_trace_without_its_weight(folder: Path) -> None:
+    def run(**changes: Any) -> tuple[Candidates, list[int], bytes]:
+        candidates = first_attempts(folder, **changes)
+        with closing(sqlite3.connect(folder / ".work/journal.sqlite")) as journal:
+            counts = [n for (n,) in journal.execute("SELECT count(*) FROM attempts GROUP BY context ORDER BY 1")]
+        return candidates, counts, (folder / "metrics/prefs.json").read_bytes()
+
+    candidates, [of_measured, of_all], three = run()
+    # Three weights: the reward model hears first attempts alone, to measure.
+    assert (of_measured, of_all) == (10, 30)
+    same, counts, four = run(**{"reward.model": "trained", "reward.weights": [0.4, 0.1, 0.3, 0.2]})
+    assert same == candidates
+    assert counts == [30, 30]
+    assert run()[2] == three != four
+    [measured] = json.loads(three)
+    assert (measured["best_of_n"]["prompts"], measured["best_of_n"]["candidates"]) == (10, 4)
+    assert measured["best_of_n"]["reward"]["gain"]["value"] > 0
 
 
 def test_a_candidate_that_the_train_split_has_said_is_a_copy_whatever_the_journal_held(

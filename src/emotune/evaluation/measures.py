@@ -225,6 +225,7 @@ def table(measured: Mapping[str, Any]) -> Rows:
         "control of human": ("control", "of_human"),
         "fit": ("replies", "hits_at_1"),
         "joint": ("control", "joint"),
+        "learned score": ("replies", "learned_score"),
         "perplexity": ("reference", "perplexity"),
         "bits per character": ("reference", "bits_per_character"),
     }

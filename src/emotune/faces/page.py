@@ -100,6 +100,7 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         prefs=prefs,
         preferences=prefs and tables.preferences(files.metrics),
         what_if=prefs and _what_if(prefs),
+        best_of_n=prefs and prefs.get("best_of_n") and tables.over_optimised(prefs),
         gaps=[pair["chosen_score"] - pair["rejected_score"] for pair in pairs],
         pairs=pairs[:PAIRS],
         judges=judges,

@@ -22,6 +22,7 @@ from emotune.runs.tables import (
     preferences,
     prompting,
     replies,
+    reward_model,
 )
 
 # What each benchmark's ratio is of: the file in benchmarks/results -> the claim.
@@ -146,6 +147,7 @@ OF_RUN: dict[str, Callable[[Path], Table]] = {
     "-pairs": lambda run: differences(records.read_metrics(run / "evaluate.json")),
     "-prefs": preferences,
     "-judges": judges,
+    "-reward": reward_model,
     "": lambda run: comparison(records.read_metrics(run / "evaluate.json"), " [{}, {}]"),
 }
 # Those whose cells are text.
@@ -156,12 +158,12 @@ BEGIN = r"<!-- begin:(.*?) -->"
 def filled(pages: Mapping[str, str], metrics: Path, results: Path) -> dict[str, str]:
     """Each page, by its file's name, with a table between each `<!-- begin:BLOCK -->` and its `<!-- end:BLOCK -->`.
 
-    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs, RUN-judges, RUN-replies or
-    RUN-answers (some of what dpo said); the run `embedded` lies in metrics/ itself, any other in metrics/real/RUN. Or
-    it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or instruct (the models
-    of the instruction pipeline), instruct-steps, instruct-tasks or instruct-curve; or study-NAME, from
-    experiments/NAME.yaml and metrics/studies/NAME.csv. A page may have no block, but not every page. InputError names a
-    block that is not closed or that no metrics belong to.
+    BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs, RUN-judges, RUN-reward,
+    RUN-replies or RUN-answers (some of what dpo said); the run `embedded` lies in metrics/ itself, any other in
+    metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or
+    instruct (the models of the instruction pipeline), instruct-steps, instruct-tasks or instruct-curve; or study-NAME,
+    from experiments/NAME.yaml and metrics/studies/NAME.csv. A page may have no block, but not every page. InputError
+    names a block that is not closed or that no metrics belong to.
     """
     if not any(re.search(BEGIN, page) for page in pages.values()):
         raise InputError(f"{', '.join(pages)}: no block to fill; one begins with <!-- begin:embedded -->")

@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,31 +64,47 @@ def load_tokenizer(folder: Path, template: str | None) -> Any:
     return tokenizer
 
 
-def load_base(base: Path, choice: Model) -> Any:
+def load_base(base: Path, choice: Model, scored: bool = False) -> Any:
     """The base model in the dtype, attention and quantisation asked for, on this process's device, in eval mode.
 
-    InputError where the machine lacks what was asked for; nothing falls back in silence.
+    `scored`: under a head of one number in the place of the words', all of it 0 until it is trained. InputError where
+    the machine lacks what was asked for; nothing falls back in silence.
     """
     _assert_possible(choice)
     # These and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     dtype, is_nf4 = getattr(torch, choice.dtype), choice.quantization == "nf4"
-    model = opened(
-        AutoModelForCausalLM,
-        "model.base",
-        where(base),
-        dtype=dtype,
-        attn_implementation=choice.attention,
-        quantization_config=nf4.quantization(dtype) if is_nf4 else None,
-        device_map={"": device()},
-    )
+    with _silent() if scored else nullcontext():
+        model = opened(
+            AutoModelForSequenceClassification if scored else AutoModelForCausalLM,
+            "model.base",
+            where(base),
+            **({"num_labels": 1} if scored else {}),
+            dtype=dtype,
+            attn_implementation=choice.attention,
+            quantization_config=nf4.quantization(dtype) if is_nf4 else None,
+            device_map={"": device()},
+        )
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and choice.context > longest:
         raise InputError(f"model.context must be at most {longest}, what the base model can hold; got {choice.context}")
     if is_nf4 and model.device.type == "cpu":
         nf4.compute_exactly(model)
+    if scored:
+        torch.nn.init.zeros_(model.score.weight)
     return model.eval()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """That one head goes and another is new is no news."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _assert_possible(choice: Model) -> None:
@@ -150,7 +167,11 @@ def load_tuned(base: Path, choice: Model, adapter: Path) -> Any:
 
     In 16 bits the sum would be rounded, and 4-bit weights cannot take it: there the adapter stays on top.
     """
-    model = load_adapter(load_base(base, choice), adapter)
+    return merged(load_adapter(load_base(base, choice), adapter), choice)
+
+
+def merged(model: Any, choice: Model) -> Any:
+    """A model and the adapter on top of it as one, where the sum of their weights is exact."""
     exact = choice.dtype == "float32" and choice.quantization == "none"
     return model.merge_and_unload() if exact else model
 

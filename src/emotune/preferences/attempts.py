@@ -17,6 +17,7 @@ from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.core.errors import InputError
 from emotune.preferences.candidates import JudgeReplies, Prompt, Sample
 from emotune.preferences.journal import Journal, Key
+from emotune.preferences.learned import Learned
 from emotune.preferences.outcomes import NOTHING, Outcome, after, is_enough
 from emotune.preferences.params import Prefs, Reward
 from emotune.preferences.reward import Judged, candidate
@@ -81,10 +82,11 @@ def generate(
     memo: Journal,
     ahead: int = 0,
     begun: Sequence[Outcome] = (),
+    learned: Learned | None = None,
 ) -> list[Outcome]:
     """One outcome a prompt, in order: its attempts are looked at until one makes a pair, at most `p.attempts`.
 
-    They follow those of `begun`, an outcome a prompt, where that is given.
+    They follow those of `begun`, an outcome a prompt, where that is given. `learned` is asked for a term of the reward.
 
     An attempt that `memo` holds is not made again. Whatever else is wanted is sampled shortest prompts first, and a
     prompt that fails joins the next batch at once; where another run that shares `memo` is at the same prompts, this
@@ -92,7 +94,7 @@ def generate(
     and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead` batches
     are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
     """
-    search = Search(prompts, p, r, memo, begun)
+    search = Search(prompts, p, r, memo, begun, learned)
     under_way: deque[tuple[list[Attempt], Future[list[list[Judged]]]]] = deque()
     total, there = len(prompts), len(search.outcomes)
     bar = tqdm(total=total, initial=there, desc="pairs", unit="prompt", mininterval=5, disable=not processes.first())
@@ -167,12 +169,25 @@ class Attempt:
 class Search:
     """The search for a pair of each prompt: the outcomes by the prompts' places, and the attempts that are wanted."""
 
-    def __init__(self, prompts: Sequence[Prompt], p: Prefs, r: Reward, memo: Journal, begun: Sequence[Outcome]) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        p: Prefs,
+        r: Reward,
+        memo: Journal,
+        begun: Sequence[Outcome],
+        learned: Learned | None = None,
+    ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.queue: list[Attempt] = []
         self.sampled = self.known = 0
         self._prompts, self._p, self._r, self._memo = prompts, p, r, memo
-        self._begun = list(begun) or [NOTHING for _ in prompts]
+        self._begun, self._learned = list(begun) or [NOTHING for _ in prompts], learned
+        if learned:
+            # Those that the memo holds at once: asked for one by one they would not share a batch.
+            first = memo.find_many([(prompt.digest, 1) for prompt in prompts])
+            held = [prompt for prompt in prompts if (prompt.digest, 1) in first]
+            learned([(prompt, 1) for prompt in held], [[text for text, *_ in first[own.digest, 1]] for own in held])
         self._next = Attempt(0, 0, 0)
         for place, prompt in enumerate(prompts):
             self._end(place)
@@ -200,8 +215,8 @@ class Search:
         if new < len(batch) and self.queue:
             # Another run is at the same prompts. Any other place will do: no reply depends on it.
             self._next = random.choice(self.queue)
-        for attempt, replies in done:
-            self._conclude(attempt, replies)
+        for attempt, replies, scores in zip(batch, judged, self._scores(done), strict=True):
+            self._conclude(attempt, replies, scores)
             self._go_on(replace(attempt, number=attempt.number + 1))
 
     def _go_on(self, attempt: Attempt) -> None:
@@ -212,13 +227,22 @@ class Search:
                 insort(self.queue, attempt)
                 return
             self.known += 1
-            self._conclude(attempt, [Judged(*values) for values in replies])
+            known = [Judged(*values) for values in replies]
+            self._conclude(attempt, known, *self._scores([(attempt, known)]))
             attempt = replace(attempt, number=attempt.number + 1)
 
-    def _conclude(self, attempt: Attempt, replies: Sequence[Judged]) -> None:
+    def _scores(self, attempts: Sequence[tuple[Attempt, Sequence[Judged]]]) -> Sequence[Sequence[float | None]]:
+        """Of each attempt's replies what the reward model says; None where it is not asked."""
+        if self._learned is None:
+            return [[None] * len(replies) for _, replies in attempts]
+        asked = [(self._prompts[attempt.place], attempt.number) for attempt, _ in attempts]
+        return self._learned(asked, [[reply.text for reply in replies] for _, replies in attempts])
+
+    def _conclude(self, attempt: Attempt, replies: Sequence[Judged], scores: Sequence[float | None]) -> None:
         """A pair is a prompt's outcome, and so is its last failure."""
         emotion, place = self._prompts[attempt.place].emotion, attempt.place
-        candidates = tuple(candidate(reply, emotion, self._r) for reply in replies)
+        both = zip(replies, scores, strict=True)
+        candidates = tuple(candidate(reply, emotion, self._r, score) for reply, score in both)
         self._begun[place] = after(self._begun[place], candidates, emotion, self._p)
         self._end(place)
 

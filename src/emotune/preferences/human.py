@@ -10,6 +10,7 @@ from emotune.core.dialogue import ASSISTANT, Dialogue, bare, swapped
 from emotune.generation.engine import Reply
 from emotune.preferences.attempts import prompts_for
 from emotune.preferences.candidates import JudgeReplies, Prompt
+from emotune.preferences.learned import Learned
 from emotune.preferences.outcomes import Candidates, Outcome
 from emotune.preferences.params import Prefs, Reward
 from emotune.preferences.reward import candidate
@@ -28,6 +29,7 @@ def fill(
     r: Reward,
     search: Callable[[Sequence[Prompt], Prefs], list[Outcome]],
     judge: JudgeReplies,
+    learned: Learned | None = None,
 ) -> tuple[list[Prompt], list[Outcome]]:
     """Prompts that a human replied to, with the pairs that this reply and the model's own of one attempt make.
 
@@ -41,9 +43,15 @@ def fill(
         return [], []
     outcomes = search(prompts, p.model_copy(update={"attempts": 1}))
     replies = [Reply(said[prompt.id], len(prompter.encoded(said[prompt.id])), True) for prompt in prompts]
+    # A human's is no attempt: they are counted from 1.
+    said_by = [(prompt, 0) for prompt in prompts]
+    scores: Sequence[Sequence[float | None]] = [[None] for _ in prompts]
+    if learned:
+        scores = learned(said_by, [[reply.text] for reply in replies])
     filled = []
-    for prompt, outcome, judged in zip(prompts, outcomes, judge([[reply] for reply in replies]), strict=True):
-        chosen = candidate(judged[0], prompt.emotion, r)
+    each = zip(prompts, outcomes, judge([[reply] for reply in replies]), scores, strict=True)
+    for prompt, outcome, judged, [score] in each:
+        chosen = candidate(judged[0], prompt.emotion, r, score)
         filled.append(replace(outcome, pair=against_own(chosen, outcome.candidates[0], prompt.emotion, p), failures=()))
     return prompts, filled
 

@@ -47,6 +47,8 @@ def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome], source: str = M
                 f"{side}_gibberish_score": reply.gibberish_score,
                 f"{side}_copy": reply.copy,
             }
+            if reply.learned_score is not None:
+                row[f"{side}_learned_score"] = reply.learned_score
         table.append(row)
     return table
 

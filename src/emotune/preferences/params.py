@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from emotune.core.sections import Count, NotNegative, Positive, Section, Share
 from emotune.generation.params import Sampling
@@ -25,17 +25,21 @@ class Length(Section):
 class Reward(Section):
     emotion_judge: EmotionChoice
     gibberish_judge: JudgeChoice
+    model: Literal["trained"] | None
     bias: float
     copy_penalty: NotNegative
     length: Length
     weights: tuple[float, ...]
 
-    @field_validator("weights")
-    @classmethod
-    def _three(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
-        if len(weights) != 3 or min(weights) < 0 or sum(weights) == 0:
-            raise ValueError(f"must be three numbers >= 0 (emotion, length, gibberish), not all 0; got {list(weights)}")
-        return weights
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        terms = ["emotion", "length", "gibberish", *(["learned"] if self.model else [])]
+        if len(self.weights) != len(terms) or min(self.weights) < 0 or sum(self.weights) == 0:
+            raise ValueError(
+                f"weights must be {'four' if self.model else 'three'} numbers >= 0 ({', '.join(terms)}), not all 0, "
+                f"where reward.model is {self.model or 'null'}; got {list(self.weights)}"
+            )
+        return self
 
 
 class Audit(Section):

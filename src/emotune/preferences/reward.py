@@ -65,12 +65,15 @@ SHAPES = {"published": length_score, "plateau": plateau_score}
 
 
 def reward(components: Sequence[float], weights: Sequence[float], bias: float) -> float:
-    """weights . (emotion, length, gibberish) + bias."""
+    """weights . (emotion, length, gibberish, and where there is a reward model the learned score) + bias."""
     return sum(weight * score for weight, score in zip(weights, components, strict=True)) + bias
 
 
-def candidate(reply: Judged, emotion: str, r: Reward) -> Candidate:
-    """A judged reply with its component scores and its reward, where `emotion` was asked for."""
+def candidate(reply: Judged, emotion: str, r: Reward, learned: float | None = None) -> Candidate:
+    """A judged reply with its component scores and its reward, where `emotion` was asked for.
+
+    `learned` is what the reward model says of it, 0 to 10, where `r.model` says that it counts.
+    """
     components = (
         emotion_score(reply.emotion, reply.emotion_confidence, emotion),
         SHAPES[r.length.shape](UNITS[r.length.unit](reply), r.length.low, r.length.high),
@@ -83,8 +86,9 @@ def candidate(reply: Judged, emotion: str, r: Reward) -> Candidate:
         reply.gibberish,
         reply.gibberish_confidence,
         *components,
-        reward(components, r.weights, r.bias) - r.copy_penalty * reply.copy,
+        reward([*components, *([] if learned is None else [learned])], r.weights, r.bias) - r.copy_penalty * reply.copy,
         reply.copy,
+        learned,
     )
 
 

@@ -21,6 +21,8 @@ class Candidate:
     gibberish_score: float
     reward: float
     copy: bool = False
+    # Of whoever is asked, whatever the emotion: None where no reward model was.
+    learned_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

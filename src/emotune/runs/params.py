@@ -23,6 +23,7 @@ from emotune.stages.baseline import Baseline
 from emotune.stages.dpo import Dpo
 from emotune.stages.instruct import sft as instruct
 from emotune.stages.instruct.questions import Questions
+from emotune.stages.reward_model import Learned
 from emotune.stages.sft import Sft
 from emotune.training.params import Training
 
@@ -74,6 +75,7 @@ class Params(Whole):
     baseline: Baseline
     template: Template
     sft: Sft
+    reward_model: Learned
     generation: Generation
     prefs: Prefs
     dpo: Dpo

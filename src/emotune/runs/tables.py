@@ -248,6 +248,25 @@ def what_if(prefs: Mapping[str, Any]) -> Table:
     return table
 
 
+def over_optimised(prefs: Mapping[str, Any]) -> Table:
+    """What choosing the best of all candidates by the reward gains, by each measure, and where it begins to cost."""
+    table = [["of the best of n", "gain from 1 to n [95 %]", "curves part at n ="]]
+    for name in ("reward", "control", "learned_score"):
+        own = prefs["best_of_n"][name]
+        gain = number([own["gain"][end] for end in Figure._fields], "+.3f", INTERVAL)
+        table.append([name.replace("_", " "), gain, str(own["parts_at"] or "nowhere")])
+    return table
+
+
+def reward_model(metrics: Path) -> Table:
+    """How often the reward model, and two dummies, order held-out pairs right, and how often it finds one of four."""
+    measured = records.read_metrics(metrics / "reward_model.json")
+    of = {"reward model": measured["accuracy"], **measured["dummies"], "best of four": measured["best_of_4"]}
+    of |= measured["accuracy_per_emotion"]
+    rows = [[name, number([own[end] for end in Figure._fields], ".3f", INTERVAL)] for name, own in of.items() if own]
+    return [["by", "accuracy"], *rows, ["calibration error", f"{measured['calibration_error']:.3f}"]]
+
+
 def judges(metrics: Path) -> Table:
     """How often each judge finds the label that people gave, on the test split; those of emotions by their tau too."""
     table = [["judge", *JUDGED]]

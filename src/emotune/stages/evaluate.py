@@ -37,6 +37,7 @@ def main(
     judges: Dep,
     sft: Dep,
     dpo: Dep,
+    reward: Dep,
     baseline_replies: Dep,
     baseline_control: Dep,
     prompted: Dep,
@@ -54,9 +55,9 @@ def main(
     """Ask sft and dpo the test questions; write their replies, and the table of all models and the human replies."""
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
-    from emotune.evaluation import fit, measures
+    from emotune.evaluation import fit, learned, measures
     from emotune.evaluation.answers import answer, human, read, with_the_same_references, write
-    from emotune.models import loading
+    from emotune.models import bradley_terry, loading
 
     labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
     held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
@@ -69,24 +70,20 @@ def main(
             answers[way] = read(prompted / f"{way}.jsonl", prompted / f"{way}.control.jsonl")
     twin = p.evaluate.sampling.twin(neutral)
     for name, adapter in (("sft", sft), ("dpo", dpo)):
-        answers[name] = answer(
-            loading.load_tuned(base, p.model, adapter),
-            Prompter(loading.load_tokenizer(adapter, None), p.system_prompt, p.model.context, p.history_turns, twin),
-            held_out,
-            labels,
-            p.evaluate,
-            evaluating,
-            gibberish,
-            log,
-        )
+        tokenizer = loading.load_tokenizer(adapter, None)
+        prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, twin)
+        how = prompter, held_out, labels, p.evaluate, evaluating, gibberish, log
+        answers[name] = answer(loading.load_tuned(base, p.model, adapter), *how)
     answers = with_the_same_references(answers)
     by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
     replies = {name: own.replies for name, own in answers.items()} | {"human": by_human}
     exam, lifts = examined(p, dialogues, base, files.load_matcher(judges / "fit.skops"), labels, replies)
+    reward_model = bradley_terry.opened(base, p.model, reward, p.system_prompt)
+    by_reward = learned.side_by_side(answers, by_human, exam.natural, reward_model, p.evaluate)
     if not processes.first():
         return {}
     measured = measures.side_by_side(answers, by_human, labels, neutral, p.evaluate)
-    measured = overlaid(measured, fit.side_by_side(answers, by_human, lifts, exam, p.evaluate))
+    measured = overlaid(overlaid(measured, fit.side_by_side(answers, by_human, lifts, exam, p.evaluate)), by_reward)
     pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
     records.write_json(headline, measures.headline(measured, pairs, training))
     write(answers["sft"], sft_replies, sft_control, sft_confusion)

@@ -3,27 +3,43 @@
 In another round it is the model that dpo made of it that answers, to prompts that the round before did not ask.
 """
 
+from __future__ import annotations
+
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from emotune.core import processes, records
 from emotune.core.contract import Dep, Inputs, Log, MaybeDep, Metrics, Out
 from emotune.core.errors import Refusal
 from emotune.core.sections import Count, Section
+from emotune.core.seeds import key
 from emotune.generation.params import Generation
+from emotune.judges.params import EmotionJudge
 from emotune.judges.verdicts import Judge
 from emotune.models.params import Model
 from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.prompter import Prompter
 
+if TYPE_CHECKING:
+    from emotune.preferences.candidates import Prompt
+    from emotune.preferences.learned import Learned
+    from emotune.preferences.outcomes import Outcome
+    from emotune.preferences.votes import Voted
+
 PARALLEL = True
+# What over-optimisation is measured of: first attempts at so many prompts; and what its curve has.
+MEASURED = 150
+BEST_OF_N = ["n", "kl", "reward", "control", "learned_score"]
 
 
 class Params(Section):
     """Who answers, how the answers are rewarded, and what makes a pair."""
 
+    evaluate: EmotionJudge
     generation: Generation
     history_turns: Count
     model: Model
@@ -40,64 +56,111 @@ def main(
     base: Dep,
     sft: Dep,
     judges: Dep,
+    reward: Dep,
     out: Out,
+    best_of_n: Out,
     before: MaybeDep = None,
 ) -> Metrics:
     """Sample candidates for train prompts, reward them, and write the pairs that they make.
 
     `before`, the metrics of the round before, says how many places for a reply were taken: this one goes on there.
     """
-    from emotune.models import loading
-    from emotune.preferences import attempts, human, journal, votes
-    from emotune.preferences.candidates import Prompt, engine_of, judging, known_replies, sampling
-    from emotune.preferences.outcomes import Outcome, paired
-    from emotune.preferences.pairs import HUMAN, MODEL, VOTES, audit, measure, rows, split
-    from emotune.preferences.what_if import what_if
+    from emotune.models import bradley_terry, loading
+    from emotune.preferences import attempts, human, learned, votes
+    from emotune.preferences.candidates import engine_of, judging, known_replies, sampling
+    from emotune.preferences.outcomes import paired
+    from emotune.preferences.pairs import HUMAN, VOTES, audit, rows, split
 
     loading.assert_served(p.generation.engine, sft)
     labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
     tokenizer = loading.load_tokenizer(sft, None)
     train = records.read_dialogues(dialogues / "train.jsonl")
-    twin = p.prefs.sampling.twin(neutral)
-    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, twin)
+    prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, p.prefs.sampling.twin(neutral))
     first = records.read_metrics(before)["places"] if before else 0
     by_people = p.prefs.source == "votes"
     prompts = [] if by_people else attempts.choose_prompts(train, prompter, labels, p.prefs, first)
-    sample = sampling(engine_of(p.generation, lambda: loading.load_tuned(base, p.model, sft), tokenizer), p.prefs)
+    sample = sampling(engine_of(p.generation, partial(loading.load_tuned, base, p.model, sft), tokenizer), p.prefs)
     judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
-    # Judges run on this machine's cores: a GPU or a server can sample the next batch meanwhile.
+    # Judges run on this machine's cores: a GPU or a server samples the next batch meanwhile.
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
-    made_of = attempts.made_of(inputs, p.model_dump(mode="json"))
-    with journal.opened(processes.work("journal.sqlite"), made_of) as memo:
+    ask = partial(bradley_terry.opened, base, p.model, reward, p.system_prompt)
+    made = attempts.made_of(inputs, p.model_dump(mode="json"))
+    with learned.memos(processes.work("journal.sqlite"), made, inputs["reward"], p.model.context, ask) as (memo, said):
+        term = said if p.reward.model else None
 
         def search(asked: Sequence[Prompt], prefs: Prefs, begun: Sequence[Outcome] = ()) -> list[Outcome]:
             mine, ours = processes.share(asked), processes.share(begun)
-            return processes.gather(attempts.generate(mine, prefs, p.reward, sample, judge, memo, ahead, ours))
+            return processes.gather(attempts.generate(mine, prefs, p.reward, sample, judge, memo, ahead, ours, term))
 
         outcomes = search(prompts, p.prefs)
-        if p.prefs.spare:
-            outcomes = attempts.spend(prompts, outcomes, p.prefs, search)
+        outcomes = attempts.spend(prompts, outcomes, p.prefs, search) if p.prefs.spare else outcomes
         outcomes = paired(prompts, outcomes, p.prefs, p.reward)
         voted = votes.voted(p.prefs, labels, prompter, judge, p.reward)
         pairs = rows(prompts, outcomes) + rows(voted.prompts, voted.outcomes, VOTES)
         have, taken = Counter(pair["emotion"] for pair in pairs), {pair["id"] for pair in pairs}
-        pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge), HUMAN)
+        pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge, term), HUMAN)
+        curve, chosen = over_optimised(prompts, outcomes, judges, p, said)
 
-    test = records.read_dialogues(dialogues / "test.jsonl")
-    # No threshold makes or unmakes a pair that people made.
-    thresholds = {} if by_people else {"what_if": what_if(prompts, outcomes, labels, p.prefs, p.reward)}
-    if by_people:
-        prompts, outcomes = voted.prompts, voted.outcomes
-    whose = VOTES if by_people else MODEL
-    measured = thresholds | voted.counts | measure(prompts, outcomes, pairs, labels, test, p.history_turns, whose)
-    measured["places"] = first + (0 if by_people else attempts.places_of(p.prefs, labels))
+    more = {"best_of_n": chosen, "places": first + (0 if by_people else attempts.places_of(p.prefs, labels))}
+    measured = measured_of(p, dialogues, labels, prompts, outcomes, pairs, voted) | more
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
-    training, validation = split(pairs, p.prefs.validation)
     if processes.first():
-        records.write_jsonl(out / "validation.jsonl", validation)
-        records.write_jsonl(out / "train.jsonl", training)
+        for name, part in zip(("train", "validation"), split(pairs, p.prefs.validation), strict=True):
+            records.write_jsonl(out / f"{name}.jsonl", part)
+        records.write_csv(best_of_n, BEST_OF_N, curve)
     return measured
+
+
+def measured_of(
+    p: Params,
+    dialogues: Path,
+    labels: Sequence[str],
+    prompts: Sequence[Prompt],
+    outcomes: Sequence[Outcome],
+    pairs: Sequence[Mapping[str, Any]],
+    voted: Voted,
+) -> dict[str, Any]:
+    """What the pairs are, and what other thresholds would give: none makes or unmakes a pair that people made."""
+    from emotune.preferences.pairs import MODEL, VOTES, measure
+    from emotune.preferences.what_if import what_if
+
+    test = records.read_dialogues(dialogues / "test.jsonl")
+    if p.prefs.source == "votes":
+        return voted.counts | measure(voted.prompts, voted.outcomes, pairs, labels, test, p.history_turns, VOTES)
+    thresholds = {"what_if": what_if(prompts, outcomes, labels, p.prefs, p.reward)}
+    return thresholds | voted.counts | measure(prompts, outcomes, pairs, labels, test, p.history_turns, MODEL)
+
+
+def over_optimised(
+    prompts: Sequence[Prompt],
+    outcomes: Sequence[Outcome],
+    judges: Path,
+    p: Params,
+    learned: Learned,
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """What the best of n by the reward is worth, of first attempts at up to MEASURED prompts: its curve and summary.
+
+    `control` is how often the judge that evaluates, which had no part in choosing, hears the emotion asked for.
+    """
+    from emotune.evaluation import best_of_n
+    from emotune.judges import files
+
+    if not prompts:
+        return [], {}
+    drawn = random.Random(key(p.prefs.seed, "best of n")).sample(range(len(prompts)), min(MEASURED, len(prompts)))
+    some = [(prompts[n], outcomes[n].candidates[0]) for n in sorted(drawn)]
+    own = processes.share(some)
+    said = [[reply.text for reply in candidates] for _, candidates in own]
+    texts = [text for own_texts in said for text in own_texts]
+    verdicts = iter(files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)(texts))
+    heard = [[float(next(verdicts)[0] == prompt.emotion) for _ in candidates] for prompt, candidates in own]
+    rows = list(zip(heard, learned([(prompt, 1) for prompt, _ in own], said), strict=True))
+    by = [[reply.reward for reply in candidates] for _, candidates in some]
+    heard, scores = (list(part) for part in zip(*processes.gather(rows), strict=True))
+    measures = {"reward": by, "control": heard, "learned_score": scores}
+    dialogues = [prompt.dialogue for prompt, _ in some]
+    return best_of_n.curve(by, measures), best_of_n.summary(dialogues, by, measures)
 
 
 def open_judges(trained: Path, r: Reward) -> tuple[Judge, Judge]:

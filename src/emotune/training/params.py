@@ -1,4 +1,4 @@
-"""How sft and dpo train: the optimisation, which both declare."""
+"""How sft, reward_model and dpo train: the optimisation, which all declare."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from emotune.core.sections import Count, Positive, Section
 
 
 class Training(Section):
-    """What sft and dpo share: the optimisation."""
+    """What sft, reward_model and dpo share: the optimisation."""
 
     epochs: Positive
     learning_rate: Positive
@@ -20,6 +20,11 @@ class Training(Section):
     gradient_checkpointing: bool
     checkpoints: Annotated[int, Field(ge=0)]
     seed: int
+
+    @property
+    def section(self) -> str:
+        """Its name in params.yaml."""
+        return type(self).__name__.lower()
 
 
 class Adapter(Section):

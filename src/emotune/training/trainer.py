@@ -36,10 +36,10 @@ FirstLog = Callable[[Mapping[str, float], bool], None]
 
 
 def arguments(p: Training, dtype: str, folder: Path, rows: int) -> dict[str, Any]:
-    """What SFTConfig and DPOConfig share, for rows that already stand in the order of training."""
+    """What the configurations of TRL's trainers share, for rows that already stand in the order of training."""
     if p.batch_size % processes.processes():
         raise InputError(
-            f"{type(p).__name__.lower()}.batch_size must be a multiple of the number of processes, "
+            f"{p.section}.batch_size must be a multiple of the number of processes, "
             f"{processes.processes()}; got {p.batch_size}"
         )
     steps = max(1, math.ceil(rows / (p.batch_size * p.accumulation)))

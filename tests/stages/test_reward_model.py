@@ -1,0 +1,185 @@
+"""Laws of reward_model: what it learns, that its head is kept, and that a killed run ends with the same weights."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from emotune.core.contract import Log
+from emotune.core.dialogue import USER, Dialogue, Turn, alternate
+from emotune.core.errors import InputError
+from emotune.judges.params import EmotionChoice, EmotionJudge
+from emotune.models import bradley_terry, loading
+from emotune.models.bradley_terry import Scale
+from emotune.models.params import Model
+from emotune.prompts.prompter import Prompter
+from emotune.stages.reward_model import Learned, Params, emotion_margins, learn, measure, reward_rows
+from emotune.training.pairs import Pair, contrast
+from emotune.training.params import Training
+from tiny import CHOICE, SFT, changed, ignore
+
+LEARNED = Learned(
+    **{name: getattr(SFT, name) for name in Training.model_fields},
+    pairs="contrast",
+    contrast_pairs=100,
+    history_turns=2,
+    margin=0.0,
+    center_rewards_coefficient=0.01,
+    rank=2,
+)
+PAIRS = [
+    Pair("test", str(number), (Turn(USER, "I lost my keys again.", "sadness"),), "sadness", "Of course I will.", text)
+    for number, text in enumerate(("You are welcome.", "It was wrong of me.", "Thank you very much.", "Behind you."))
+]
+
+
+def params(choice: Model = CHOICE, **changes: Any) -> Params:
+    judge = EmotionJudge(emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0))
+    return Params(model=choice, reward=judge, reward_model=changed(LEARNED, **changes), system_prompt=None)
+
+
+def trained(base: Path, folder: Path, choice: Model = CHOICE, log: Log = ignore, **changes: Any) -> Any:
+    prompter = bradley_terry.prompter(base, None, 256, 2)
+    model = bradley_terry.untrained(base, choice, prompter)
+    return learn(model, prompter, PAIRS, PAIRS, params(choice, **changes), folder, log)
+
+
+def test_it_begins_at_ln_2_and_what_it_learned_is_the_better_reply(base: Path, tmp_path: Path) -> None:
+    model, curve, measured = trained(base, tmp_path, epochs=12.0)
+    assert curve[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert curve[-1]["loss"] < 0.5
+    assert measured["pairs"] == {"test": 4}
+    own = bradley_terry.RewardModel(model.eval(), bradley_terry.prompter(base, None, 256, 2))
+    better, *worse = own.rewards([(PAIRS[0].history, text) for text in (PAIRS[0].chosen, *(p.rejected for p in PAIRS))])
+    assert all(better > reward for reward in worse)
+
+
+def test_a_margin_is_what_the_chosen_reply_must_win_by(base: Path, tmp_path: Path) -> None:
+    # -ln sigmoid(0 - 2) at the first step, where all rewards are 0.
+    assert trained(base, tmp_path, margin=2.0)[1][0]["loss"] == pytest.approx(2.126928, abs=1e-4)
+
+
+def test_what_is_saved_gives_the_same_rewards_its_head_with_it(base: Path, tmp_path: Path) -> None:
+    model, _, _ = trained(base, tmp_path / "work", epochs=4.0)
+    prompter = bradley_terry.prompter(base, None, 256, 2)
+    answers = [(pair.history, text) for pair in PAIRS for text in (pair.chosen, pair.rejected)]
+    before = bradley_terry.RewardModel(model.eval(), prompter).rewards(answers)
+    loading.save_adapter(model, prompter.tokenizer, base, tmp_path / "reward")
+    opened, scale = bradley_terry.opened(base, CHOICE, tmp_path / "reward", None, turns=2)
+    assert scale == Scale(0.0, 2)
+    assert opened.rewards(answers) == pytest.approx(before, abs=2e-4)
+    assert len(set(before)) > 2
+
+
+def die_at_step_5(logs: Mapping[str, float], step: int) -> None:
+    if step == 5:
+        raise KeyboardInterrupt
+
+
+def weights_of(model: Any) -> list[torch.Tensor]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        "none",
+        pytest.param(
+            "nf4",
+            marks=pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"),
+        ),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_weights(base: Path, tmp_path: Path, quantization: str) -> None:
+    choice = changed(CHOICE, quantization=quantization)
+    whole, curve, _ = trained(base, tmp_path / "a", choice, epochs=4.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(base, tmp_path / "b", choice, die_at_step_5, epochs=4.0)
+    assert list((tmp_path / "b").glob("checkpoint-*"))
+    again, same, _ = trained(base, tmp_path / "b", choice, epochs=4.0)
+    assert [row["loss"] for row in curve] == [row["loss"] for row in same]
+    assert len(weights_of(whole)) == 2 * 2 * 7 + 1
+    assert all(
+        one.dtype == torch.float32 and torch.equal(one, other)
+        for one, other in zip(weights_of(whole), weights_of(again), strict=True)
+    )
+
+
+def test_a_reward_does_not_depend_on_its_company_nor_on_the_emotions(base: Path, tmp_path: Path) -> None:
+    model, _, _ = trained(base, tmp_path, epochs=4.0)
+    own = bradley_terry.RewardModel(model.eval(), bradley_terry.prompter(base, None, 256, 2))
+    answers = [(pair.history, pair.rejected) for pair in PAIRS]
+    angry = [(tuple(replace(turn, emotion="anger") for turn in said), text) for said, text in answers]
+    assert own.rewards(answers) == own.rewards(angry)
+    assert own.rewards(answers) == pytest.approx([own.rewards([one])[0] for one in answers], abs=1e-4)
+
+
+def test_turns_go_whole_and_both_replies_of_a_pair_keep_the_same(base: Path) -> None:
+    turns = alternate(("Why did you shout at me?", "I am sorry.", "You should be.", ""), ("fear",) * 4)[:3]
+    pair = replace(PAIRS[0], history=turns)
+    prompter = bradley_terry.prompter(base, None, 256, 5)
+    [row] = reward_rows(prompter, [pair], 0.0)
+    longest = max(map(len, row.values()))
+    tight = Prompter(prompter.tokenizer, None, longest - 1, 5)
+    [short] = reward_rows(tight, [pair], 0.5)
+    texts = [prompter.tokenizer.decode(short[name]) for name in ("chosen_ids", "rejected_ids")]
+    assert all("You should be." in text and "shout" not in text for text in texts)
+    assert short["margin"] == 0.5
+    # With no room for the last turn it is left out of training, and cut in front to be scored.
+    cramped = Prompter(prompter.tokenizer, None, 8, 5)
+    assert reward_rows(cramped, [pair], 0.0) == []
+    with pytest.raises(InputError, match=r"none of 1 fits in model\.context, 8 tokens"):
+        learn(None, cramped, [pair], [pair], params(), Path(), ignore)
+
+
+class ByLength(bradley_terry.RewardModel):
+    """No network: the longer reply has the higher reward."""
+
+    def __init__(self) -> None:
+        pass
+
+    def rewards(self, answers: Any) -> list[float]:
+        return [float(len(text)) for _, text in answers]
+
+
+def test_it_is_held_against_length_and_against_the_judge_of_emotions() -> None:
+    talks = [
+        Dialogue(str(number), alternate(("Hm.", "I see" + "e" * number), ("fear", "sadness"))) for number in range(30)
+    ]
+    held_out = contrast(talks, 2, 30, 7, wrong=3)
+    by_train = {
+        name: measure(ByLength(), held_out, train, lambda texts: [("sadness", 1.0)] * len(texts))
+        for name, train in (
+            ("longer", [replace(PAIRS[0], rejected="I.")]),
+            ("shorter", [replace(PAIRS[0], chosen="I.")]),
+        )
+    }
+    measured, curve, zero = by_train["longer"]
+    assert measured["accuracy"] == measured["dummies"]["length"]
+    assert by_train["shorter"][0]["dummies"]["length"]["value"] == 1 - measured["accuracy"]["value"]
+    assert measured["dummies"]["emotion"]["value"] == 0.5
+    assert measured["best_of_4"]["value"] < measured["accuracy"]["value"]
+    assert sum(row["pairs"] for row in curve) == measured["held_out"] == 30
+    assert 5 < zero < 34
+
+
+def test_the_judge_alone_prefers_the_reply_that_it_hears_the_emotion_in() -> None:
+    pair = PAIRS[0]
+    assert emotion_margins([pair], lambda texts: [("sadness", 0.8), ("anger", 0.9)]) == [0.8]
+    assert emotion_margins([replace(pair, emotion=None)], lambda texts: [("sadness", 0.8), ("anger", 0.9)]) == [0.0]
+
+
+@pytest.mark.parametrize(("reward", "score"), [(1.5, 5.0), (1.5 + 2.197225, 9.0), (-1e9, 0.0), (1e9, 10.0)])
+def test_a_score_is_ten_times_the_probability_that_it_beats_a_middling_reply(reward: float, score: float) -> None:
+    assert Scale(1.5, 2).score(reward) == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize("pairs", ["generated", [], ["contrast", "mine"]])
+def test_pairs_that_are_nowhere_are_refused(pairs: Any) -> None:
+    with pytest.raises(ValidationError, match=r"contrast, file\.jsonl@sha256, owner/name@commit"):
+        Learned.model_validate_json(LEARNED.model_copy(update={"pairs": pairs}).model_dump_json(warnings=False))
