@@ -263,7 +263,9 @@ def test_stages_that_read_another_model_than_the_one_that_is_here_are_marked(met
     content["stages"]["sft"]["outs"][0]["md5"] = "another"
     records.write_json(Path("dvc.lock"), content)
     assert lock.doubts(Path()) == {
-        "generate_prefs": "dep models/sft is not what sft left there",
+        # In this lock each stage reads what the one before it left.
+        "reward_model": "dep models/sft is not what sft left there",
+        "generate_prefs": "follows reward_model",
         "dpo": "follows generate_prefs",
         "evaluate": "follows dpo",
     }
@@ -423,8 +425,8 @@ def test_the_reward_model_stands_beside_its_dummies(tmp_path: Path) -> None:
     assert tables.reward_model(tmp_path) == [
         ["by", "accuracy"],
         ["reward model", "0.800 [0.700, 0.900]"],
-        ["length", "0.500 [0.400, 0.600]"],
-        ["emotion", "0.400 [0.300, 0.500]"],
+        ["emotion alone", "0.400 [0.300, 0.500]"],
+        ["length alone", "0.500 [0.400, 0.600]"],
         ["fear", "0.700 [0.600, 0.800]"],
         ["calibration error", "0.050"],
     ]

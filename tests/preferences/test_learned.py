@@ -43,7 +43,7 @@ def test_asked_for_another_emotion_a_reply_keeps_its_learned_score() -> None:
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        (None, (0.4, 0.0, 0.2, 0.4), r"three numbers >= 0 \(emotion, length, gibberish\).*reward.model is null"),
+        (None, (0.4, 0.0, 0.2, 0.4), r"three numbers >= 0 \(emotion, .*reward.model: trained takes a fourth"),
         ("trained", (0.4, 0.3, 0.3), r"four numbers >= 0 \(emotion, length, gibberish, learned\)"),
         ("trained", (0.4, 0.3, 0.3, -1.0), "four numbers >= 0"),
     ],

@@ -36,8 +36,8 @@ class Reward(Section):
         terms = ["emotion", "length", "gibberish", *(["learned"] if self.model else [])]
         if len(self.weights) != len(terms) or min(self.weights) < 0 or sum(self.weights) == 0:
             raise ValueError(
-                f"weights must be {'four' if self.model else 'three'} numbers >= 0 ({', '.join(terms)}), not all 0, "
-                f"where reward.model is {self.model or 'null'}; got {list(self.weights)}"
+                f"weights must be {'four' if self.model else 'three'} numbers >= 0 ({', '.join(terms)}), not all 0; "
+                f"got {list(self.weights)}{'' if self.model else '; reward.model: trained takes a fourth'}"
             )
         return self
 

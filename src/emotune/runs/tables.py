@@ -261,7 +261,8 @@ def over_optimised(prefs: Mapping[str, Any]) -> Table:
 def reward_model(metrics: Path) -> Table:
     """How often the reward model, and two dummies, order held-out pairs right, and how often it finds one of four."""
     measured = records.read_metrics(metrics / "reward_model.json")
-    of = {"reward model": measured["accuracy"], **measured["dummies"], "best of four": measured["best_of_4"]}
+    of = {"reward model": measured["accuracy"], "best of four": measured["best_of_4"]}
+    of |= {f"{name} alone": own for name, own in measured["dummies"].items()}
     of |= measured["accuracy_per_emotion"]
     rows = [[name, number([own[end] for end in Figure._fields], ".3f", INTERVAL)] for name, own in of.items() if own]
     return [["by", "accuracy"], *rows, ["calibration error", f"{measured['calibration_error']:.3f}"]]
