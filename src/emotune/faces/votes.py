@@ -96,8 +96,15 @@ def agreement(votes: Sequence[Vote], resamples: int, seed: int) -> dict[str, Any
 def scorers(models: Path, p: Params) -> dict[str, Score]:
     """Whatever says without people which reply is better, by its name; the last is what knows nothing of either."""
     judge = open_judge(models / "judges" / "evaluate.skops", p.evaluate.emotion_judge)
+    learned: dict[str, Score] = {}
+    if (models / "reward").is_dir():
+        from emotune.models import bradley_terry  # torch, for which a comparison without it does not wait
+
+        reader, _ = bradley_terry.opened(models / "base", p.model, models / "reward", p.system_prompt)
+        learned["reward model"] = lambda asked: reader.rewards([(turns, reply) for turns, _, reply in asked])
     return {
         "evaluating judge": lambda asked: by_judge(judge, asked),
+        **learned,
         "the longer reply": lambda asked: [float(len(reply)) for _, _, reply in asked],
     }
 
