@@ -170,6 +170,7 @@ def test_a_stage_notes_what_it_cost(tmp_path: Path) -> None:
     first, second = costs(tmp_path)
     for line in (first, second):
         assert 0 <= line.pop("seconds") < 60
+        assert len(line.pop("params")) == 16
     little, much = (line.pop("peak_memory_bytes") / (1 << 20) for line in (first, second))
     # Nobody's queue: an attempt has a name there alone.
     nothing = {"stage": "copy_one", "attempt": None, "device": "cpu", "failed": None}

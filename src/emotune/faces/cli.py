@@ -13,6 +13,7 @@ from typing import Any
 
 from emotune.core import processes, records
 from emotune.core.errors import InputError
+from emotune.core.nested import overlaid
 from emotune.core.sections import read_yaml
 from emotune.faces import report
 from emotune.faces.profiles import apply, pinned_data, pinned_model, profiles, read_profile
@@ -102,6 +103,20 @@ def _profile(chosen: argparse.Namespace) -> None:
         overlays["--model"] = {"model": pinned_model(chosen.model)}
     for change in apply(PARAMS, overlays) or [f"{PARAMS} says all of it already"]:
         print(change)
+
+
+@_command(
+    "what each stage will take before it runs: memory, tokens, seconds, disk; exit 1 where one does not fit",
+    _argument("name", nargs="?", help="profiles/NAME.yaml laid over params.yaml"),
+    _argument("--json", action="store_true", help="the same as JSON"),
+)
+def _estimate(chosen: argparse.Namespace) -> int:
+    from emotune.faces import estimate
+
+    content = overlaid(read_yaml(PARAMS), read_profile(PROFILES, chosen.name) if chosen.name else {})
+    said = estimate.rows(estimate.params_of(content, chosen.name or str(PARAMS)), processes.root())
+    print(json.dumps(said, indent=2) if chosen.json else estimate.table(said))
+    return int(not all(stage["fits"] for stage in said["stages"].values()))
 
 
 @_command(

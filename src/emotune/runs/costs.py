@@ -1,5 +1,6 @@
 """What each run of a stage cost, or on what it failed: a line of .work/costs.jsonl, which all experiments share."""
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,8 @@ class Cost:
     def __init__(self, stage: str) -> None:
         self._stage, self._began = stage, time.monotonic()
         self._tokens, self._sampling = 0.0, 0.0
+        # A digest of the params that the stage read, by which a later run knows one like itself.
+        self.params: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -45,6 +48,7 @@ class Cost:
             "experiment": os.environ.get("DVC_EXP_NAME"),
             "attempt": git.ask("rev-parse", "--verify", "--quiet", ATTEMPT) if "DVC_EXP_NAME" in os.environ else None,
             "stage": self._stage,
+            "params": self.params,
             "seconds": round(self.seconds, 1),
             "peak_memory_bytes": memory,
             "device": device,
@@ -59,6 +63,11 @@ class Cost:
                 file.seek(-min(1, file.tell()), os.SEEK_END)
                 torn = file.read(1) not in (b"", b"\n")
                 file.write(f"{chr(10) if torn else ''}{json.dumps(line)}\n".encode())
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """The params of a stage in 16 digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 from emotune.core import processes, records, sections
 from emotune.core.contract import SAMPLED_TOKENS, SAMPLING_SECONDS, Dep, MaybeDep, Out
 from emotune.core.errors import InputError, Refusal
-from emotune.runs import launchers, params, tracking
+from emotune.runs import costs, estimate, launchers, params, tracking
 from emotune.runs.costs import Cost
 
 # No space left, a file above its limit, a quota, by their words: safetensors, tokenizers and torch raise errors of
@@ -50,6 +50,9 @@ def start(arguments: Sequence[str]) -> None:
     try:
         # Before anything imports what takes seconds.
         whole = params.whole(params.PARAMS)
+        cost.params = costs.digest(sections.part(stage.Params, whole).model_dump(mode="json"))
+        if isinstance(whole, params.Params) and not launchers.is_under_one():
+            estimate.assert_fits(name, whole, paths.get("dialogues"))
         if parallel and launchers.is_wanted():
             sys.exit(launchers.launch(name, cost))
         _prepare(name, parallel)

@@ -1,0 +1,108 @@
+"""Laws of the estimate: what a stage takes by term, the knob that saves most, and a door that says both."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, write_params
+from emotune.core.errors import InputError
+from emotune.core.nested import overlaid
+from emotune.core.sections import read_yaml
+from emotune.faces.estimate import Counts, params_of, works
+from emotune.runs import costs, estimate, stage
+from emotune.runs.estimate import GB, Machine, Text
+from emotune.runs.params import Params, parse
+
+FULL = Text(longest=512, prompt=492, reply=30, size=0)
+CPU, CARD = Machine(64 * 10**9, False), Machine(12 * 2**30, True)
+
+
+def params(profile: str | None = None, **sections: Any) -> Params:
+    content = read_yaml(ROOT / "params.yaml")
+    overlay = read_yaml(ROOT / f"profiles/{profile}.yaml") if profile else {}
+    return params_of(overlaid(overlaid(content, overlay), sections), "params.yaml")
+
+
+def total(name: str, p: Params, machine: Machine = CPU) -> int:
+    return sum(estimate.memory(name, p, FULL, machine).values())
+
+
+@pytest.mark.parametrize("profile", ["llama2-7b-12gb", "mistral-7b-12gb"])
+def test_the_profiles_of_a_card_of_12_gb_fit_on_one(profile: str) -> None:
+    p = params(profile)
+    for name in ("baseline", "sft", "generate_prefs", "dpo"):
+        assert total(name, p, CARD) < CARD.memory, name
+
+
+def test_checkpointing_and_a_smaller_batch_take_less_of_activations_alone() -> None:
+    p = params(model={"base": "meta-llama/Llama-2-7b-chat-hf"})
+    plain = estimate.memory("sft", p, FULL, CPU)
+    for change in ({"gradient_checkpointing": True}, {"batch_size": 1}):
+        less = estimate.memory("sft", params(model={"base": p.model.base}, sft=change), FULL, CPU)
+        assert less["activations"] < plain["activations"] / 8
+        assert less["weights"] == plain["weights"]
+
+
+def test_dpo_holds_a_second_adapter_and_two_rows_a_pair() -> None:
+    small = {"base": "meta-llama/Llama-2-7b-chat-hf"}
+    p = params(model=small, sft={"batch_size": 8}, dpo={"batch_size": 4, "control_contexts": 0})
+    sft, dpo = (estimate.memory(name, p, FULL._replace(longest=256), CPU) for name in ("sft", "dpo"))
+    assert dpo["adapter"] == 2 * sft["adapter"]
+    assert dpo["activations"] == sft["activations"]
+
+
+def test_the_knob_that_saves_most_of_heavy_weights_is_their_quantization() -> None:
+    p = params(model={"base": "google/gemma-7b-it"})
+    name, value, peak = estimate.best_knob("generate_prefs", p, FULL, CPU)
+    assert (name, value) == ("model.quantization", "nf4")
+    assert peak < total("generate_prefs", p) - 20 * GB
+
+
+def test_the_knob_that_saves_most_of_a_wide_step_is_no_knob_of_its_weights() -> None:
+    p = params(sft={"batch_size": 256}, model={"base": "HuggingFaceTB/SmolLM2-135M-Instruct"})
+    assert estimate.best_knob("sft", p, FULL, CPU)[:2] == ("sft.batch_size", 1)
+
+
+def test_a_stage_too_large_is_refused_with_number_limit_and_knob(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(estimate.TRY, raising=False)
+    monkeypatch.setattr(estimate, "here", lambda: Machine(8 * 10**9, False))
+    p = params(model={"base": "google/gemma-7b-it"})
+    with pytest.raises(InputError) as refusal:
+        estimate.assert_fits("generate_prefs", p, None)
+    assert str(refusal.value).startswith("generate_prefs would take about 3")
+    assert "this machine has 8.0 GB" in str(refusal.value)
+    assert 'model.quantization: "nf4" saves most' in str(refusal.value)
+    monkeypatch.setenv(estimate.TRY, "1")
+    estimate.assert_fits("generate_prefs", p, None)
+
+
+def test_a_stage_refuses_at_its_door_before_it_reads_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(tmp_path, {"model.base": "google/gemma-7b-it", "model.revision": 40 * "0"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(estimate, "here", lambda: Machine(8 * 10**9, False))
+    paths = [f"--{flag}={tmp_path / flag}" for flag in ("dialogues", "base", "out", "history")]
+    with pytest.raises(SystemExit) as ended:
+        stage.start(["sft", *paths, "--metrics=metrics/sft.json"])
+    assert ended.value.code == 2
+    assert "sft would take about" in capsys.readouterr().err
+    [line] = costs.lines(tmp_path / ".work/costs.jsonl")
+    assert line["failed"].startswith("sft would take about")
+
+
+def test_the_default_and_models_of_unknown_size_pass_the_door() -> None:
+    for base in ("embedded", "nobody/knows-it"):
+        estimate.assert_fits("sft", params(model={"base": base}), None)
+
+
+def test_work_grows_with_what_is_asked_for() -> None:
+    counts = Counts(dialogues=100, rows=100, tokens=10_000, prompt=50.0, reply=10.0, questions=40, said="")
+    p = parse(ROOT / "params.yaml")
+    once = works(p, FULL, counts)
+    twice = works(p.model_copy(update={"sft": p.sft.model_copy(update={"epochs": 2 * p.sft.epochs})}), FULL, counts)
+    assert twice["sft"].trained == 2 * once["sft"].trained == 2 * p.sft.epochs * 10_000
+    assert twice["dpo"] == once["dpo"]
+    assert once["generate_prefs"].written == p.prefs.prompts * p.prefs.candidates * 10
