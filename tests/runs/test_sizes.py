@@ -119,3 +119,9 @@ def test_the_few_constants_that_stand_here_and_where_torch_is_imported_agree() -
     assert (estimate.CPU_ROWS, estimate.GPU_ROWS) == (local.CPU_ROWS, local.GPU_ROWS)
     assert (face.VALIDATION_ROWS, face.PROBE_POINTS) == (trainer.VALIDATION_ROWS, trainer.PROBE_POINTS)
     assert face.WEIGHED == fit.WEIGHED
+
+
+def test_as_many_scores_are_held_as_training_holds() -> None:
+    from emotune.training import heads
+
+    assert sizes.SCORES == heads.SCORES
