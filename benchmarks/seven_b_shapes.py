@@ -4,7 +4,9 @@ Without `--full`, of each shape two layers at full width and vocabulary: all sta
 evaluate, and one step of sft, one of dpo and four replies, with two layers and with four; what the second two add is
 what a layer takes, and from it follows what all of them do. With `--full`, the steps and replies with all layers,
 measured beside that estimate. Rows fill the context; a step has one row, unless `--rows` says more.
-Memory is the most that the process held in each part, weights included. Prints one JSON object last.
+Memory is the most that the process held in each part, weights included. On a CPU Linux counts the checkpoint's pages too,
+which it gives up where memory is short: a layer and the estimate are without those in 16 bits that were quantised. Prints
+one JSON object last.
 """
 
 from __future__ import annotations
@@ -52,12 +54,14 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     for name in chosen.shapes or PROFILES:
         all_layers = shapes.SHAPES[name][1]["num_hidden_layers"]
         few, more = (apart(name, layers, chosen) for layers in (FEW, MORE))
-        layer = {part: (more[part]["peak_bytes"] - few[part]["peak_bytes"]) / (MORE - FEW) for part in few}
+        file = mapped(name)
+        layer = {part: (more[part]["peak_bytes"] - few[part]["peak_bytes"]) / (MORE - FEW) - file for part in few}
         results[name] = {
             "layers": {FEW: few, MORE: more},
             "bytes_per_layer": {part: round(size) for part, size in layer.items()},
             "estimated_peak_bytes": {
-                part: round(few[part]["peak_bytes"] + (all_layers - FEW) * size) for part, size in layer.items()
+                part: round(few[part]["peak_bytes"] - FEW * file + (all_layers - FEW) * size)
+                for part, size in layer.items()
             },
         }
         if chosen.full:
@@ -85,6 +89,21 @@ def apart(name: str, layers: int, chosen: argparse.Namespace) -> dict[str, dict[
             found = process.submit(steps, model, p, Path(folder, "work")).result()
     print(name, layers, "layers", found, flush=True)
     return found
+
+
+def mapped(name: str) -> int:
+    """The bytes of a layer's matrices in 16 bits: what a process on a CPU maps of its file, and one on a GPU does not."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if torch.cuda.is_available():
+        return 0
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**shapes.SHAPES[name][1] | {"num_hidden_layers": 1}), dtype=torch.bfloat16
+        )
+    return sum(weight.nbytes for path, weight in model.named_parameters() if ".layers." in path)
 
 
 def profile(name: str, changes: Mapping[str, Any]) -> Any:
