@@ -4,9 +4,9 @@ Without `--full`, of each shape two layers at full width and vocabulary: all sta
 evaluate, and one step of sft, one of dpo and four replies, with two layers and with four; what the second two add is
 what a layer takes, and from it follows what all of them do. With `--full`, the steps and replies with all layers,
 measured beside that estimate. Rows fill the context; a step has one row, unless `--rows` says more.
-Memory is the most that the process held in each part, weights included. On a CPU Linux counts the checkpoint's pages too,
-which it gives up where memory is short: a layer and the estimate are without those in 16 bits that were quantised. Prints
-one JSON object last.
+Memory is the most that the process held in each part, weights included. On a CPU Linux counts the checkpoint's pages,
+which it gives up where memory is short: a layer and the estimate are without those in 16 bits that were quantised.
+Prints one JSON object last.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def apart(name: str, layers: int, chosen: argparse.Namespace) -> dict[str, dict[
 
 
 def mapped(name: str) -> int:
-    """The bytes of a layer's matrices in 16 bits: what a process on a CPU maps of its file, and one on a GPU does not."""
+    """The bytes of a layer's matrices in 16 bits: what a process on a CPU maps of its file; 0 on a GPU."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
