@@ -18,7 +18,7 @@ from emotune.prompts.params import Format
 from emotune.prompts.prompter import Prompter
 from emotune.training import lora
 from emotune.training.lora import UNLEARNED
-from emotune.training.params import Tuning
+from emotune.training.params import Adapter, Tuning
 
 PARALLEL = True
 # What a row of the history shows, and one of the learning curve.
@@ -26,7 +26,12 @@ HISTORY = ["step", "loss", "eval_loss", "eval_perplexity", "learning_rate", "gra
 CURVE = ["rows", "steps", "validation_loss", "validation_perplexity"]
 
 
+class Lora(Adapter):
+    words: bool
+
+
 class Sft(Tuning):
+    lora: Lora
     loss_on: Literal["replies", "all"]
     prompt: Literal["in", "out"]
     curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
@@ -60,13 +65,14 @@ def main(
     watched = p.model_copy(update={"sft": p.sft.model_copy(update={"loss_on": "replies", "prompt": "in"})})
     held_out, _ = training_rows(prompter, records.read_jsonl(rows / "validation.jsonl"), watched)
     random.Random(key(p.sft.seed, "learning curve")).shuffle(train)
+    words = sorted({token for row in train for token in row["input_ids"]}) if p.sft.lora.words else None
     points = []
     with workspace("instruct/sft", p.model_dump(mode="json"), inputs) as folder:
         for count in counts(len(train), p.sft.curve):
             hear = log if count == len(train) else _nobody
             model, own = loading.load_base(base, p.model), folder / str(count)
             tuned, curve, measured = lora.tune(
-                model, tokenizer, train[:count], held_out, None, p.sft, p.model, own, hear
+                model, tokenizer, train[:count], held_out, words, p.sft, p.model, own, hear
             )
             points.append(measured | {"validation_perplexity": math.exp(measured["validation_loss"])})
         if processes.first():
