@@ -78,9 +78,10 @@ def config_of(p: Params) -> dict[str, Any]:
         return dict(known[base])
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(base, "config.json", revision=p.model.revision)
-    if isinstance(cached, str):
-        return dict(records.read_json(Path(cached)))
+    with suppress(ValueError):  # no name that the Hub could have
+        cached = try_to_load_from_cache(base, "config.json", revision=p.model.revision)
+        if isinstance(cached, str):
+            return dict(records.read_json(Path(cached)))
     raise InputError(f"model.base: no config.json of {base} is here, so its size is not known; `hf download` brings it")
 
 
