@@ -249,7 +249,9 @@ def alone(ready: Path, start: Start) -> dict[str, Alone]:
 def progress(stage: str, folder: Path) -> int:
     """What a killed stage can go on from: attempts in the journal, or the step of its last complete checkpoint."""
     if stage == "generate_prefs":
-        return sum(held.attempts for held in journal.contents(folder / JOURNAL).held)
+        # Beside attempts it holds what the reward model said of their replies.
+        kept = journal.contents(folder / JOURNAL).held
+        return sum(held.attempts for held in kept if "reward_model" not in held.made_of)
     complete = folder.glob(f".work/{stage}/*/checkpoint-*/complete")
     return max((int(path.parent.name.split("-")[1]) for path in complete), default=0)
 

@@ -34,7 +34,10 @@ def test_another_round_asks_afresh_leaves_the_first_alone_and_pays_only_where_co
         "data/rounds/prefs/train.jsonl",
         "data/rounds/prefs/validation.jsonl",
         *(f"models/rounds/dpo/{name}" for name in (*ADAPTER, "tokenizer_config.json")),
-        *(f"metrics/rounds/{name}" for name in ("prefs.json", "dpo.json", "dpo_history.csv", "rounds.json")),
+        *(
+            f"metrics/rounds/{name}"
+            for name in ("prefs.json", "best_of_n.csv", "dpo.json", "dpo_history.csv", "rounds.json")
+        ),
     }
     places = [
         {row["id"].rpartition("/")[0] for split in ("train", "validation") for row in rows(folder / prefs / split)}

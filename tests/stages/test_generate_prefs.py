@@ -136,16 +136,17 @@ def test_people_s_pairs_alone_are_rows_like_others_and_no_model_is_asked(folder:
 
 def test_people_s_pairs_come_beside_others_and_fill_up_an_emotion_before_people_s_replies_do(folder: Path) -> None:
     rows = voted(folder, "both", **{"prefs.human_fill": 2})
-    # So small a model makes no pair; the replies of the train split are neutral, or surprise.
+    # So small a model makes no pair; the replies of the train split are neutral, or surprise, and its users are happy.
     assert Counter((row["source"], row["emotion"]) for row in rows) == {
         ("votes", "neutral"): 1,
         ("votes", "anger"): 1,
         ("human", "neutral"): 1,
         ("human", "surprise"): 2,
+        ("human", "happiness"): 2,
     }
     assert len({frozenset(row) for row in rows}) == 1
     measured = records.read_metrics(folder / "metrics/prefs.json")
-    assert (measured["prompts"], measured["pairs"], measured["votes"]["pairs"]) == (10, 5, 2)
+    assert (measured["prompts"], measured["pairs"], measured["votes"]["pairs"]) == (10, 7, 2)
     first_attempts(folder)
     assert "votes" not in records.read_metrics(folder / "metrics/prefs.json")
 

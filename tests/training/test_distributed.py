@@ -78,7 +78,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data/prefs/train.jsonl").write_text("".join(pairs[:PAIRS]), "utf-8")
     (folder / "data/prefs/validation.jsonl").write_text("".join(pairs[PAIRS : PAIRS + 9]), "utf-8")
     records.write_metrics(folder / "metrics/prefs.json", {"pairs": PAIRS + 9, "yield_total": 1.0})
-    for stage in ("sft", "dpo", "evaluate"):
+    for stage in ("sft", "reward_model", "dpo", "evaluate"):
         run_stage(stage, folder)
     torch.set_num_threads(threads)
     return folder
