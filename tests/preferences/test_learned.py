@@ -6,17 +6,21 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from test_attempts import PREFS, REWARD, clean
+from test_attempts import PREFS, REWARD, clean, prefs
+from test_votes import vote
 
+from conftest import LABELS
+from emotune.core import records
 from emotune.core.dialogue import Turn
 from emotune.generation.engine import Reply
-from emotune.preferences import attempts
+from emotune.preferences import attempts, votes
 from emotune.preferences.candidates import Prompt, Wanted, judging
 from emotune.preferences.learned import Learned, memos
 from emotune.preferences.outcomes import Outcome
 from emotune.preferences.pairs import rows
 from emotune.preferences.params import Reward
 from emotune.preferences.reward import Judged, candidate, reconsidered
+from emotune.prompts.prompter import Prompter
 
 JUDGED = Judged("Where?", 2, "fear", 0.5, "clean", 1.0)
 FOUR = Reward.model_validate(REWARD.model_dump() | {"model": "trained", "weights": (0.4, 0.0, 0.2, 0.4)})
@@ -126,3 +130,20 @@ def test_rows_have_the_learned_score_where_there_is_one(journal: tuple[Any, Any]
     assert four.keys() - three.keys() == {"chosen_learned_score", "rejected_learned_score"}
     assert not three.keys() - four.keys()
     assert (four["chosen_learned_score"], four["rejected_learned_score"]) == (9.0, 1.0)
+
+
+def test_people_s_replies_keep_their_scores_when_further_votes_turn_the_pair(
+    journal: tuple[Any, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    _, kept = journal
+    learned = Learned(kept._memo, lambda answers: [9.0 if text == "Oh no." else 1.0 for _, text in answers])
+    judge, scores = judging(lambda: (fear, clean)), []
+    for choice in ("left", "right"):
+        votes.append(tmp_path / "votes.jsonl", vote(choice, at=len(scores)))
+        pin = {"votes": str(tmp_path / "votes.jsonl"), "votes_revision": records.digest(tmp_path / "votes.jsonl")}
+        p = prefs(source="votes", **pin)
+        [outcome] = votes.voted(p, LABELS, Prompter(tokenizer, None, 256), judge, FOUR, learned).outcomes
+        assert outcome.pair
+        scores.append({reply.text: reply.learned_score for reply in (outcome.pair.chosen, outcome.pair.rejected)})
+    assert list(scores[0]) != list(scores[1])
+    assert scores[0] == scores[1] == {"Oh no.": 9.0, "I am afraid.": 1.0}

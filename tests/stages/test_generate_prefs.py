@@ -134,9 +134,15 @@ def test_people_s_pairs_alone_are_rows_like_others_and_no_model_is_asked(folder:
         assert journal.execute("SELECT count(*) FROM attempts").fetchone() == (0,)
 
 
+def test_people_s_pairs_have_learned_scores_where_the_reward_has_that_term(folder: Path) -> None:
+    rows = voted(folder, "votes", **{"reward.model": "trained", "reward.weights": [0.4, 0.1, 0.3, 0.2]})
+    assert [row["emotion"] for row in rows] == ["neutral", "anger"]
+    assert all(0 < row[f"{side}_learned_score"] < 10 for row in rows for side in ("chosen", "rejected"))
+
+
 def test_people_s_pairs_come_beside_others_and_fill_up_an_emotion_before_people_s_replies_do(folder: Path) -> None:
     rows = voted(folder, "both", **{"prefs.human_fill": 2})
-    # So small a model makes no pair; the replies of the train split are neutral, or surprise, and its users are happy.
+    # So small a model makes no pair; the replies of the train split are neutral, or surprise, the user's happiness.
     assert Counter((row["source"], row["emotion"]) for row in rows) == {
         ("votes", "neutral"): 1,
         ("votes", "anger"): 1,

@@ -18,6 +18,7 @@ from emotune.core.sections import NotNegative, Section, check
 from emotune.generation.engine import Reply
 from emotune.models import pins
 from emotune.preferences.candidates import JudgeReplies, Prompt
+from emotune.preferences.learned import Learned
 from emotune.preferences.outcomes import Outcome
 from emotune.preferences.params import Prefs, Reward
 from emotune.preferences.reward import candidate
@@ -214,10 +215,17 @@ class Voted:
     counts: dict[str, dict[str, int]]
 
 
-def voted(p: Prefs, labels: Sequence[str], prompter: Prompter, judge: JudgeReplies, r: Reward) -> Voted:
+def voted(
+    p: Prefs,
+    labels: Sequence[str],
+    prompter: Prompter,
+    judge: JudgeReplies,
+    r: Reward,
+    learned: Learned | None = None,
+) -> Voted:
     """The pairs of the votes that `prefs` pins, where its `source` wants them; InputError where it wants no others.
 
-    The judges score both replies, and decide nothing.
+    The judges score both replies, and so does `learned` where it is given; they decide nothing.
     """
     if p.source == "generated":
         return Voted([], [], {})
@@ -229,9 +237,15 @@ def voted(p: Prefs, labels: Sequence[str], prompter: Prompter, judge: JudgeRepli
     texts = [(one.chosen, one.rejected) for one, _ in fitting]
     judged = judge([[Reply(text, len(prompter.encoded(text)), True) for text in both] for both in texts])
     prompts = [prompt for _, prompt in fitting]
+    scores: list[dict[str, float | None]] = [dict.fromkeys(both) for both in texts]
+    if learned:
+        # In an order that no later vote changes; no attempt made them, and attempts are counted from 1.
+        sides = [sorted(both) for both in texts]
+        values = learned([(prompt, 0) for prompt in prompts], sides)
+        scores = [dict(zip(*own, strict=True)) for own in zip(sides, values, strict=True)]
     outcomes = [
-        Outcome(Pair(*(candidate(reply, prompt.emotion, r) for reply in both)), 0, ())
-        for prompt, both in zip(prompts, judged, strict=True)
+        Outcome(Pair(*(candidate(reply, prompt.emotion, r, own[reply.text]) for reply in both)), 0, ())
+        for prompt, both, own in zip(prompts, judged, scores, strict=True)
     ]
     counts = {
         "votes": len(votes),

@@ -63,7 +63,6 @@ def main(
     held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
-
     answers = {"baseline": read(baseline_replies, baseline_control)}
     for way in PROMPTED:
         if (prompted / f"{way}.jsonl").is_file():

@@ -59,12 +59,10 @@ def main(
     reward: Dep,
     out: Out,
     best_of_n: Out,
+    # The metrics of the round before: they say how many places for a reply were taken, and this one goes on there.
     before: MaybeDep = None,
 ) -> Metrics:
-    """Sample candidates for train prompts, reward them, and write the pairs that they make.
-
-    `before`, the metrics of the round before, says how many places for a reply were taken: this one goes on there.
-    """
+    """Sample candidates for train prompts, reward them, and write the pairs that they make."""
     from emotune.models import bradley_terry, loading
     from emotune.preferences import attempts, human, learned, votes
     from emotune.preferences.candidates import engine_of, judging, known_replies, sampling
@@ -95,7 +93,7 @@ def main(
         outcomes = search(prompts, p.prefs)
         outcomes = attempts.spend(prompts, outcomes, p.prefs, search) if p.prefs.spare else outcomes
         outcomes = paired(prompts, outcomes, p.prefs, p.reward)
-        voted = votes.voted(p.prefs, labels, prompter, judge, p.reward)
+        voted = votes.voted(p.prefs, labels, prompter, judge, p.reward, term)
         pairs = rows(prompts, outcomes) + rows(voted.prompts, voted.outcomes, VOTES)
         have, taken = Counter(pair["emotion"] for pair in pairs), {pair["id"] for pair in pairs}
         pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge, term), HUMAN)
