@@ -74,3 +74,19 @@ def test_what_fills_is_a_prompt_in_the_replys_own_emotion_tried_once_and_scored_
         assert (outcome.pair.chosen.text, outcome.pair.chosen.emotion_score) == ("That is a pity.", 0.0)
         assert outcome.pair.rejected == WORST
     assert fill(Counter(), [], TALK, prompter, prefs(), REWARD, search, judge) == ([], [])
+
+
+def test_what_the_user_said_is_of_the_dialogue_that_it_was_said_in(tokenizer: Any) -> None:
+    both = alternate(("Hello.", "My cat died.", "How sad. I am sorry.", "Yes."), ("neutral", *["sadness"] * 3))
+    prompts, _ = fill(
+        Counter(),
+        [],
+        [Dialogue("cat", both)],
+        Prompter(tokenizer, None, 256, 5),
+        prefs(human_fill=9),
+        REWARD,
+        lambda asked, p: [after(NOTHING, (WORST, OTHER), prompt.emotion, p) for prompt in asked],
+        lambda replies: [[Judged(reply.text, 3, "neutral", 0.9, "clean", 0.9) for reply in own] for own in replies],
+    )
+    assert sorted(prompt.id for prompt in prompts) == ["cat/1/sadness", "cat/3/sadness", "cat~/1/sadness"]
+    assert {prompt.dialogue for prompt in prompts} == {"cat"}

@@ -38,7 +38,12 @@ def fill(
     """
     wanted = places(dialogues, pairs, frozenset(taken), p)
     said = {f"{d.id}/{i}/{emotion}": d.turns[i].content for d, i, emotion in wanted}
-    prompts = prompts_for(wanted, prompter, p)
+    # Their roles exchanged or not, they are of one dialogue: none of its pairs may be held out and another trained on.
+    originals = {swapped(d).id: d.id for d in dialogues}
+    prompts = [
+        replace(prompt, dialogue=originals.get(prompt.dialogue, prompt.dialogue))
+        for prompt in prompts_for(wanted, prompter, p)
+    ]
     if not prompts:
         return [], []
     outcomes = search(prompts, p.model_copy(update={"attempts": 1}))
