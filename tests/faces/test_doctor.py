@@ -20,6 +20,7 @@ from conftest import ROOT, write_params
 from emotune.core.errors import InputError
 from emotune.faces import cli, doctor
 from emotune.faces.doctor import GB, Finding, Gpu
+from emotune.runs.estimate import Machine
 
 MACHINE = [
     *("python", "packages", "git", "cpu", "memory", "gpu", "bf16", "flash-attn", "bitsandbytes", "disk"),
@@ -169,6 +170,26 @@ def test_more_threads_than_cores_is_a_warning(repository: Path, monkeypatch: pyt
     assert line("cpu", doctor.machine(repository, None)).state == "ok"
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     assert line("cpu", doctor.machine(repository, None)).state == "warn"
+
+
+def test_a_stage_that_does_not_fit_is_a_warning_with_its_knob(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert line("memory", doctor.machine(repository, None)).found.endswith("GB free, every stage fits")
+    monkeypatch.setattr(doctor.estimate, "here", lambda: Machine(8 * 10**9, False))
+    write_params(repository, EMBEDDED | {"model.base": "google/gemma-7b-it", "model.revision": 40 * "0"})
+    found = line("memory", doctor.machine(repository, None))
+    assert found.state == "warn"
+    assert found.to_do.startswith("baseline would take about 3")
+    assert 'model.quantization: "nf4" saves most' in found.to_do
+
+
+def test_eight_bits_of_an_optimizer_s_state_need_their_package(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda package: False)
+    write_params(repository, EMBEDDED | {"reward_model.optimizer": "adamw_8bit"})
+    assert profile("params.yaml", repository, None).to_do == "lacks bitsandbytes"
 
 
 def test_a_gpu_is_named_with_its_memory(repository: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_run_with_the_same_params_is_believed_and_no_other(repository: Path) -
     own.params = costs.digest(part(sft.Params, p).model_dump(mode="json"))
     changed = p.model_copy(update={"data": p.data.model_copy(update={"seed": 8})})
     other.params = costs.digest(part(prepare.Params, changed).model_dump(mode="json"))
-    for cost in (own, other):
+    for cost in (own, other, costs.Cost("instruct/sft"), costs.Cost("rounds/dpo")):
         cost.note(None)
     assert list(estimate.ran_before(repository, p)) == ["sft"]
     own.note("killed")

@@ -52,6 +52,18 @@ def test_dpo_holds_a_second_adapter_and_two_rows_a_pair() -> None:
     assert dpo["activations"] == sft["activations"]
 
 
+def test_reward_model_is_sft_s_step_under_an_adapter_of_its_own_without_a_word_s_score() -> None:
+    base = {"base": "meta-llama/Llama-2-7b-chat-hf"}
+    alike = {"rank": 8, "dropout": 0.0, "tags": False}
+    p = params(model=base, sft={"batch_size": 8, "lora": alike}, reward_model={"batch_size": 4, "rank": 8})
+    sft, own = (estimate.memory(name, p, FULL, CPU) for name in ("sft", "reward_model"))
+    assert (own["logits"], sft["logits"] > 0) == (0, True)
+    assert own | {"logits": 0, "libraries": 0} == sft | {"logits": 0, "libraries": 0}
+    wide = params(model=base, sft={"lora": alike}, reward_model={"batch_size": 256, "rank": 8})
+    assert estimate.memory("reward_model", wide, FULL, CPU)["adapter"] == own["adapter"]
+    assert estimate.best_knob("reward_model", wide, FULL, CPU)[:2] == ("reward_model.batch_size", 1)
+
+
 def test_the_knob_that_saves_most_of_heavy_weights_is_their_quantization() -> None:
     p = params(model={"base": "google/gemma-7b-it"})
     name, value, peak = estimate.best_knob("generate_prefs", p, FULL, CPU)
@@ -84,6 +96,7 @@ def test_a_stage_refuses_at_its_door_before_it_reads_anything(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setattr(estimate, "here", lambda: Machine(8 * 10**9, False))
+    monkeypatch.delenv("EMOTUNE_LAUNCH", raising=False)
     paths = [f"--{flag}={tmp_path / flag}" for flag in ("dialogues", "base", "out", "history")]
     with pytest.raises(SystemExit) as ended:
         stage.start(["sft", *paths, "--metrics=metrics/sft.json"])
@@ -91,6 +104,11 @@ def test_a_stage_refuses_at_its_door_before_it_reads_anything(
     assert "sft would take about" in capsys.readouterr().err
     [line] = costs.lines(tmp_path / ".work/costs.jsonl")
     assert line["failed"].startswith("sft would take about")
+    # Processes share rows and, where they are told to, the model: each takes less than one would.
+    monkeypatch.setenv("EMOTUNE_LAUNCH", "a line that starts no launcher")
+    with pytest.raises(SystemExit):
+        stage.start(["sft", *paths, "--metrics=metrics/sft.json"])
+    assert "EMOTUNE_LAUNCH must be a line" in capsys.readouterr().err
 
 
 def test_the_default_and_models_of_unknown_size_pass_the_door() -> None:

@@ -31,7 +31,7 @@ from emotune.core.addresses import without_password
 from emotune.core.errors import InputError
 from emotune.core.nested import overlaid
 from emotune.core.sections import read_yaml
-from emotune.runs import tracking
+from emotune.runs import estimate, tracking
 from emotune.runs.params import parse
 
 GB = 1e9
@@ -122,7 +122,7 @@ def machine(root: Path, gpu: Gpu | None) -> list[Finding]:
         _packages(root),
         _git(),
         _processor(),
-        _memory(),
+        _memory(root),
         *_graphics(gpu),
         _package("flash-attn", "model.attention: flash_attention_2 needs it: pip install -e '.[gpu]'"),
         _package("bitsandbytes", "model.quantization: nf4 needs it: pip install -e '.[dev]'"),
@@ -178,7 +178,8 @@ def _processor() -> Finding:
     return Finding("ok", "cpu", found)
 
 
-def _memory() -> Finding:
+def _memory(root: Path) -> Finding:
+    """How much of it is free, and whether every stage fits, as `emotune estimate` has it."""
     seen, limit = psutil.virtual_memory(), Path("/sys/fs/cgroup/memory.max")
     # What a container leaves of the machine's memory.
     held = limit.read_text().strip() if limit.is_file() else ""
@@ -188,7 +189,11 @@ def _memory() -> Finding:
     if available < MEMORY:
         to_do = f"the embedded default takes {MEMORY / GB:.0f} GB"
         return Finding("fail" if total < MEMORY else "warn", "memory", found, to_do)
-    return Finding("ok", "memory", found)
+    p, here = parse(root / "params.yaml"), estimate.here()
+    lacks = (estimate.excess(stage, p, root / "data/dialogues", here) for stage in estimate.STAGES)
+    if lack := next(filter(None, lacks), ""):
+        return Finding("warn", "memory", found, lack)
+    return Finding("ok", "memory", f"{found}, every stage fits")
 
 
 def _graphics(gpu: Gpu | None) -> list[Finding]:
@@ -387,7 +392,8 @@ def _needs(name: str, content: Mapping[str, Any], gpu: Gpu | None) -> Iterator[t
         small = [] if gpu is None or enough else [Lack(f"GPU memory: {gpu.name} has {gpu.memory / GB:.1f} GB")]
         yield f"a GPU of {gigabytes[1]} GB", without_gpu + small
     model = content["model"]
-    if model["quantization"] == "nf4" or any("8bit" in content[stage]["optimizer"] for stage in ("sft", "dpo")):
+    optimizers = {content[stage]["optimizer"] for stage in ("sft", "reward_model", "dpo")}
+    if model["quantization"] == "nf4" or optimizers != {"adamw_torch"}:
         yield "bitsandbytes", [] if _installed("bitsandbytes") else [Lack("bitsandbytes")]
     if model["attention"] == "flash_attention_2":
         yield "flash-attn on a GPU", ([] if _installed("flash-attn") else [Lack("flash-attn")]) + without_gpu

@@ -23,7 +23,7 @@ from emotune.runs.estimate import CHARACTERS, GB, Text
 from emotune.runs.params import Params
 from emotune.runs.stage import STAGES
 from emotune.runs.tables import aligned
-from emotune.stages import sft
+from emotune.stages import reward_model, sft
 
 DIALOGUES, BASE = Path("data/dialogues"), Path("models/base")
 # So many dialogues, evenly spaced, stand for all.
@@ -166,6 +166,8 @@ def works(p: Params, text: Text, c: Counts) -> dict[str, Work]:
     twins = 1 if p.prefs.sampling.guidance == 1 else 2
     candidates = p.prefs.prompts * p.prefs.candidates * min(c.reply, p.prefs.sampling.max_new_tokens)
     pairs = 2 * p.prefs.prompts * (1 - p.prefs.validation) * p.dpo.epochs * row
+    # Two rows a pair.
+    learned = 2 * min(p.reward_model.contrast_pairs, 8 * c.questions) * p.reward_model.epochs * row
     probes = (PROBE_POINTS + 1) * p.dpo.control_contexts * len(p.data.labels)
     is_scratch = p.model.base == pins.SCRATCH
     return {
@@ -174,6 +176,7 @@ def works(p: Params, text: Text, c: Counts) -> dict[str, Work]:
         "judges": Work(aside=1 + text.size * JUDGING),
         "baseline": asked,
         "sft": Work(trained=c.tokens * p.sft.epochs, read=6 * VALIDATION_ROWS * c.tokens / max(1, c.rows)),
+        "reward_model": Work(trained=learned, read=(1 + reward_model.WRONG) * reward_model.HELD_OUT * row),
         "generate_prefs": Work(read=twins * p.prefs.prompts * c.prompt, written=twins * candidates),
         "dpo": Work(trained=pairs, read=pairs + probes * c.prompt, written=probes * c.reply),
         # Both models, and what the base model makes of some replies in two contexts each.
@@ -244,25 +247,28 @@ def _seconds(run: Callable[[], Any]) -> float:
 def disk(p: Params, text: Text, c: Counts) -> dict[str, int]:
     """The bytes of each stage's outs, of which DVC's cache holds another copy, and of checkpoints while it trains."""
     s = sizes.shape(estimate.config_of(p), p.model.base)
-    adapter, row = 4 * estimate.adapter(p, s), round(6 * (c.prompt + c.reply))
-    checkpoints = {name: 2 * 3 * adapter * (getattr(p, name).checkpoints > 0) for name in ("sft", "dpo")}
+    row, adapters = round(6 * (c.prompt + c.reply)), dict.fromkeys(("sft", "dpo"), 4 * estimate.adapter(p, s))
+    adapters["reward_model"] = 4 * sizes.adapter(s, p.reward_model.rank, None, 1)
+    # And two checkpoints of it, with what the optimizer holds.
+    trained = {name: (1 + 2 * 3 * (getattr(p, name).checkpoints > 0)) * size for name, size in adapters.items()}
     questions = c.questions + p.evaluate.control_contexts * len(p.data.labels)
     return {
         "prepare": round(1.25 * text.size),
         "base_model": 4 * s.parameters if p.model.base in pins.OWN else 0,
         "judges": 2 * text.size,
         "baseline": questions * row,
-        "sft": adapter + checkpoints["sft"],
+        "sft": trained["sft"],
+        "reward_model": trained["reward_model"],
         "generate_prefs": p.prefs.prompts * (row + 1000),
-        "dpo": adapter + checkpoints["dpo"],
+        "dpo": trained["dpo"],
         "evaluate": 2 * questions * row,
     }
 
 
 def params_of(content: Mapping[str, Any], name: str) -> Params:
     """A params.yaml, or a profile laid over one: where its data have no path yet, those that are here count."""
-    data = content["data"]
-    if data["source"] != "embedded" and not (data["path"] or data["name"]):
+    data = content.get("data") or {"source": "embedded"}
+    if data.get("source") != "embedded" and not (data.get("path") or data.get("name")):
         content = overlaid(content, {"data": {"source": "embedded"}})
     return check(Params, content, name)
 
@@ -286,7 +292,7 @@ def rows(p: Params, root: Path) -> dict[str, Any]:
             "seconds_by": "its last run" if stage in before else "calibration",
             "disk": outs[stage],
         }
-        if stage in ("sft", "dpo"):
+        if stage in ("sft", "reward_model", "dpo"):
             least = estimate.memory(stage, _checkpointed(stage, p), text, machine)
             stages[stage]["checkpointed"] = sum(least.values())
         if peak > machine.memory:
@@ -306,7 +312,9 @@ def ran_before(root: Path, p: Params) -> dict[str, float]:
     result = {}
     for line in costs.lines(root / ".work/costs.jsonl"):
         stage = line["stage"]
-        if line["failed"] is None and (STAGES / f"{stage}.py").is_file() and "params" in line:
+        # Of another pipeline's stage, or another round's, the name has a folder.
+        is_own = "/" not in stage and (STAGES / f"{stage}.py").is_file()
+        if line["failed"] is None and is_own and "params" in line:
             kind = import_module(f"emotune.stages.{stage}").Params
             if line["params"] == costs.digest(part(kind, p).model_dump(mode="json")):
                 result[stage] = line["seconds"]

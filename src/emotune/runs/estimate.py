@@ -27,11 +27,11 @@ from emotune.training.params import Training
 GB = 1e9
 # What Python holds once the libraries of a stage are imported, as measured with constraints.txt.
 LIBRARIES = {"base_model": 0.05e9, "judges": 0.15e9, "baseline": 0.55e9, "sft": 0.52e9, "generate_prefs": 0.53e9}
-LIBRARIES |= {"dpo": 0.55e9, "evaluate": 0.57e9}
+LIBRARIES |= {"reward_model": 0.55e9, "dpo": 0.55e9, "evaluate": 0.57e9}
 # A context of CUDA and its kernels, which torch does not count.
 CUDA = 0.6e9
-# Rows that are sampled at once (generation/local.py), and positions whose likelihood is asked at once.
-CPU_ROWS, GPU_ROWS, POSITIONS = 192, 1024, 4096
+# Rows that are sampled at once (generation/local.py).
+CPU_ROWS, GPU_ROWS = 192, 1024
 # For each byte of the train split, what Python holds of dialogues, of sft's rows and labels, of a judge's features.
 HELD, HELD_BY = 12, {"sft": 60, "judges": 60}
 # Emotions have tags of about so many tokens of their own.
@@ -144,6 +144,15 @@ def _dpo(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
     return terms
 
 
+def _reward_model(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
+    """Two rows a pair, under an adapter of its own, of whose positions one number each is made."""
+    lora = p.sft.lora.model_copy(update={"rank": p.reward_model.rank, "dropout": 0.0, "tags": False})
+    lora = lora.model_copy(update={"target_modules": "all-linear"})
+    own = p.model_copy(update={"sft": p.sft.model_copy(update={"lora": lora})})
+    length = min(p.model.context, text.prompt + text.reply)
+    return _trained(own, s, p.reward_model, 2 * p.reward_model.batch_size, length, 0)
+
+
 def _sampled(p: Params, s: Shape, longest: int, new: int, rows: int, candidates: int, machine: Machine) -> Memory:
     """Rows sampled at once, so many candidates of a prompt on one line of the cache."""
     dtype, most = p.model.dtype, GPU_ROWS if machine.on_gpu else CPU_ROWS
@@ -213,6 +222,7 @@ STAGES: dict[str, Needs] = {
     "judges": _judges,
     "baseline": _baseline,
     "sft": _sft,
+    "reward_model": _reward_model,
     "generate_prefs": _prefs,
     "dpo": _dpo,
     "evaluate": _examined,
@@ -247,9 +257,10 @@ def ram() -> int:
 
 def knobs(stage: str, p: Params) -> dict[str, Any]:
     """What can be turned down for a stage, by dotted name: each alone, to where it saves most."""
-    turned: dict[str, Any] = {"model.dtype": "bfloat16", "model.quantization": "nf4", "sft.lora.rank": 8}
+    turned: dict[str, Any] = {"model.dtype": "bfloat16", "model.quantization": "nf4"}
+    turned |= {"reward_model.rank" if stage == "reward_model" else "sft.lora.rank": 8}
     turned["model.context"] = p.model.context // 2
-    if stage in ("sft", "dpo"):
+    if stage in ("sft", "reward_model", "dpo"):
         own = {"batch_size": 1, "gradient_checkpointing": True, "optimizer": "adamw_8bit"}
         turned |= {f"{stage}.{name}": value for name, value in own.items()}
     if stage == "dpo":
@@ -272,28 +283,36 @@ def best_knob(stage: str, p: Params, text: Text, machine: Machine) -> tuple[str,
     return name, value, peak
 
 
-def assert_fits(stage: str, p: Params, dialogues: Path | None) -> None:
-    """InputError where the machine has not the memory that a stage takes; EMOTUNE_FORCE, set to anything, lets it try.
+def excess(stage: str, p: Params, dialogues: Path | None, machine: Machine) -> str:
+    """What of the machine's memory a stage would take beyond what there is, and the knob; empty where it fits.
 
-    Rows are taken to be as long as the longest dialogue can be, so what is close to the limit is not refused for less.
+    Rows are taken to be as long as the longest dialogue can be. Of a model of unknown size there is nothing to say: the
+    stage says itself what is wrong with it.
     """
-    if stage not in STAGES or os.environ.get(TRY):
-        return
     train = dialogues / "train.jsonl" if dialogues else None
     longest, size = p.model.context, 0
     if train and train.is_file():
         size = train.stat().st_size
         with train.open("rb") as file:
             longest = min(longest, max(map(len, file), default=0) // CHARACTERS)
-    text, machine = Text(longest, longest, REPLY, size), here()
+    text = Text(longest, longest, REPLY, size)
     try:
         peak = sum(memory(stage, p, text, machine).values())
     except InputError:
-        return  # The stage says itself what is wrong with its model.
-    if peak > machine.memory:
-        name, value, then = best_knob(stage, p, text, machine)
-        raise InputError(
-            f"{stage} would take about {peak / GB:.1f} GB of memory, and this machine has "
-            f"{machine.memory / GB:.1f} GB{' on its GPU' if machine.on_gpu else ''}; {name}: {json.dumps(value)} saves "
-            f"most, {then / GB:.1f} GB are left; `emotune estimate` says more, and {TRY}=1 tries all the same"
-        )
+        return ""
+    if peak <= machine.memory:
+        return ""
+    name, value, then = best_knob(stage, p, text, machine)
+    return (
+        f"{stage} would take about {peak / GB:.1f} GB of memory, and this machine has "
+        f"{machine.memory / GB:.1f} GB{' on its GPU' if machine.on_gpu else ''}; {name}: {json.dumps(value)} saves "
+        f"most, {then / GB:.1f} GB are left"
+    )
+
+
+def assert_fits(stage: str, p: Params, dialogues: Path | None) -> None:
+    """InputError where the machine has not the memory that a stage takes; EMOTUNE_FORCE, set at all, lets it try."""
+    if stage not in STAGES or os.environ.get(TRY):
+        return
+    if lack := excess(stage, p, dialogues, here()):
+        raise InputError(f"{lack}; `emotune estimate` says more, and {TRY}=1 tries all the same")

@@ -51,7 +51,9 @@ def start(arguments: Sequence[str]) -> None:
         # Before anything imports what takes seconds.
         whole = params.whole(params.PARAMS)
         cost.params = costs.digest(sections.part(stage.Params, whole).model_dump(mode="json"))
-        if isinstance(whole, params.Params) and not launchers.is_under_one():
+        # Of several processes each has its share of the rows, and where they spread the model, of that.
+        is_alone = processes.processes() == 1 and not (parallel and os.environ.get("EMOTUNE_LAUNCH"))
+        if isinstance(whole, params.Params) and is_alone:
             estimate.assert_fits(name, whole, paths.get("dialogues"))
         if parallel and launchers.is_wanted():
             sys.exit(launchers.launch(name, cost))
