@@ -123,6 +123,11 @@ def test_the_published_profile_is_put_into_the_params_of_the_folder(
     lora = p.sft.lora
     assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (4, 16, 0.05, ("q_proj", "v_proj"))
     assert (p.sft.epochs, p.sft.batch_size, p.sft.accumulation, p.sft.learning_rate) == (2, 4, 4, 0.0002)
+    assert not params.whole(ROOT / "instruct/params.yaml").quantizes
+    write_params(tmp_path, {"questions.model.quantization": "nf4"}, "instruct")
+    assert params.whole(tmp_path / "params.yaml").quantizes
+    assert cli.main(["estimate"]) == 2
+    assert "data is missing" in capsys.readouterr().err
     assert cli.main(["profile", "--data", "mine"]) == 2
     assert "rows of instructions are named in `rows` of params.yaml" in capsys.readouterr().err
 

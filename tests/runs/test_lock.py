@@ -135,6 +135,16 @@ def test_another_pipeline_of_the_repository_makes_nothing_stale(repository: Path
     assert lock.stale(repository) == []
 
 
+def test_in_the_folder_of_another_pipeline_it_is_of_that_one(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "other").mkdir()
+    (repository / "other/dvc.yaml").write_text("stages:\n  own: {cmd: echo, deps: [../source.txt]}\n")
+    monkeypatch.chdir(repository / "other")
+    assert cli.main(["current"]) == 1
+    assert capsys.readouterr().out.splitlines() == ["dvc.lock is not current:", "  own: not in dvc.lock"]
+
+
 def test_a_comment_makes_nothing_stale(repository: Path) -> None:
     replaced(repository / "params.yaml", "count", "# a remark\ncount")
     assert lock.stale(repository) == []

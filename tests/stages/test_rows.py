@@ -146,6 +146,9 @@ def test_the_rows_of_questions_are_added_unless_they_are_not_wanted(run: Any) ->
 def test_a_split_without_a_row_stops_and_nothing_is_written(run: Any) -> None:
     with pytest.raises(InputError, match="no row is left in the split validation; dropped: none"):
         run(**files(train=alpaca(2)))
+    chat = {"messages": [{"role": role, "content": f"Say {n}."} for n, role in enumerate(("user", "assistant") * 20)]}
+    with pytest.raises(InputError, match="no row is left in the split train; dropped: none"):
+        run(**files(train=[chat]))
     assert not Path("data/rows").exists()
     with pytest.raises(InputError, match=r"params.yaml: rows.path must be set where source is folder, got null"):
         run(source="folder")

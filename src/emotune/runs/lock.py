@@ -58,7 +58,8 @@ def _comparison(repo: Any, path: Path) -> Comparison:
     comparison = Comparison([], [], {place: [] for place in (IN_WORKSPACE, IN_CACHE, IN_REMOTE)})
     entries = (read_yaml(path).get("stages") or {}) if path.is_file() else {}
     # Another pipeline of the repository has a lock of its own.
-    stages = [stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"]
+    own = path.with_name("dvc.yaml").resolve()
+    stages = [stage for stage in repo.index.stages if Path(stage.path).resolve() == own]
     writers = {out.fs_path: out for stage in stages for out in stage.outs}
     for stage in stages:
         if stage.name not in entries:

@@ -57,10 +57,16 @@ class Whole(Section):
     model: Model
 
     @property
+    def models(self) -> tuple[Model, ...]:
+        """Every model that a stage may load."""
+        return (self.model,)
+
+    @property
     def quantizes(self) -> bool:
         """Whether it may need bitsandbytes: for 4-bit weights, which a named base may bring, or an 8-bit optimizer."""
         optimizers = {value.optimizer for _, value in self if isinstance(value, Training)}
-        return self.model.base not in pins.OWN or self.model.quantization != "none" or optimizers != {"adamw_torch"}
+        loads = any(model.base not in pins.OWN or model.quantization != "none" for model in self.models)
+        return loads or optimizers != {"adamw_torch"}
 
 
 class Params(Whole):
@@ -123,6 +129,10 @@ class Instructions(Whole):
     shots: Count
     evaluate: Outputs
     sft: instruct.Sft
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return self.model, self.questions.model
 
 
 def kind_of(path: Path) -> type[Whole]:

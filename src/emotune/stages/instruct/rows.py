@@ -111,7 +111,8 @@ def divided(entries: Sequence[Entry], held_out: float, seed: int) -> dict[str, l
     random.Random(seeds.key(seed, "splits")).shuffle(drawn)
     for split in lacking:
         wanted = round(held_out * sum(map(len, pool.values())))
-        while wanted > 0:
+        # Where all rows are of few sources, some split may stay empty, which is told.
+        while wanted > 0 and drawn:
             source = drawn.pop()
             owner[source] = split
             wanted -= len(pool[source])
