@@ -234,10 +234,17 @@ def test_help_and_profile_import_nothing_heavy():
 def test_prefs_says_what_other_thresholds_would_give_and_that_an_older_run_does_not(repository, capsys):
     assert cli.main(["prefs", "--what-if"]) == 2
     assert "prefs: metrics/prefs.json does not say what other thresholds would give" in capsys.readouterr().err
+    (repository / "metrics").mkdir()
+    of_votes = {"pairs": 2, "prompts": 2, "yield_total": 1.0, "attempts_total": 0, "gap": {"median": 1.5}}
+    of_votes |= {"chosen_is_longer": 0.5, "votes": {"pairs": 2}}
+    records.write_metrics(repository / "metrics/prefs.json", of_votes)
+    assert cli.main(["prefs"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("longer one chosen  voted")
+    assert cli.main(["prefs", "--what-if"]) == 2
+    assert "none makes or unmakes a pair of people's" in capsys.readouterr().err
     row = {"min_chosen_score": 8.0, "target_score_range": 4.0, "attempts": 3, "pairs": {"fear": 1, "anger": 0}}
     looser = row | {"min_chosen_score": 6.5, "pairs": {"fear": 4, "anger": 1}}
     measured = {"prompts": 10, "prompts_per_emotion": {"fear": 5, "anger": 5}, "what_if": [row, looser]}
-    (repository / "metrics").mkdir()
     records.write_metrics(repository / "metrics/prefs.json", measured)
     assert cli.main(["prefs", "--what-if"]) == 0
     assert capsys.readouterr().out == (

@@ -253,9 +253,11 @@ def _journal(chosen: argparse.Namespace) -> int:
 )
 def _prefs(chosen: argparse.Namespace) -> None:
     path = METRICS / "prefs.json"
-    if not path.is_file() or "what_if" not in (measured := records.read_metrics(path)):
+    measured = records.read_metrics(path) if path.is_file() else {}
+    if not measured or (chosen.what_if and "what_if" not in measured):
         raise InputError(
-            f"prefs: {path} does not say what other thresholds would give; `dvc repro generate_prefs` does"
+            f"prefs: {path} does not say what other thresholds would give; `dvc repro generate_prefs` does, "
+            "but where prefs.source is votes: none makes or unmakes a pair of people's"
         )
     print(tables.aligned(tables.what_if(measured) if chosen.what_if else tables.preferences(METRICS)))
 
