@@ -2,7 +2,8 @@
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from emotune.core import records
 from emotune.core.contract import Log
 from emotune.core.dialogue import USER, Dialogue, Turn, alternate
 from emotune.core.errors import InputError
@@ -18,7 +20,7 @@ from emotune.models import bradley_terry, loading
 from emotune.models.bradley_terry import Scale
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
-from emotune.stages.reward_model import Learned, Params, emotion_margins, learn, measure, reward_rows
+from emotune.stages.reward_model import Learned, Params, emotion_margins, learn, measure, pairs_of, reward_rows
 from emotune.training.pairs import Pair, contrast
 from emotune.training.params import Training
 from tiny import CHOICE, SFT, changed, ignore
@@ -177,6 +179,32 @@ def test_the_judge_alone_prefers_the_reply_that_it_hears_the_emotion_in() -> Non
 @pytest.mark.parametrize(("reward", "score"), [(1.5, 5.0), (1.5 + 2.197225, 9.0), (-1e9, 0.0), (1e9, 10.0)])
 def test_a_score_is_ten_times_the_probability_that_it_beats_a_middling_reply(reward: float, score: float) -> None:
     assert Scale(1.5, 2).score(reward) == pytest.approx(score, abs=1e-5)
+
+
+def test_people_s_votes_on_validation_and_an_earlier_round_s_pairs_share_no_dialogue_with_what_is_held_out(
+    tmp_path: Path,
+) -> None:
+    for name in ("train", "validation"):
+        said = (
+            Dialogue(f"{name}/{n}", alternate(("Hm.", f"Sad {name} {n}.", "So?", "Yes."), ["sadness"] * 4))
+            for n in range(20)
+        )
+        records.write_jsonl(tmp_path / f"{name}.jsonl", map(asdict, said))
+    own = [
+        {"prompt": "Hm.", "chosen": "Oh.", "rejected": "No.", "dialogue": f"{name}/{n}"}
+        for name in ("train", "validation")
+        for n in range(0, 20, 2)
+    ]
+    records.write_jsonl(tmp_path / "own.jsonl", own)
+    sources = ("contrast", f"{tmp_path / 'own.jsonl'}@{records.sha256(tmp_path / 'own.jsonl')}")
+    train, held_out = pairs_of(tmp_path, changed(LEARNED, pairs=sources))
+    trained, held = {pair.dialogue for pair in train}, {group[0].dialogue for group in held_out}
+    assert not trained & held
+    assert {f"train/{n}" for n in range(1, 20, 2)} <= trained
+    assert {f"validation/{n}" for n in range(1, 20, 2)} <= held
+    # All pairs of the file are there, on either side.
+    assert {row["dialogue"] for row in own} <= trained | held
+    assert sum(pair.source != "contrast" for pair in (*train, *chain(*held_out))) == len(own)
 
 
 @pytest.mark.parametrize("pairs", ["generated", [], ["contrast", "mine"]])

@@ -122,20 +122,23 @@ def main(
 def pairs_of(dialogues: Path, p: Learned) -> tuple[list[Pair], list[list[Pair]]]:
     """The pairs to train on, and those held out, which share no dialogue with them, in groups of one chosen reply.
 
-    Contrast is made of the train split, and held out is that of the validation split.
+    Contrast is made of the train split, and held out is that of the validation split, but for dialogues of which other
+    pairs are on the other side: people vote on those of validation, and an earlier round's pairs are of train.
     """
     train: list[Pair] = []
     held_out: list[list[Pair]] = []
     for source in p.sources:
-        if source == CONTRAST:
-            splits = (records.read_dialogues(dialogues / f"{name}.jsonl") for name in ("train", "validation"))
-            learned, other = splits
-            train += chain(*contrast(learned, p.history_turns, p.contrast_pairs, p.seed))
-            held_out += contrast(other, p.history_turns, HELD_OUT, p.seed, WRONG)
-        else:
+        if source != CONTRAST:
             to_train, to_hold = split(foreign(source), p.seed)
             train += to_train
             held_out += [[pair] for pair in to_hold]
+    if CONTRAST in p.sources:
+        learned, other = (records.read_dialogues(dialogues / f"{name}.jsonl") for name in ("train", "validation"))
+        trained, held = {pair.dialogue for pair in train}, {group[0].dialogue for group in held_out}
+        more = contrast([d for d in learned if d.id not in held], p.history_turns, p.contrast_pairs, p.seed)
+        train += chain(*more)
+        other = [d for d in other if d.id not in trained]
+        held_out += contrast(other, p.history_turns, HELD_OUT, p.seed, WRONG)
     if not train or not held_out:
         raise InputError(
             f"reward_model.pairs: {len(train)} pairs to train on and {len(held_out)} to hold out; it needs some of both"
