@@ -47,6 +47,7 @@ SMALL = TINY | {
     "dpo.control_contexts": 1,
 }
 DIALOGUES, PAIRS = 77, 29
+TRAINED = {"sft": "models/sft", "reward_model": "models/reward", "dpo": "models/dpo"}
 
 
 def pair(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -211,8 +212,8 @@ def assert_same_training(stage: str, folder: Path, alone: Path, relative: float)
         tracking.numbers(records.read_metrics(path / f"metrics/{stage}.json")) for path in (folder, alone)
     )
     assert measured == pytest.approx(wanted, rel=relative, abs=1e-5)
-    assert contents(folder / f"models/{stage}").keys() == contents(alone / f"models/{stage}").keys()
-    ours, theirs = (load_file(path / f"models/{stage}/adapter_model.safetensors") for path in (folder, alone))
+    assert contents(folder / TRAINED[stage]).keys() == contents(alone / TRAINED[stage]).keys()
+    ours, theirs = (load_file(path / TRAINED[stage] / "adapter_model.safetensors") for path in (folder, alone))
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=relative, atol=1e-5)
@@ -271,18 +272,18 @@ def trained(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 def assert_same_bytes(stage: str, folder: Path, other: Path) -> None:
-    for path in (f"models/{stage}", "metrics"):
+    for path in (TRAINED[stage], "metrics"):
         assert contents(folder / path) == contents(other / path)
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", TRAINED)
 def test_two_processes_take_the_steps_of_one(stage: str, trained: Callable[[str], Path], alone: Path) -> None:
     folder = trained(stage)
     assert_same_training(stage, folder, alone, 1e-4)
     assert [path.name for path in folder.glob(f".work/{stage}/*") if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", TRAINED)
 def test_two_processes_that_are_killed_go_on_to_the_same_bytes(
     stage: str, trained: Callable[[str], Path], alone: Path, tmp_path: Path
 ) -> None:
@@ -308,7 +309,7 @@ def test_what_a_launcher_started_is_stopped_as_one_and_goes_on_to_the_same_bytes
     assert_same_bytes("dpo", folder, trained("dpo"))
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", TRAINED)
 def test_fsdp_takes_the_same_steps_when_killed_too_and_its_adapter_is_whole(
     stage: str, alone: Path, tmp_path: Path
 ) -> None:
