@@ -629,3 +629,8 @@ def test_the_audit_names_the_number_and_the_bound_that_is_broken(
 def test_no_pair_at_all_is_never_enough() -> None:
     [reason] = audit(MEASURED | {"pairs": 0, "yield_total": 0.0}, PREFS.audit)
     assert reason.startswith("prefs.audit: of 5 prompts none made a pair, and dpo needs some; train sft for longer")
+    few = MEASURED | {"pairs_per_emotion": {"fear": 1}, "votes": {"pairs": 1}}
+    [reason] = audit(few, PREFS.audit.model_copy(update={"min_pairs_per_emotion": 9}))
+    assert reason.endswith(
+        "1 pairs for fear, wanted at least 9; gather more votes (`emotune compare --blind`), or set prefs.source: both"
+    )

@@ -120,7 +120,7 @@ def voted(folder: Path, source: str, **changes: Any) -> list[dict[str, Any]]:
 
 
 def test_people_s_pairs_alone_are_rows_like_others_and_no_model_is_asked(folder: Path) -> None:
-    rows = voted(folder, "votes")
+    rows = voted(folder, "votes", **{"prefs.spare": True})
     assert [(row["emotion"], row["chosen"], row["rejected"]) for row in rows] == [
         ("neutral", "Oh no.", "We won!"),
         ("anger", "We won!", "Oh no."),

@@ -145,8 +145,8 @@ def neediest(prompts: Sequence[Prompt], outcomes: Sequence[Outcome], p: Prefs) -
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         enough.setdefault(prompt.emotion, []).append(is_enough(outcome, p))
     yields = {emotion: sum(done) / len(done) for emotion, done in enough.items()}
-    # The first of equals.
-    least = min(yields, key=lambda emotion: yields[emotion])
+    # The first of equals; nothing is asked where people's votes alone make pairs.
+    least = min(yields, key=lambda emotion: yields[emotion], default=None)
     return [
         n
         for n, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True))

@@ -17,6 +17,7 @@ Rows = list[dict[str, Any]]
 MODEL, HUMAN, VOTES = "model", "human", "votes"
 # What to turn where there are too few pairs.
 SOONER = "train sft for longer, raise prefs.attempts, or lower prefs.min_chosen_score or prefs.target_score_range"
+MORE_VOTES = "gather more votes (`emotune compare --blind`), or set prefs.source: both"
 
 
 def rows(prompts: Iterable[Prompt], outcomes: Iterable[Outcome], source: str = MODEL) -> Rows:
@@ -124,15 +125,19 @@ def measure(
 
 def audit(measured: Mapping[str, Any], bounds: Audit) -> list[str]:
     """Every bound of `prefs.audit` that the pairs break: the number, the bound, and what to turn."""
+    # Of votes alone nothing is sampled, and no threshold makes or unmakes a pair.
+    sooner, more = SOONER, f"raise prefs.prompts, {SOONER}"
+    if "votes" in measured and "what_if" not in measured:
+        sooner = more = MORE_VOTES
     total = remedy(measured, lambda pairs: sum(pairs.values()) >= max(1, bounds.min_yield * measured["prompts"]))
     if not measured["pairs"]:
-        return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {SOONER}{total}"]
+        return [f"prefs.audit: of {measured['prompts']} prompts none made a pair, and dpo needs some; {sooner}{total}"]
     least, fewest = min(measured["pairs_per_emotion"].items(), key=lambda pairs: pairs[1])
     each = remedy(measured, lambda pairs: min(pairs.values()) >= bounds.min_pairs_per_emotion)
     longer = "is the share of pairs whose chosen reply is the longer one"
     bounded = {
-        "min_yield": (measured["yield_total"], "pairs per prompt", SOONER + total),
-        "min_pairs_per_emotion": (fewest, f"pairs for {least}", f"raise prefs.prompts, {SOONER}{each}"),
+        "min_yield": (measured["yield_total"], "pairs per prompt", sooner + total),
+        "min_pairs_per_emotion": (fewest, f"pairs for {least}", more + each),
         "min_chosen_longer": (
             measured["chosen_is_longer"],
             longer,
