@@ -63,6 +63,13 @@ def test_rows_are_counted_in_the_dialogues_that_are_prepared(repository: Path, d
     assert counts.tokens >= text.longest >= counts.reply > 1
 
 
+def test_of_data_that_are_nowhere_yet_there_are_as_many_as_daily_dialog_has_to_train_on(repository: Path) -> None:
+    p = parse(repository / "params.yaml")
+    of_hub = p.model_copy(update={"data": p.data.model_copy(update={"source": "hub", "name": "owner/name"})})
+    _, count, size, where = estimate.dialogues_of(of_hub, repository)
+    assert (count, size, where) == (11_118, 0, "the size of DailyDialog")
+
+
 def test_what_does_not_fit_exits_with_1_and_names_a_knob(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

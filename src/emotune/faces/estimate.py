@@ -106,10 +106,12 @@ def dialogues_of(p: Params, root: Path) -> tuple[Sequence[Dialogue], int, int, s
         count = round(0.8 * p.data.dialogues)
         some = corpus.dialogues(min(2 * SAMPLE, p.data.dialogues), p.data.seed)["train"]
         return some, count, 670 * count, "the embedded grammar"
-    path = pins.located(p.data.path or "")
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files) if p.data.path else 0
-    count = size // BYTES_OF_ONE or 13118
+    size = 0
+    if p.data.path:
+        path = pins.located(p.data.path)
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+    count = size // BYTES_OF_ONE or DAILY_DIALOG
     turns = tuple(Turn((USER, ASSISTANT)[n % 2], 60 * "x", p.data.neutral) for n in range(TURNS_OF_ONE))
     return [Dialogue("guess", turns)], count, size, "the size of its source" if size else "the size of DailyDialog"
 
