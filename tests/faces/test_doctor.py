@@ -182,6 +182,10 @@ def test_a_stage_that_does_not_fit_is_a_warning_with_its_knob(
     assert found.state == "warn"
     assert found.to_do.startswith("baseline would take about 3")
     assert 'model.quantization: "nf4" saves most' in found.to_do
+    write_params(repository, EMBEDDED | {"model.base": "nobody/knows-it", "model.revision": 40 * "0"})
+    assert line("memory", doctor.machine(repository, None)).found.endswith(
+        "how much nobody/knows-it takes is not known"
+    )
 
 
 def test_eight_bits_of_an_optimizer_s_state_need_their_package(

@@ -191,8 +191,11 @@ def _memory(root: Path) -> Finding:
         return Finding("fail" if total < MEMORY else "warn", "memory", found, to_do)
     p, here = parse(root / "params.yaml"), estimate.here()
     lacks = (estimate.excess(stage, p, root / "data/dialogues", here) for stage in estimate.STAGES)
-    if lack := next(filter(None, lacks), ""):
-        return Finding("warn", "memory", found, lack)
+    try:
+        if lack := next(filter(None, lacks), ""):
+            return Finding("warn", "memory", found, lack)
+    except InputError:
+        return Finding("ok", "memory", f"{found}, how much {p.model.base} takes is not known")
     return Finding("ok", "memory", f"{found}, every stage fits")
 
 

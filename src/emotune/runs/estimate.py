@@ -286,8 +286,7 @@ def best_knob(stage: str, p: Params, text: Text, machine: Machine) -> tuple[str,
 def excess(stage: str, p: Params, dialogues: Path | None, machine: Machine) -> str:
     """What of the machine's memory a stage would take beyond what there is, and the knob; empty where it fits.
 
-    Rows are taken to be as long as the longest dialogue can be. Of a model of unknown size there is nothing to say: the
-    stage says itself what is wrong with it.
+    Rows are taken to be as long as the longest dialogue can be. InputError where the model's size is not known.
     """
     train = dialogues / "train.jsonl" if dialogues else None
     longest, size = p.model.context, 0
@@ -296,10 +295,7 @@ def excess(stage: str, p: Params, dialogues: Path | None, machine: Machine) -> s
         with train.open("rb") as file:
             longest = min(longest, max(map(len, file), default=0) // CHARACTERS)
     text = Text(longest, longest, REPLY, size)
-    try:
-        peak = sum(memory(stage, p, text, machine).values())
-    except InputError:
-        return ""
+    peak = sum(memory(stage, p, text, machine).values())
     if peak <= machine.memory:
         return ""
     name, value, then = best_knob(stage, p, text, machine)
@@ -314,5 +310,9 @@ def assert_fits(stage: str, p: Params, dialogues: Path | None) -> None:
     """InputError where the machine has not the memory that a stage takes; EMOTUNE_FORCE, set at all, lets it try."""
     if stage not in STAGES or os.environ.get(TRY):
         return
-    if lack := excess(stage, p, dialogues, here()):
+    try:
+        lack = excess(stage, p, dialogues, here())
+    except InputError:
+        return  # The stage says itself what is wrong with its model.
+    if lack:
         raise InputError(f"{lack}; `emotune estimate` says more, and {TRY}=1 tries all the same")
