@@ -30,6 +30,10 @@ from emotune.prompts.prompter import Prompter
 from emotune.runs.params import Params
 
 COMMANDS = ("again", "new", "help", "quit")
+# What a slash may name where a reply has an emotion, as an error says it.
+EMOTION = "neither an emotion nor a command"
+# Names of the base model as it is, in the one pipeline and in the other.
+UNTUNED = ("baseline", "zero-shot")
 Say = Callable[[str], None]
 
 
@@ -42,19 +46,24 @@ class Voice:
 
 
 def located(folder: Path, name: str) -> Path:
-    """Where `baseline`, `sft` or `dpo` lies under `folder`; InputError where it or its base model does not."""
-    own = folder / ("base" if name == "baseline" else name)
+    """Where a model of that name lies under `folder`; InputError where it or its base model does not."""
+    own = folder / ("base" if name in UNTUNED else name)
     for needed in (folder / "base", own):
         if not needed.is_dir():
             raise InputError(f"{needed}: no such folder; `dvc repro` makes it, `dvc pull` fetches it")
     return own
 
 
-def open_voice(folder: Path, name: str, choice: Model) -> Voice:
-    """A model as the pipeline evaluates it."""
+def open_voice(folder: Path, name: str, choice: Model, template: str | None = None) -> Voice:
+    """A model as the pipeline evaluates it; `template` is that of the base model, for a tuned one brings its own."""
     own, base = located(folder, name), folder / "base"
     model = loading.load_base(base, choice) if own == base else loading.load_tuned(base, choice, own)
-    return Voice(model, loading.load_tokenizer(own, None))
+    return Voice(model, open_tokenizer(folder, name, template))
+
+
+def open_tokenizer(folder: Path, name: str, template: str | None) -> Any:
+    """The tokenizer of a model, with the template that it is asked by."""
+    return loading.load_tokenizer(located(folder, name), template if name in UNTUNED else None)
 
 
 def open_listener(folder: Path, p: Params) -> Classifier:
@@ -95,7 +104,8 @@ def stream(voice: Voice, request: Request, how: Sampling, say: Say) -> tuple[str
     model.generation_config = GenerationConfig(
         do_sample=how.temperature > 0,
         temperature=how.temperature or None,
-        top_k=how.top_k,
+        # Where nothing is drawn, transformers calls it a mistake.
+        top_k=how.top_k if how.temperature else None,
         top_p=how.top_p,
         repetition_penalty=how.repetition_penalty,
         min_new_tokens=how.min_new_tokens,
@@ -129,10 +139,10 @@ class _Streamer(TextStreamer):
             self.say(new)
 
 
-def parse(line: str, emotions: Sequence[str]) -> tuple[str | None, str]:
+def parse(line: str, emotions: Sequence[str], unlike: str = EMOTION) -> tuple[str | None, str]:
     """The command or emotion that a line begins with, None where it is plain text, and the text after it.
 
-    InputError where a slash stands before anything else, or text after a command.
+    InputError where a slash stands before anything else, which is then `unlike` all of these, or text after a command.
     """
     line = line.strip()
     if not line.startswith("/"):
@@ -148,7 +158,7 @@ def parse(line: str, emotions: Sequence[str]) -> tuple[str | None, str]:
             return name, rest.strip()
     word = entry.partition(" ")[0]
     nearest = difflib.get_close_matches(word.casefold(), names, n=1, cutoff=0.0)[0]
-    raise InputError(f"/{word} is neither an emotion nor a command; the nearest is /{nearest}, and /help lists them")
+    raise InputError(f"/{word} is {unlike}; the nearest is /{nearest}, and /help lists them")
 
 
 def manual(emotions: Sequence[str]) -> str:
@@ -172,15 +182,19 @@ def run(folder: Path, name: str, p: Params) -> None:
     # What the libraries will change some day is no news to whoever talks.
     warnings.simplefilter("ignore", FutureWarning)
     voice, judge = open_voice(folder, name, p.model), open_listener(folder, p)
+    told = "was never told of emotions, whatever you ask for" if name == "baseline" else f"answers in {p.data.neutral}"
+    converse(voice, judge, p, *lines(f"{name} {told}"))
+
+
+def lines(greeting: str) -> tuple[Iterable[str], bool]:
+    """Lines of a file or a pipe; or what a person types, who is greeted, and with whom one has to be patient (True)."""
     if isinstance(sys.stdin, TextIOWrapper):
         # Whatever the locale is, and even if it is no text at all.
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if not sys.stdin.isatty():
-        converse(voice, judge, p, sys.stdin, patient=False)
-        return
-    told = "was never told of emotions, whatever you ask for" if name == "baseline" else f"answers in {p.data.neutral}"
-    print(f"{name} {told}. /help says what you can do.", file=sys.stderr)
-    converse(voice, judge, p, typed(), patient=True)
+        return sys.stdin, False
+    print(f"{greeting}. /help says what you can do.", file=sys.stderr)
+    return typed(), True
 
 
 def typed() -> Iterator[str]:
@@ -199,15 +213,9 @@ def converse(voice: Voice, judge: Classifier, p: Params, lines: Iterable[str], p
     """Answer line by line on stdout. What cannot be understood is told where `patient`, else it is an InputError."""
     emotion, turns, replies = p.data.neutral, list[Turn](), 0
     for number, line in enumerate(lines, start=1):
-        try:
-            name, text = parse(line, p.data.labels)
-            if name == "again" and not turns:
-                raise InputError("/again: nothing was said yet")
-        except InputError as error:
-            if not patient:
-                raise InputError(f"line {number}: {error}") from None
-            print(error, file=sys.stderr)
+        if (order := understood(line, number, p.data.labels, EMOTION, bool(turns), patient)) is None:
             continue
+        name, text = order
         if name == "quit":
             return
         if name == "help":
@@ -217,18 +225,40 @@ def converse(voice: Voice, judge: Classifier, p: Params, lines: Iterable[str], p
         elif name == "again" or text:
             turns = turns[:-1] if name == "again" else [*turns, heard(judge, text)]
             wanted = name if name in p.data.labels else emotion
-            print(f"{wanted}> ", end="", flush=True)
-            key = seeds.key(p.evaluate.seed, "chat", replies)
-            reply, whole = stream(voice, request(voice.tokenizer, turns, wanted, p, key), p.evaluate.sampling, show)
-            print(flush=True)
-            if not whole and not patient:
-                raise SystemExit(128 + signal.SIGINT)
+            asked = request(voice.tokenizer, turns, wanted, p, seeds.key(p.evaluate.seed, "chat", replies))
+            reply = answer(wanted, voice, asked, p.evaluate.sampling, patient)
             turns.append(Turn(ASSISTANT, reply, wanted))
             replies += 1
         elif name:
             emotion = name
             if patient:
                 print(f"({emotion} from here on)", file=sys.stderr)
+
+
+def understood(
+    line: str, number: int, emotions: Sequence[str], unlike: str, begun: bool, patient: bool
+) -> tuple[str | None, str] | None:
+    """What `parse` makes of a line; None where it told the `patient` why it makes nothing of it."""
+    try:
+        name, text = parse(line, emotions, unlike)
+        if name == "again" and not begun:
+            raise InputError("/again: nothing was said yet")
+        return name, text
+    except InputError as error:
+        if not patient:
+            raise InputError(f"line {number}: {error}") from None
+        print(error, file=sys.stderr)
+        return None
+
+
+def answer(head: str, voice: Voice, asked: Request, how: Sampling, patient: bool) -> str:
+    """A reply on stdout, behind its head, as it comes; what Ctrl-C cuts short ends whatever reads a pipe."""
+    print(f"{head}> ", end="", flush=True)
+    reply, whole = stream(voice, asked, how, show)
+    print(flush=True)
+    if not whole and not patient:
+        raise SystemExit(128 + signal.SIGINT)
+    return reply
 
 
 def show(text: str) -> None:

@@ -20,7 +20,7 @@ from emotune.faces.profiles import apply, pinned_data, pinned_model, profiles, r
 from emotune.models import pins
 from emotune.preferences import journal
 from emotune.runs import link, lock, mirror, tables, tracking
-from emotune.runs.params import PARAMS, Instructions, kind_of, parse
+from emotune.runs.params import PARAMS, Instructions, kind_of, parse, whole
 from emotune.studies import plan, queue
 
 PROFILES = Path("profiles")
@@ -263,20 +263,33 @@ def _prefs(chosen: argparse.Namespace) -> None:
 
 
 @_command(
-    "talk to a model, the emotion chosen message by message (/help in it)",
-    _argument("--model", choices=("dpo", "sft", "baseline"), default="dpo", help="dpo where not given"),
+    "talk to a model, the emotion chosen message by message (/help in it); in instruct/, instructions",
+    _argument(
+        "--model",
+        choices=("dpo", "sft", "baseline", "zero-shot"),
+        help="dpo where not given; in instruct/ sft or zero-shot, the base model, and sft where not given",
+    ),
 )
 def _chat(chosen: argparse.Namespace) -> None:
-    p = parse(PARAMS)
-    if why := lock.doubts(Path()).get(lock.MAKERS[chosen.model]):
-        print(f"{chosen.model} is STALE, it may be of another run: {why}", file=sys.stderr)
-    from emotune.faces import chat  # with torch: seconds
+    p = whole(PARAMS)
+    makers = lock.INSTRUCTED if isinstance(p, Instructions) else lock.MAKERS
+    name = chosen.model or list(makers)[-1]
+    if name not in makers:
+        raise InputError(f"chat: --model must be one of {', '.join(makers)} in this pipeline, got {name}")
+    if why := lock.doubts(Path()).get(makers[name]):
+        print(f"{name} is STALE, it may be of another run: {why}", file=sys.stderr)
+    if isinstance(p, Instructions):
+        from emotune.faces import instructions  # with torch: seconds
 
-    chat.run(MODELS, chosen.model, p)
+        instructions.chat_with(MODELS, name, p)
+        return
+    from emotune.faces import chat
+
+    chat.run(MODELS, name, parse(PARAMS))
 
 
 @_command(
-    "a web page: baseline, sft and dpo side by side, or two replies without names to vote on",
+    "a web page: models side by side, or two replies without names to vote on",
     _argument("--host", default="127.0.0.1", help="where to listen; only this machine where not given"),
     _argument("--port", type=int, default=8765, help="8765 where not given; 0 is any free one"),
     _argument("--blind", action="store_true", help=f"two replies, no names: votes go to {VOTES}/VOTER.jsonl"),
@@ -288,13 +301,21 @@ def _chat(chosen: argparse.Namespace) -> None:
     ),
 )
 def _compare(chosen: argparse.Namespace) -> None:
-    p = parse(PARAMS)
+    p = whole(PARAMS)
     models = chosen.models or ["sft", "dpo"]
     if chosen.models and not chosen.blind:
         raise InputError("compare: --models says whose replies are voted on, so it needs --blind")
     if len(models) < 2:
         raise InputError(f"compare: --models takes two or more, got {models[0]}; twice is two candidates of it")
     doubts = lock.doubts(Path())
+    if isinstance(p, Instructions):
+        if chosen.blind:
+            raise InputError("compare: --blind asks for replies in an emotion, and models of instructions know none")
+        from emotune.faces import instructions
+
+        instructions.compare_all(MODELS, p, chosen.host, chosen.port, doubts)
+        return
+    p = parse(PARAMS)
     if chosen.blind:
         from emotune.faces import blind  # with torch: seconds
 

@@ -29,10 +29,10 @@ from emotune.core.dialogue import ASSISTANT, USER, Turn
 from emotune.core.errors import InputError
 from emotune.core.sections import S, Section
 from emotune.faces import chat
-from emotune.faces.chat import Voice, heard, located, open_listener, open_voice
+from emotune.faces.chat import UNTUNED, Voice, heard, located, open_listener, open_tokenizer, open_voice
 from emotune.generation import local
+from emotune.generation.params import Sampling
 from emotune.judges.verdicts import Classifier
-from emotune.models import loading
 from emotune.models.params import Model
 from emotune.runs import lock
 from emotune.runs.params import Params
@@ -41,6 +41,9 @@ from emotune.runs.params import Params
 Lend = Callable[[str], AbstractContextManager[Voice]]
 # The body of a request -> what is answered; InputError says what is wrong with it.
 Answer = Callable[[bytes], Mapping[str, Any]]
+
+Message = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+Draw = Annotated[int, Field(ge=0, lt=2**53)]
 
 NAMES = ("baseline", "sft", "dpo")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -69,27 +72,28 @@ class Inquiry(Section):
 
     model: str
     history: tuple[PastTurn, ...]
-    message: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+    message: Message
     emotions: Annotated[tuple[str, ...], Field(min_length=1)]
-    draw: Annotated[int, Field(ge=0, lt=2**53)]
+    draw: Draw
 
 
-def open_voices(folder: Path, choice: Model) -> Lend:
-    """The three models. Where adapters stay on top of their base model, all of them stand on one copy of it."""
-    folders = {name: located(folder, name) for name in NAMES}
+def open_voices(folder: Path, choice: Model, names: Sequence[str] = NAMES, template: str | None = None) -> Lend:
+    """The models. Where adapters stay on top of their base model, all of them stand on one copy of it."""
+    folders = {name: located(folder, name) for name in names}
     sft = open_voice(folder, "sft", choice)
     shared = isinstance(sft.model, PeftModel)
     if shared:
-        sft.model.load_adapter(folders["dpo"], adapter_name="dpo")
-        voices = {name: Voice(sft.model, loading.load_tokenizer(folders[name], None)) for name in NAMES}
+        if "dpo" in names:
+            sft.model.load_adapter(folders["dpo"], adapter_name="dpo")
+        voices = {name: Voice(sft.model, open_tokenizer(folder, name, template)) for name in names}
     else:
-        voices = {name: sft if name == "sft" else open_voice(folder, name, choice) for name in NAMES}
+        voices = {name: sft if name == "sft" else open_voice(folder, name, choice, template) for name in names}
 
     @contextmanager
     def lend(name: str) -> Iterator[Voice]:
         if shared:
             sft.model.set_adapter("dpo" if name == "dpo" else "default")
-        with sft.model.disable_adapter() if shared and name == "baseline" else nullcontext():
+        with sft.model.disable_adapter() if shared and name in UNTUNED else nullcontext():
             yield voices[name]
 
     return lend
@@ -147,14 +151,8 @@ def app(lend: Lend, judge: Classifier, p: Params, hosts: Sequence[str], doubts: 
 
     `doubts` says of which stages what is here may be of another run, and why.
     """
-    stale = {name: doubts[stage] for name, stage in lock.MAKERS.items() if stage in doubts}
-    about = {
-        "models": NAMES,
-        "stale": stale,
-        "emotions": p.data.labels,
-        "neutral": p.data.neutral,
-        "sampling": p.evaluate.sampling.model_dump(),
-    }
+    about = about_models(lock.MAKERS, doubts, p.evaluate.sampling)
+    about |= {"emotions": p.data.labels, "neutral": p.data.neutral}
     speaking = Lock()
 
     def speak(body: bytes) -> dict[str, Any]:
@@ -163,6 +161,12 @@ def app(lend: Lend, judge: Classifier, p: Params, hosts: Sequence[str], doubts: 
             return replies_to(voice, judge, p, inquiry)
 
     return site("compare.html", about, {"/replies": speak}, hosts)
+
+
+def about_models(makers: Mapping[str, str], doubts: Mapping[str, str], how: Sampling) -> dict[str, Any]:
+    """What the page is told of models, by the stage that makes each."""
+    stale = {name: doubts[stage] for name, stage in makers.items() if stage in doubts}
+    return {"models": list(makers), "stale": stale, "sampling": how.model_dump()}
 
 
 def site(page: str, about: Mapping[str, Any], answers: Mapping[str, Answer], hosts: Sequence[str]) -> Starlette:

@@ -14,8 +14,9 @@ from emotune.core.sections import read_yaml
 
 ABSENT = object()
 IN_WORKSPACE, IN_CACHE, IN_REMOTE, NOWHERE, UNKNOWN = "workspace", "cache", "remote", "nowhere", "unknown"
-# The stage that makes each model.
+# The stage that makes each model; those of the instruction pipeline.
 MAKERS = {"baseline": "base_model", "sft": "sft", "dpo": "dpo"}
+INSTRUCTED = {"zero-shot": "base_model", "sft": "sft"}
 
 
 @dataclass(frozen=True)
