@@ -24,6 +24,21 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
     return lambda value: start + (end - start) * ((value - low) / span if span else 0.5)
 
 
+def powers(high: float) -> list[float]:
+    """1 and on to a power of ten that is not below high: of few powers with 2 and 5 between, of many only some."""
+    count = max(1, math.ceil(math.log10(high) - 1e-9))
+    if count <= 2:
+        return [*(n * 10.0**power for power in range(count) for n in (1, 2, 5)), 10.0**count]
+    step = 1 + (count - 1) // 5
+    return [10.0**power for power in range(0, count + step, step)]
+
+
+def log_scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """`scale` by the logarithm."""
+    place = scale(math.log(low), math.log(high), start, end)
+    return lambda value: place(math.log(value))
+
+
 def bins(values: Sequence[float]) -> list[tuple[float, float, int]]:
     """Some 20 equal bins, from where to where, and how many values are in each; the last holds its upper edge too."""
     edges = ticks(min(values), max(values), 20)

@@ -178,7 +178,8 @@ def _page(chosen: argparse.Namespace) -> int:
     workspace = page.RunFiles(METRICS, LOCK, PARAMS, Path("data/replies"), Path("data/prefs"), processes.work(COSTS))
     files = page.kept_run(METRICS, chosen.kept) if chosen.kept else workspace
     # What was kept was kept whole.
-    text = page.html(files, tables.stages(Path("dvc.yaml")), {} if chosen.kept else lock.doubts(Path()))
+    write = page.instructions if kind_of(PARAMS) is Instructions and not chosen.kept else page.html
+    text = write(files, tables.stages(Path("dvc.yaml")), {} if chosen.kept else lock.doubts(Path()))
     with records.replacing(chosen.html) as file:
         file.write(text)
     print(f"{chosen.html}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")

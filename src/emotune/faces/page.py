@@ -17,11 +17,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from emotune.core import git, nested, records
+from emotune.core.dialogue import normal_form
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.evaluation.params import PROMPTED
 from emotune.faces import charts
-from emotune.runs import tables
+from emotune.runs import instruction_tables, tables
 
 Content = dict[str, Any]
 History = list[dict[str, float | None]]
@@ -30,6 +31,10 @@ MODELS = ("baseline", "sft", "dpo")
 EXAMPLES = 20
 # What rows of one curve of what_if differ in.
 VARIED = {"min_chosen_score", "pairs"}
+# Answers of every model shown, the first of data/replies/side_by_side.jsonl.
+ANSWERS = 30
+# Of a learning curve, and of a history.
+PERPLEXITY = ("validation_perplexity", "eval_perplexity")
 # Pairs shown, the first of data/prefs/train.jsonl.
 PAIRS = 5
 SPLITS = ("train", "validation")
@@ -74,21 +79,14 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
 
     `doubts` says of which stages the metrics may be of another run than the rest, and why.
     """
-    if not any(files.metrics.glob("*.json")):
-        raise InputError(f"report: {files.metrics} holds no metrics; `make repro` writes them")
-    lock = read_yaml(files.lock).get("stages") or {} if files.lock.is_file() else {}
-    used = _used(lock)
+    told = _told(files, stages, doubts, "")
     evaluated, prefs, judges, prepared, voted = (
         _read(files.metrics / f"{name}.json") for name in ("evaluate", "prefs", "judges", "prepare", "votes")
     )
     models = [model for model in tables.MODELS if model in MODELS or (model in PROMPTED and model in (evaluated or ()))]
     pairs = _jsonl(files.prefs, ("train.jsonl", "validation.jsonl")) or []
-    return _template().render(
-        run=files,
-        stages=stages,
-        doubts=doubts,
-        used=used,
-        now=dict(_values(read_yaml(files.params))) if files.params.is_file() else {},
+    return _template("page.html.jinja").render(
+        told,
         evaluated=evaluated,
         models=models,
         prompting=evaluated and tables.prompting(evaluated),
@@ -108,22 +106,66 @@ def html(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> s
         voted=voted,
         votes=voted and tables.votes(voted),
         prepared=prepared,
-        work=_work(files.metrics, used, models),
-        sizes={name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()},
-        spent=tables.last_costs(files.costs, stages) if files.costs else {},
-        provenance=_provenance(files, lock),
-        versions=_versions(),
+        work=_work(files.metrics, told["used"], models),
     )
 
 
-def _template() -> Template:
+def instructions(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str]) -> str:
+    """The page of a run of the instruction pipeline; the laws of `html` hold here too."""
+    told = _told(files, stages, doubts, "instruct/")
+    compared, rows = (_read(files.metrics / f"{name}.json") for name in ("compare", "rows"))
+    names = instruction_tables.MODELS
+    steps, growth = (_points(files.metrics / f"{name}.csv") for name in ("sft_history", "learning_curve"))
+    asked = {name: [f"{compared[name]['rows']:,} rows"] for name in names if name != "sft"} if compared else {}
+    answers = _jsonl(files.replies, ["side_by_side.jsonl"])
+    return _template("instructions.html.jinja").render(
+        told,
+        names=names,
+        compared=compared,
+        tables=compared and {name: table(files.metrics) for name, table in instruction_tables.COMPARED.items()},
+        measured=compared and {name: compared[model]["overall"]["perplexity"] for model, name in names.items()},
+        published=compared and {name: compared["published"][model] for model, name in names.items()},
+        curves=[
+            ("perplexity against train rows", "rows", _series(growth, PERPLEXITY[:1], SPLITS[1:], "rows")),
+            ("perplexity against steps", "step", _series(steps, PERPLEXITY[1:], SPLITS[1:])),
+            ("loss against steps", "step", _series(steps, ("loss", "eval_loss"), SPLITS)),
+        ],
+        answers=answers and answers[:ANSWERS],
+        of=len(answers or ()),
+        is_right=lambda row, name: normal_form(row[name]) == normal_form(row["output"]),
+        rows=rows,
+        work=_work(files.metrics, told["used"], ()) | asked,
+    )
+
+
+def _told(files: RunFiles, stages: Sequence[str], doubts: Mapping[str, str], pipeline: str) -> Content:
+    """What the page of any pipeline tells; `pipeline` is what stands before the names of its stages in their costs."""
+    if not any(files.metrics.glob("*.json")):
+        raise InputError(f"report: {files.metrics} holds no metrics; `make {pipeline[:-1] or 'repro'}` writes them")
+    lock = read_yaml(files.lock).get("stages") or {} if files.lock.is_file() else {}
+    spent = tables.last_costs(files.costs, [f"{pipeline}{stage}" for stage in stages]) if files.costs else {}
+    return {
+        "run": files,
+        "stages": stages,
+        "doubts": doubts,
+        "used": _used(lock),
+        "now": dict(_values(read_yaml(files.params))) if files.params.is_file() else {},
+        "sizes": {name: sum(out.get("size", 0) for out in stage.get("outs", [])) for name, stage in lock.items()},
+        "spent": {name.removeprefix(pipeline): cost for name, cost in spent.items()},
+        "provenance": _provenance(files, lock),
+        "versions": _versions(),
+    }
+
+
+def _template(name: str) -> Template:
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     templates.trim_blocks = templates.lstrip_blocks = True
     templates.filters["thousands"] = lambda number: f"{number:,}"
     templates.filters["turned"] = lambda table: list(zip(*table, strict=True))
-    templates.globals.update(ticks=charts.ticks, scale=charts.scale, bins=charts.bins)
+    drawn = (charts.ticks, charts.scale, charts.bins, charts.powers, charts.log_scale)
+    templates.globals.update({function.__name__: function for function in drawn})
     templates.globals.update(columns=tables.COLUMNS)
-    return templates.get_template("page.html.jinja")
+    return templates.get_template(name)
 
 
 def _read(path: Path) -> Any:
@@ -151,7 +193,7 @@ def _bounded(evaluated: Content, models: Sequence[str]) -> Iterator[tuple[str, d
 def _training(metrics: Path, stage: str) -> Content:
     """The history of a stage's training, and the curves that it holds."""
     path = metrics / f"{stage}_history.csv"
-    history = _history(path) if path.is_file() else []
+    history = _points(path)
     curves = [(title, _series(history, columns, names), level) for title, columns, names, level in CURVES[stage]]
     return {
         "stage": stage,
@@ -162,8 +204,10 @@ def _training(metrics: Path, stage: str) -> Content:
     }
 
 
-def _history(path: Path) -> History:
-    """The rows of a history, a blank as None; InputError names file and line of what is no number."""
+def _points(path: Path) -> History:
+    """The rows of a history, a blank as None; InputError names file and line of what is no number. No file, no rows."""
+    if not path.is_file():
+        return []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = []
@@ -175,11 +219,11 @@ def _history(path: Path) -> History:
     return rows
 
 
-def _series(history: History, columns: Pair, names: Pair) -> list[Content]:
-    """The points of each of two columns that holds a number."""
+def _series(history: History, columns: Sequence[str], names: Sequence[str], over: str = "step") -> list[Content]:
+    """The points of each of at most two columns that holds a number, `over` another column."""
     series = []
-    for name, kind, column in zip(names, ("first", "second"), columns, strict=True):
-        points = [(row["step"], row.get(column)) for row in history]
+    for name, kind, column in zip(names, ("first", "second"), columns, strict=False):
+        points = [(row[over], row.get(column)) for row in history]
         if drawn := [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(y)]:
             series.append({"name": name, "kind": kind, "points": drawn})
     return series

@@ -67,9 +67,6 @@ def curve(metrics: Path) -> Table:
     return [["train rows", "validation perplexity"], *points]
 
 
-BLOCKS: dict[str, Callable[[Path], Table]] = {
-    "instruct": models,
-    "instruct-steps": steps,
-    "instruct-tasks": tasks,
-    "instruct-curve": curve,
-}
+# Those of compare.json.
+COMPARED: dict[str, Callable[[Path], Table]] = {"instruct": models, "instruct-steps": steps, "instruct-tasks": tasks}
+BLOCKS = COMPARED | {"instruct-curve": curve}
