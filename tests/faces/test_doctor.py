@@ -132,6 +132,28 @@ def test_whatever_is_no_ok_says_what_to_do(repository: Path) -> None:
         assert (finding.state == "ok") == (finding.to_do == "")
 
 
+def test_in_the_folder_of_another_pipeline_it_is_about_that_one(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / ".git").mkdir()
+    shutil.copytree(ROOT / "instruct/profiles", repository / "instruct/profiles")
+    write_params(repository / "instruct", {}, "instruct")
+    shutil.copy(ROOT / "instruct/dvc.yaml", repository / "instruct")
+    monkeypatch.chdir(repository / "instruct")
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["subject"] for one in found["profiles"]] == ["params.yaml", "taiwan-llm-7b"]
+    assert found["profiles"][0]["found"] == "the model that comes with it"
+    told = next(one["found"] for one in found["machine"] if one["subject"] == "dvc.lock")
+    assert told == "not current: base_model, compare, few_shot, questions, rows, sft, zero_shot"
+    changes = {"rows.source": "folder", "rows.path": "nowhere", "model.base": "./gone"}
+    write_params(repository / "instruct", changes, "instruct")
+    mine, _ = doctor.profiles(repository, None, repository / "instruct")
+    assert mine.state == "fail"
+    assert f"rows (no such path: {repository / 'nowhere'})" in mine.to_do
+    assert f"no such folder: {repository / 'gone'}" in mine.to_do
+
+
 def test_it_runs_in_the_repository_only(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no dvc\.yaml in"):
         doctor.examined(tmp_path)

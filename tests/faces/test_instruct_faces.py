@@ -139,6 +139,17 @@ def test_chat_answers_by_sft_and_names_what_is_of_the_other_pipeline(
     assert "models of instructions know none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["study", "seeds"], ["estimate"], ["votes"], ["prefs"]])
+def test_what_is_of_the_emotion_pipeline_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    write_params(tmp_path, {}, "instruct")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 2
+    told = f"emotune: {command[0]}: of the emotion pipeline, and params.yaml here is of instructions; run it above\n"
+    assert capsys.readouterr().err == told
+
+
 def test_compare_answers_as_the_pipeline_does_and_tells_what_is_no_question(models: Path, p: Instructions) -> None:
     lend = compare.open_voices(models, p.model, instructions.NAMES, "alpaca")
     app = instructions.app(lend, p, compare.LOOPBACK, {})

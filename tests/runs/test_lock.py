@@ -145,6 +145,16 @@ def test_in_the_folder_of_another_pipeline_it_is_of_that_one(
     assert capsys.readouterr().out.splitlines() == ["dvc.lock is not current:", "  own: not in dvc.lock"]
 
 
+def test_a_pipeline_in_a_folder_of_its_own_is_beside_its_own_lock(repository: Path) -> None:
+    (repository / "other").mkdir()
+    (repository / "other/dvc.yaml").write_text("stages:\n  third: {cmd: cp ../source.txt b, deps: [../source.txt]}\n")
+    assert lock.stale(repository / "other") == ["third: not in dvc.lock"]
+    run(repository, "dvc", "repro", "--quiet", "other/dvc.yaml")
+    assert lock.stale(repository / "other") == []
+    (repository / "source.txt").write_text("another\n")
+    assert lock.stale(repository / "other") == ["third: dep ../source.txt is not that of dvc.lock"]
+
+
 def test_a_comment_makes_nothing_stale(repository: Path) -> None:
     replaced(repository / "params.yaml", "count", "# a remark\ncount")
     assert lock.stale(repository) == []

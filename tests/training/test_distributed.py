@@ -68,7 +68,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder, SMALL)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for stage in ("prepare", "base_model", "judges", "baseline"):
+    for stage in ("prepare", "base_model", "judges"):
         run_stage(stage, folder)
     train = folder / "data/dialogues/train.jsonl"
     lines = train.read_text("utf-8").splitlines(keepends=True)[:DIALOGUES]
@@ -79,7 +79,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data/prefs/train.jsonl").write_text("".join(pairs[:PAIRS]), "utf-8")
     (folder / "data/prefs/validation.jsonl").write_text("".join(pairs[PAIRS : PAIRS + 9]), "utf-8")
     records.write_metrics(folder / "metrics/prefs.json", {"pairs": PAIRS + 9, "yield_total": 1.0})
-    for stage in ("sft", "reward_model", "dpo", "evaluate"):
+    for stage in ("baseline", "sft", "reward_model", "dpo", "evaluate"):
         run_stage(stage, folder)
     torch.set_num_threads(threads)
     return folder

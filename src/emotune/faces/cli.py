@@ -30,6 +30,8 @@ MODELS = Path("models")
 DIALOGUES = Path("data/dialogues")
 VOTES = Path("data/votes")
 COSTS = "costs.jsonl"  # under .work
+# What has nothing to say of a model of instructions.
+OF_EMOTIONS = ("study", "estimate", "votes", "prefs")
 
 PARSER = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
 # In the order in which they stand below.
@@ -42,7 +44,10 @@ Argument = tuple[tuple[str, ...], dict[str, Any]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand in the repository's root; returns 0, 1 where `--check` found a difference, 2 on bad input."""
     chosen = PARSER.parse_args(arguments)
+    command = chosen.run.__name__.removeprefix("_")
     try:
+        if command in OF_EMOTIONS and kind_of(PARAMS) is Instructions:
+            raise InputError(f"{command}: of the emotion pipeline, and {PARAMS} here is of instructions; run it above")
         code: int = chosen.run(chosen) or 0
         sys.stdout.flush()
         return code
@@ -440,7 +445,8 @@ def _publish(chosen: argparse.Namespace) -> int:
 def _doctor(chosen: argparse.Namespace) -> int:
     from emotune.faces import doctor
 
-    machine, profiles = doctor.examined(processes.root())
+    pipeline = Path() if kind_of(PARAMS) is Instructions else None
+    machine, profiles = doctor.examined(processes.root(), pipeline)
     if chosen.json:
         print(json.dumps({"machine": list(map(asdict, machine)), "profiles": list(map(asdict, profiles))}, indent=2))
     else:

@@ -31,8 +31,7 @@ from emotune.core.addresses import without_password
 from emotune.core.errors import InputError
 from emotune.core.nested import overlaid
 from emotune.core.sections import read_yaml
-from emotune.runs import estimate, tracking
-from emotune.runs.params import parse
+from emotune.runs import estimate, params, tracking
 
 GB = 1e9
 # What the embedded default takes, rounded up: the largest stage's memory; cache, journal and checkpoints of a few runs.
@@ -45,6 +44,7 @@ PATIENCE = 4.0
 PROCESSOR, BF16_FLAGS = Path("/proc/cpuinfo"), {"amx_bf16", "avx512_bf16", "bf16"}
 # The Python that the pins of constraints.txt were measured with.
 MEASURED = (3, 11)
+JUDGED = ("emotion", "gibberish")
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -75,8 +75,11 @@ class Lack(NamedTuple):
     stops: bool = True
 
 
-def examined(root: Path) -> tuple[list[Finding], list[Finding]]:
-    """The lines of the machine, and those of the profiles; InputError where `root` is not the repository's."""
+def examined(root: Path, pipeline: Path | None = None) -> tuple[list[Finding], list[Finding]]:
+    """The lines of the machine, and those of the profiles; InputError where `root` is not the repository's.
+
+    `pipeline` is the folder of the one that is asked for, where that is not the root's.
+    """
     for name in ("dvc.yaml", "params.yaml", "constraints.txt", "pyproject.toml"):
         if not (root / name).is_file():
             raise InputError(f"doctor: no {name} in {root}: run it in the repository's root")
@@ -84,7 +87,7 @@ def examined(root: Path) -> tuple[list[Finding], list[Finding]]:
         gpu, broken = usable_gpu(), []
     except InputError as error:
         gpu, broken = None, [Finding("fail", "torch", str(error), "pip install -c constraints.txt torch")]
-    return broken + machine(root, gpu), profiles(root, gpu)
+    return broken + machine(root, gpu, pipeline), profiles(root, gpu, pipeline)
 
 
 def text(findings: list[Finding], width: int = 120) -> str:
@@ -115,7 +118,7 @@ def usable_gpu() -> Gpu | None:
         raise InputError(f"torch does not start: {_reason(error)}") from None
 
 
-def machine(root: Path, gpu: Gpu | None) -> list[Finding]:
+def machine(root: Path, gpu: Gpu | None, pipeline: Path | None = None) -> list[Finding]:
     """What any run needs here. One `fail` among these lines means that the embedded default cannot run."""
     return [
         _python(),
@@ -127,7 +130,7 @@ def machine(root: Path, gpu: Gpu | None) -> list[Finding]:
         _package("flash-attn", "model.attention: flash_attention_2 needs it: pip install -e '.[gpu]'"),
         _package("bitsandbytes", "model.quantization: nf4 needs it: pip install -e '.[dev]'"),
         _disk(root),
-        *_dvc(root),
+        *_dvc(root, pipeline or root),
         _tracker(root),
         _token(),
     ]
@@ -189,7 +192,9 @@ def _memory(root: Path) -> Finding:
     if available < MEMORY:
         to_do = f"the embedded default takes {MEMORY / GB:.0f} GB"
         return Finding("fail" if total < MEMORY else "warn", "memory", found, to_do)
-    p, here = parse(root / "params.yaml"), estimate.here()
+    p, here = params.whole(root / "params.yaml"), estimate.here()
+    if not isinstance(p, params.Params):
+        return Finding("ok", "memory", found)
     lacks = (estimate.excess(stage, p, root / "data/dialogues", here) for stage in estimate.STAGES)
     try:
         if lack := next(filter(None, lacks), ""):
@@ -236,8 +241,8 @@ def _disk(root: Path) -> Finding:
     return Finding("ok", "disk", found)
 
 
-def _dvc(root: Path) -> list[Finding]:
-    """Cache, remote and lock of the repository, in three lines, or one that says why DVC cannot read it."""
+def _dvc(root: Path, pipeline: Path) -> list[Finding]:
+    """The repository's cache and remote, the pipeline's lock: three lines, or one that says why DVC cannot read it."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -245,7 +250,7 @@ def _dvc(root: Path) -> list[Finding]:
 
     try:
         with Repo(str(root)) as repo:
-            locked = lock.compared(root)
+            locked = lock.compared(pipeline)
             return [_cache(Path(repo.cache.local_cache_dir)), _remote(repo), _lock(locked.differs, locked.lost)]
     except (DvcException, InputError) as error:
         return [Finding("fail", "dvc", " ".join(str(error).split()), "run emotune in the repository's root")]
@@ -362,11 +367,12 @@ def _token() -> Finding:
     return Finding("ok", "hub token", f"present{offline}")
 
 
-def profiles(root: Path, gpu: Gpu | None) -> list[Finding]:
+def profiles(root: Path, gpu: Gpu | None, pipeline: Path | None = None) -> list[Finding]:
     """What params.yaml as it is, and each profile put into it, would need and lacks here."""
-    parse(root / "params.yaml")
-    content = read_yaml(root / "params.yaml")
-    overlays = {path.stem: read_yaml(path) for path in sorted((root / "profiles").glob("*.yaml"))}
+    folder = pipeline or root
+    params.whole(folder / "params.yaml")
+    content = read_yaml(folder / "params.yaml")
+    overlays = {path.stem: read_yaml(path) for path in sorted((folder / "profiles").glob("*.yaml"))}
     wholes = {"params.yaml": content} | {name: overlaid(content, overlay) for name, overlay in overlays.items()}
     return [_profile(root, name, whole, gpu) for name, whole in wholes.items()]
 
@@ -374,8 +380,9 @@ def profiles(root: Path, gpu: Gpu | None) -> list[Finding]:
 def _profile(root: Path, name: str, content: Mapping[str, Any], gpu: Gpu | None) -> Finding:
     """`fail` where a stage would stop, `warn` where something has to be brought first."""
     model, needs = content["model"], dict(_needs(name, content, gpu))
-    lacks = [lack for lacking in needs.values() for lack in lacking] + _lacking_data(root, content["data"])
-    judges = [content[part][kind] for part in ("reward", "evaluate") for kind in ("emotion_judge", "gibberish_judge")]
+    lacks = [lack for lacking in needs.values() for lack in lacking] + _lacking_data(root, content)
+    named = [content.get(part, {}).get(f"{kind}_judge") for part in ("reward", "evaluate") for kind in JUDGED]
+    judges = [judge for judge in named if judge]
     for base, revision in [(model["base"], model["revision"]), *((j["name"], j["revision"]) for j in judges)]:
         lacks += _lacking_model(root, base, revision)
     own = {"embedded": "the model that comes with it", "scratch": "a model trained from nothing"}
@@ -394,23 +401,24 @@ def _needs(name: str, content: Mapping[str, Any], gpu: Gpu | None) -> Iterator[t
         enough = gpu is None or gpu.memory >= int(gigabytes[1]) * GB
         small = [] if gpu is None or enough else [Lack(f"GPU memory: {gpu.name} has {gpu.memory / GB:.1f} GB")]
         yield f"a GPU of {gigabytes[1]} GB", without_gpu + small
-    model = content["model"]
-    optimizers = {content[stage]["optimizer"] for stage in ("sft", "reward_model", "dpo")}
-    if model["quantization"] == "nf4" or optimizers != {"adamw_torch"}:
+    model, trained = content["model"], [content[name] for name in ("sft", "reward_model", "dpo") if name in content]
+    if model["quantization"] == "nf4" or any("8bit" in one["optimizer"] for one in trained):
         yield "bitsandbytes", [] if _installed("bitsandbytes") else [Lack("bitsandbytes")]
     if model["attention"] == "flash_attention_2":
         yield "flash-attn on a GPU", ([] if _installed("flash-attn") else [Lack("flash-attn")]) + without_gpu
-    if content["generation"]["engine"] == "server":
+    if (content.get("generation") or content["questions"]["generation"])["engine"] == "server":
         yield "a server", [] if os.environ.get("EMOTUNE_SERVER") else [Lack("EMOTUNE_SERVER")]
 
 
-def _lacking_data(root: Path, data: Mapping[str, Any]) -> list[Lack]:
+def _lacking_data(root: Path, content: Mapping[str, Any]) -> list[Lack]:
+    of_emotions = "data" in content
+    data, what = (content["data"], "dialogues") if of_emotions else (content["rows"], "rows")
     if data["source"] not in ("folder", "jsonl"):
         return []
     if data["path"] is None:
-        return [Lack("dialogues (DATA=path)", stops=False)]
+        return [Lack(f"{what} ({'DATA=path' if of_emotions else 'rows.path'})", stops=False)]
     path = root / Path(data["path"]).expanduser()
-    return [] if path.exists() else [Lack(f"dialogues (no such path: {path})")]
+    return [] if path.exists() else [Lack(f"{what} (no such path: {path})")]
 
 
 def _lacking_model(root: Path, name: str, revision: str | None) -> list[Lack]:

@@ -44,7 +44,7 @@ def stale(root: Path) -> list[str]:
 
 
 def compared(root: Path) -> Comparison:
-    """Every stage of dvc.yaml beside its entry in dvc.lock, in the order of dvc.yaml."""
+    """Every stage of the dvc.yaml in `root` beside its entry in dvc.lock, in the order of dvc.yaml."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
