@@ -969,5 +969,5 @@ def test_a_base_model_under_another_licence_is_not_merged(made: Path) -> None:
 
 def test_two_parts_do_not_share_a_place(tmp_path: Path) -> None:
     write_params(tmp_path, {"publish.sft": "emotune-dpo"})
-    with pytest.raises(InputError, match=r"publish.base, sft, dpo, merged and prefs must be five"):
+    with pytest.raises(InputError, match=r"publish.base, sft, dpo, merged and prefs must be 5"):
         parse(tmp_path / "params.yaml")

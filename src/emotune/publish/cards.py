@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from emotune.core import records
+from emotune.data.instructions import Row
+from emotune.prompts.instructions import OWN
 from emotune.publish import example
-from emotune.publish.facts import ADAPTERS, MEASURED, STAGES, Facts, is_folder
-from emotune.runs import tables
-from emotune.runs.params import Params
+from emotune.publish.facts import ADAPTERS, MEASURED, Facts, InstructionFacts, Run, is_folder
+from emotune.runs import instruction_tables, tables
+from emotune.runs.params import Instructions, Params
 
 CURVE_ROWS = 12
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
@@ -75,7 +77,34 @@ def of_prefs(facts: Facts, columns: Sequence[str], rows: Mapping[str, int]) -> s
     )
 
 
-def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
+def of_instructed(part: str, facts: InstructionFacts) -> str:
+    """The card of the base model that instructions are learned on, or of the adapter that learned them."""
+    p, tuned = facts.p, part != "base"
+    message = {"role": "user", "content": "Name the emotion of the speaker in one word.", "input": "We won the match!"}
+    system = [{"role": "system", "content": p.system_prompt}] if p.system_prompt else []
+    if p.format == OWN:
+        message = {"role": "user", "content": f"{message['content']}\n\n{message['input']}"}
+    return _rendered(
+        "instructed",
+        part,
+        facts,
+        metadata=_head_of_instructed(part, facts),
+        messages=[*system, message],
+        figures=[tables.markdown(table(facts.metrics)) for table in instruction_tables.COMPARED.values()],
+        curve=curve(history(part, facts)) if tuned else "",
+        splits=records.read_metrics(facts.metrics / "rows.json"),
+    )
+
+
+def of_rows(facts: InstructionFacts, rows: Mapping[str, int]) -> str:
+    """The card of the rows of instructions, so many in each split."""
+    measured = records.read_metrics(facts.metrics / "rows.json")
+    columns = list(Row._fields)
+    head = _head_of_data("rows", facts, rows, ["emotune", "instruction-tuning"], _language_of_rows(facts.p))
+    return _rendered("rows", "rows", facts, metadata=head, rows=rows, columns=columns, splits=measured)
+
+
+def _rendered(form: str, part: str, facts: Run, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -87,6 +116,9 @@ def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
     )
     environment.filters |= {"json": lambda value: json.dumps(value, ensure_ascii=False), "last_name": _last_name}
     outs = [out for stage in facts.lock["stages"].values() for out in stage["outs"]]
+    if isinstance(facts, Facts):
+        values["judges"] = tables.markdown(tables.judges(facts.metrics))
+        values["prepared"] = records.read_metrics(facts.metrics / "prepare.json")
     text = environment.get_template(f"{form}.md.jinja").render(
         **values,
         part=part,
@@ -94,11 +126,9 @@ def _rendered(form: str, part: str, facts: Facts, **values: Any) -> str:
         p=facts.p,
         repositories=facts.repositories,
         base=facts.base.link if facts.base else f"`{_last_name(facts.p.model.base)}`",
-        stage=STAGES[part],
-        judges=tables.markdown(tables.judges(facts.metrics)),
-        prepared=records.read_metrics(facts.metrics / "prepare.json"),
+        stage=facts.stages[part],
         folders=sorted((out["path"], out["md5"]) for out in outs if out["md5"].endswith(".dir")),
-        settings=_settings(facts.lock, STAGES[part]),
+        settings=_settings(facts.lock, facts.stages[part]),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -125,9 +155,9 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and value.startswith((".", "/", "~")) else value
 
 
-def history(part: str, facts: Facts) -> str:
+def history(part: str, facts: Run) -> str:
     """The CSV of a training's curves, as the stage wrote it."""
-    return (facts.metrics / f"{STAGES[part]}_history.csv").read_text(encoding="utf-8")
+    return (facts.metrics / f"{facts.stages[part]}_history.csv").read_text(encoding="utf-8")
 
 
 def curve(text: str) -> str:
@@ -207,15 +237,44 @@ def size(rows: int) -> str:
     return SIZES[bisect(SIZE_LIMITS, rows)]
 
 
+def _head_of_instructed(part: str, facts: InstructionFacts) -> str:
+    from huggingface_hub import ModelCardData
+
+    base, tuned = facts.base, part != "base"
+    tags = ["emotune", "instruction-tuning"]
+    if tuned:
+        tags += ["trl", "generated_from_trainer", "lora", *([f"base_model:adapter:{base.id}"] if base else [])]
+    return ModelCardData(
+        model_name=facts.repositories[part].name,
+        license=facts.licenses.own if tuned else facts.licenses.base,
+        language=_language_of_rows(facts.p),
+        library_name="peft" if tuned else "transformers",
+        pipeline_tag="text-generation",
+        base_model=base.id if base and tuned else None,
+        base_model_relation="adapter" if base and tuned else None,
+        datasets=[facts.repositories["rows"].id] if tuned else None,
+        tags=tags,
+    ).to_yaml()
+
+
+def _language_of_rows(p: Instructions) -> str | None:
+    return "en" if p.rows.source == "embedded" and not p.questions.path else None
+
+
 def _head_of_prefs(facts: Facts, rows: Mapping[str, int]) -> str:
+    tags = ["emotune", "emotion", "preference", "dpo", "trl"]
+    return _head_of_data("prefs", facts, rows, tags, _language(facts.p))
+
+
+def _head_of_data(part: str, facts: Run, rows: Mapping[str, int], tags: list[str], language: str | None) -> str:
     from huggingface_hub import DatasetCardData
 
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in ("train", "validation")]
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in rows]
     return DatasetCardData(
-        pretty_name=facts.repositories["prefs"].name,
+        pretty_name=facts.repositories[part].name,
         license=facts.licenses.own,
-        language=_language(facts.p),
-        tags=["emotune", "emotion", "preference", "dpo", "trl"],
+        language=language,
+        tags=tags,
         task_categories=["text-generation"],
         size_categories=[size(sum(rows.values()))],
         configs=[{"config_name": "default", "data_files": files}],

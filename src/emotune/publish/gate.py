@@ -10,7 +10,7 @@ from emotune.core.errors import InputError
 from emotune.models import pins
 from emotune.preferences.pairs import audit
 from emotune.runs import tables
-from emotune.runs.params import Params
+from emotune.runs.params import Instructions, Params
 
 # The licences that are known without being stated: emotune's own corpus, and DailyDialog.
 DATA_LICENSES = {"embedded": "apache-2.0", "folder": "cc-by-nc-sa-4.0"}
@@ -26,9 +26,9 @@ class Licenses(NamedTuple):
     base: str
 
 
-def licenses(p: Params) -> Licenses:
+def licenses(p: Params | Instructions) -> Licenses:
     """The licences of a run; InputError where one has to be stated, or where the data's forbids what is published."""
-    data = _of_data(p)
+    data = _of_data(p) if isinstance(p, Params) else _of_rows(p)
     own = p.publish.license or data
     if why := forbidden(data, own):
         raise InputError(f"publish.license: {own} is not possible: the data is under {data}, {why}")
@@ -52,6 +52,19 @@ def _of_data(p: Params) -> str:
     raise InputError(
         f"publish.data_license must state the licence of the data where data.source is {p.data.source}, got null; "
         "accepted: the Hub's names, such as cc-by-4.0"
+    )
+
+
+def _of_rows(p: Instructions) -> str:
+    own = p.rows.source == "embedded" and not (p.rows.questions and p.questions.path)
+    known = DATA_LICENSES["embedded"] if own else None
+    if known and p.publish.data_license not in (None, known):
+        raise InputError(f"publish.data_license: the rows are under {known}, got {p.publish.data_license}")
+    if stated := known or p.publish.data_license:
+        return stated
+    raise InputError(
+        "publish.data_license must state the licence of rows that do not come with emotune, got null; accepted: the "
+        "Hub's names, such as cc-by-4.0"
     )
 
 
@@ -95,6 +108,28 @@ def objections(p: Params, metrics: Path, dirty: bool, stale: Sequence[str]) -> l
             if test["high"] < 0
         ),
         *audit(records.read_metrics(metrics / "prefs.json"), p.prefs.audit),
+        *_not_again(dirty, stale),
+    ]
+
+
+def objections_to_instructed(metrics: Path, dirty: bool, stale: Sequence[str]) -> list[str]:
+    """What speaks against publishing a model of instructions: a prompt does as well, or it cannot be made again."""
+    paired = records.read_metrics(metrics / "compare.json")["paired"]
+    tests = {way: paired[f"{way}_to_sft"]["perplexity"] for way in ("zero_shot", "few_shot")}
+    return [
+        *(
+            f"sft is not better than {way.replace('_', '-')} in perplexity: {tables.difference(test)}, p "
+            f"{test['p']:.3f}, wanted less than 0 with p below {tables.SIGNIFICANT}"
+            for way, test in tests.items()
+            if test["difference"] >= 0 or test["p"] >= tables.SIGNIFICANT
+        ),
+        *_not_again(dirty, stale),
+    ]
+
+
+def _not_again(dirty: bool, stale: Sequence[str]) -> list[str]:
+    """Why what is here could not be made again from its commit."""
+    return [
         *(["the working tree has changes that are in no commit (`git status` names them)"] if dirty else []),
         *(f"dvc.lock is not current: {line}" for line in stale),
     ]

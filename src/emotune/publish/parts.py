@@ -1,15 +1,17 @@
 """Each part of a release as a folder: just the files that its repository will hold."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emotune.core import records
+from emotune.core.dialogue import SPLITS as ALL_SPLITS
 from emotune.core.errors import InputError
+from emotune.data.instructions import Row
 from emotune.models import pins
 from emotune.publish import cards, example
-from emotune.publish.facts import ADAPTERS, STAGES, Facts
+from emotune.publish.facts import ADAPTERS, Facts, InstructionFacts, Run
 from emotune.publish.gate import forbidden
 from emotune.publish.hub import CARD
 
@@ -22,29 +24,36 @@ NOT_SENT = ("base.json",)
 ROUNDING = 4
 
 
-def names(facts: Facts, merged: bool) -> list[str]:
+def names(facts: Facts | InstructionFacts, merged: bool) -> list[str]:
     """The parts that are published: a base model only if it was trained here, merged weights only if asked for.
 
     InputError where the base model's licence forbids that of merged weights.
     """
     base, own = facts.licenses.base, facts.licenses.own
+    if merged and not isinstance(facts, Facts):
+        raise InputError("--merged adds the dpo adapter to its base model, and of instructions there is none")
     if merged and (why := forbidden(base, own)):
         raise InputError(f"--merged: the base model is under {base}, {why}; this would be {own}")
     absent = {"base": facts.p.model.base not in pins.OWN, "merged": not merged}
-    return [part for part in STAGES if not absent.get(part)]
+    return [part for part in facts.stages if not absent.get(part)]
 
 
-def build(facts: Facts, parts: Iterable[str], folder: Path) -> None:
+def build(facts: Facts | InstructionFacts, parts: Iterable[str], folder: Path) -> None:
     """Each part in a folder of its name, the card among its files."""
     for part in parts:
         with records.replacing_folder(folder / part) as place:
-            card = _write_pairs(facts, place) if part == "prefs" else _write_model(part, facts, place)
+            if part == "prefs" and isinstance(facts, Facts):
+                card = _write_pairs(facts, place)
+            elif part == "rows" and isinstance(facts, InstructionFacts):
+                card = _write_rows(facts, place)
+            else:
+                card = _write_model(part, facts, place)
             (place / CARD).write_text(card, encoding="utf-8")
 
 
-def out(facts: Facts, part: str) -> Path:
+def out(facts: Run, part: str) -> Path:
     """The folder that the stage of a part wrote; InputError where it is not here."""
-    outs = facts.lock["stages"][STAGES[part]]["outs"]
+    outs = facts.lock["stages"][facts.stages[part]]["outs"]
     folder = facts.root / next(out["path"] for out in outs if out["md5"].endswith(".dir"))
     if not folder.is_dir():
         raise InputError(f"{folder}: not here; `dvc checkout`, `dvc pull` or `dvc repro` brings it")
@@ -53,31 +62,51 @@ def out(facts: Facts, part: str) -> Path:
 
 def pairs(facts: Facts) -> dict[str, list[dict[str, Any]]]:
     """The preference pairs of each split."""
-    folder = out(facts, "prefs")
-    return {split: list(records.read_jsonl(folder / f"{split}.jsonl")) for split in SPLITS}
+    return _rows(out(facts, "prefs"), SPLITS)
+
+
+def rows(facts: Facts | InstructionFacts, part: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each split of a data set that is published."""
+    return pairs(facts) if isinstance(facts, Facts) else _rows(out(facts, part), ALL_SPLITS)
+
+
+def _rows(folder: Path, splits: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    return {split: list(records.read_jsonl(folder / f"{split}.jsonl")) for split in splits}
 
 
 def _write_pairs(facts: Facts, place: Path) -> str:
-    """The pairs as Parquet, a file a split, the published columns first; returns their card."""
+    """The pairs as Parquet, the published columns first; returns their card."""
+    splits = pairs(facts)
+    columns = [*FIRST, *sorted(splits["train"][0].keys() - set(FIRST))]
+    _write_parquet(splits, columns, place)
+    return cards.of_prefs(facts, columns, {split: len(rows) for split, rows in splits.items()})
+
+
+def _write_rows(facts: InstructionFacts, place: Path) -> str:
+    """The rows of instructions as Parquet; returns their card."""
+    splits = rows(facts, "rows")
+    _write_parquet(splits, list(Row._fields), place)
+    return cards.of_rows(facts, {split: len(own) for split, own in splits.items()})
+
+
+def _write_parquet(splits: Mapping[str, list[dict[str, Any]]], columns: Sequence[str], place: Path) -> None:
+    """A file a split, with these columns in this order."""
     import pyarrow
     from pyarrow import parquet
 
-    splits = pairs(facts)
-    columns = [*FIRST, *sorted(splits["train"][0].keys() - set(FIRST))]
-    # One schema for both: a split without rows has none of its own.
+    # One schema for all: a split without rows has none of its own.
     schema = pyarrow.Table.from_pylist(splits["train"]).select(columns).schema
     (place / "data").mkdir()
     for split, rows in splits.items():
         table = pyarrow.Table.from_pylist(rows, schema=schema)
         parquet.write_table(table, place / "data" / f"{split}-00000-of-00001.parquet")
-    return cards.of_prefs(facts, columns, {split: len(rows) for split, rows in splits.items()})
 
 
-def _write_model(part: str, facts: Facts, place: Path) -> str:
+def _write_model(part: str, facts: Facts | InstructionFacts, place: Path) -> str:
     """Weights, tokenizer and curves; returns their card."""
     from emotune.models import loading
 
-    if part == "merged":
+    if part == "merged" and isinstance(facts, Facts):
         _merge(facts, place)
     else:
         shutil.copytree(out(facts, part), place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_SENT))
@@ -90,6 +119,8 @@ def _write_model(part: str, facts: Facts, place: Path) -> str:
         records.write_json(place / "adapter_config.json", config)
     if part != "base":
         (place / "history.csv").write_text(cards.history(part, facts), encoding="utf-8")
+    if isinstance(facts, InstructionFacts):
+        return cards.of_instructed(part, facts)
     return cards.of_model(part, facts, loading.load_tokenizer(place, None), out(facts, part))
 
 

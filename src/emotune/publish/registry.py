@@ -1,7 +1,7 @@
 """MLflow's model registry: what was sent to the Hub, a version for each revision there."""
 
 from emotune.core.addresses import without_password
-from emotune.publish.facts import STAGES, Facts
+from emotune.publish.facts import Run
 from emotune.publish.hub import Repository
 from emotune.runs import tracking
 
@@ -9,7 +9,7 @@ from emotune.runs import tracking
 ALIAS = "published"
 
 
-def register(part: str, revision: str, facts: Facts) -> str:
+def register(part: str, revision: str, facts: Run) -> str:
     """Note a part that the Hub has now in the registry of the store that stages write to, once a revision.
 
     What came of it is a line for the user: a store without a registry is no error, nor is one that fails.
@@ -25,7 +25,7 @@ def register(part: str, revision: str, facts: Facts) -> str:
     return f"version {version} of {facts.repositories[part].name} in MLflow, {ALIAS}"
 
 
-def _version(part: str, revision: str, facts: Facts) -> str:
+def _version(part: str, revision: str, facts: Run) -> str:
     there = facts.repositories[part]
     source = Repository(there.id, revision, there.kind).url
     release = {"release": facts.tag} if facts.tag else {}
@@ -36,7 +36,7 @@ def _version(part: str, revision: str, facts: Facts) -> str:
         versions = client.search_model_versions(f"name = '{there.name}'")
         version = next((one.version for one in versions if one.source == source), None)
         if version is None:
-            lock = tracking.lock_tags(facts.lock["stages"][STAGES[part]])[tracking.LOCK]
+            lock = tracking.lock_tags(facts.lock["stages"][facts.stages[part]])[tracking.LOCK]
             runs = client.search_runs([experiment], f"tags.`{tracking.LOCK}` = '{lock}'", max_results=1)
             run = runs[0].info.run_id if runs else None
             version = client.create_model_version(there.name, source, run, tags=tags).version

@@ -12,7 +12,7 @@ from typing import Any
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.publish import example, hub, parts, registry
-from emotune.publish.facts import ADAPTERS, Facts, facts_of, repositories
+from emotune.publish.facts import ADAPTERS, DATA_SETS, Facts, InstructionFacts, facts_of, repositories
 from emotune.runs import tracking
 
 # In a dry run's folder: the sha256 of every file that it wrote there.
@@ -25,7 +25,7 @@ AT_WRITING = re.compile(r'^(>.*\n)+\n|^(Made by the stage|git checkout) .*\n|, r
 class Release:
     """The parts of a run that are published, under which tag, and whether everybody may see them."""
 
-    facts: Facts
+    facts: Facts | InstructionFacts
     parts: Sequence[str]
     public: bool
 
@@ -76,13 +76,12 @@ def compare(release: Release) -> bool:
         parts.build(facts, release.parts, here)
         for part in release.parts:
             lines = _differences(hub.files(here / part), hub.files(there[part]))
-            if part == "prefs":
+            if part in DATA_SETS:
                 rows = hub.rows(facts.repositories[part], facts.tag, Path(name, "rows"))
-                others = [
-                    split for split, own in parts.pairs(facts).items() if _texts(own) != _texts(rows.get(split, []))
-                ]
+                here_too = parts.rows(facts, part).items()
+                others = [split for split, own in here_too if _texts(own) != _texts(rows.get(split, []))]
                 lines += [f"load_dataset reads other rows in {split}" for split in others]
-            elif part in ADAPTERS and not lines:
+            elif part in ADAPTERS and not lines and isinstance(facts, Facts):
                 base = parts.out(facts, "base")
                 replies = example.replies(base, parts.out(facts, part), facts)
                 if example.replies(there.get("base", base), there[part], facts) != replies:
@@ -138,7 +137,8 @@ def send(release: Release, notes: Path) -> bool:
             note(notes, {"repo": repo, "revision": revisions[part], "commit": commit})
             if part == "base":
                 release = _on_base(release, revisions[part])
-    print(registry.register("dpo", revisions["dpo"], release.facts))
+    last = next(part for part in reversed(ADAPTERS) if part in revisions)
+    print(registry.register(last, revisions[last], release.facts))
     return True
 
 
@@ -194,11 +194,11 @@ def _print_objections(release: Release) -> None:
         print("Not to be published:", *release.facts.objections, sep="\n  ")
 
 
-def _with_owner(facts: Facts) -> Facts:
+def _with_owner(facts: Facts | InstructionFacts) -> Facts | InstructionFacts:
     """With the token's own account as the owner, where params.yaml names none."""
     if facts.p.publish.owner:
         return facts
-    return replace(facts, repositories=repositories(facts.p, hub.account()))
+    return replace(facts, repositories=repositories(facts.p, hub.account(), facts.stages))
 
 
 def _comma_tag(release: Release, repository: hub.Repository) -> str:

@@ -32,23 +32,35 @@ Repository = Annotated[str, Field(pattern=r"^\w[\w.-]{0,90}(@\w[\w./-]*)?$")]
 License = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
-class Publish(Section):
+class Hub(Section):
+    """What `publish` says in every pipeline: whose, where base and sft go, and under which licences."""
+
     owner: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None
     base: Repository
     sft: Repository
-    dpo: Repository
-    merged: Repository
-    prefs: Repository
     license: License | None
     data_license: License | None
     base_license: License | None
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        places = [self.base, self.sft, self.dpo, self.merged, self.prefs]
+        about = {"owner", "license", "data_license", "base_license"}
+        names = [name for name in type(self).model_fields if name not in about]
+        places = [getattr(self, name) for name in names]
         if len(set(places)) != len(places):
-            raise ValueError(f"base, sft, dpo, merged and prefs must be five repositories or branches, got {places}")
+            wanted = f"{', '.join(names[:-1])} and {names[-1]}"
+            raise ValueError(f"{wanted} must be {len(names)} repositories or branches, got {places}")
         return self
+
+
+class Publish(Hub):
+    dpo: Repository
+    merged: Repository
+    prefs: Repository
+
+
+class PublishInstructions(Hub):
+    rows: Repository
 
 
 class Whole(Section):
@@ -129,6 +141,7 @@ class Instructions(Whole):
     shots: Count
     evaluate: Outputs
     sft: instruct.Sft
+    publish: PublishInstructions
 
     @property
     def models(self) -> tuple[Model, ...]:
