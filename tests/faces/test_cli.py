@@ -77,7 +77,7 @@ def test_lists_and_label_maps_stay_on_one_line_and_comments_below_them_stay():
     profile("mine", labels + "sft:\n  lora:\n    target_modules:\n    - q_proj\n")
     cli.main(["profile", "mine"])
     text = Path("params.yaml").read_text()
-    assert "    labels: {LABEL_0: clean}\n  bias: 0.001\n" in text
+    assert "    labels: {LABEL_0: clean}\n  # null | trained:" in text
     assert "    target_modules: [q_proj]\n\n# Who samples the candidates\ngeneration:\n" in text
 
 

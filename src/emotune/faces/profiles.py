@@ -84,6 +84,7 @@ def apply(path: Path, overlays: Mapping[str, Mapping[str, Any]]) -> list[str]:
         whole(path)  # What was wrong before is no fault of an overlay.
         raise
     yaml = YAML()
+    yaml.preserve_quotes = True
     yaml.width = 1000
     # Its own way to write null is to write nothing.
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
