@@ -78,7 +78,7 @@ def test_lists_and_label_maps_stay_on_one_line_and_comments_below_them_stay():
     cli.main(["profile", "mine"])
     text = Path("params.yaml").read_text()
     assert "    labels: {LABEL_0: clean}\n  # null | trained:" in text
-    assert "    target_modules: [q_proj]\n\n# Who samples the candidates\ngeneration:\n" in text
+    assert "    target_modules: [q_proj]\n\n# A learned reward:" in text
 
 
 @pytest.mark.parametrize(
