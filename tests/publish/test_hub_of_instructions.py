@@ -123,14 +123,14 @@ def test_a_dry_run_has_rows_as_they_were_learned_and_cards_with_the_figures(here
 def test_a_prompt_that_does_as_well_a_dirty_tree_and_a_stale_lock_are_refused(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed(here / "params.yaml", "learning_rate: 0.005", "learning_rate: 0.006")
+    changed(here / "params.yaml", "learning_rate: 0.002", "learning_rate: 0.006")
     records.write_metrics(here / "metrics/compare.json", compared(few_shot_to_sft={"perplexity": BETTER | {"p": 0.2}}))
     assert cli.main(["publish"]) == 1
     told = capsys.readouterr().out
     assert "sft is not better than few-shot in perplexity: -1.500 [-2.000, -1.000], p 0.200" in told
     assert "zero-shot" not in told
     assert "the working tree has changes" in told
-    assert "dvc.lock is not current: sft: param sft.learning_rate is 0.006, and 0.005 in dvc.lock" in told
+    assert "dvc.lock is not current: sft: param sft.learning_rate is 0.006, and 0.002 in dvc.lock" in told
     assert cli.main(["publish", "--merged"]) == 2
     assert "of instructions there is none" in capsys.readouterr().err
 
