@@ -167,14 +167,15 @@ def test_plots_show_and_diff_have_every_plot_of_dvc_yaml(experiment: str, clone:
         assert plots.get("errors", []) == []
         of_dpo = {f"dpo {what}" for what in ("loss", "margins", "reward accuracy", "log-probability", "control")}
         of_stages = {path for stage in STAGES.values() for named in stage.get("plots", []) for path in named}
-        assert len(of_stages) == 6
-        assert {name.split("::")[-1] for name in shown} == {"sft loss", "learning curve"} | of_dpo | of_stages
+        assert len(of_stages) == 9
+        others = {"sft loss", "reward_model loss", "reward_model accuracy", "best of n", "learning curve"}
+        assert {name.split("::")[-1] for name in shown} == others | of_dpo | of_stages
 
 
 def test_the_page_of_plots_draws_without_a_network(clone: Clone, page: Any, tmp_path: Path) -> None:
     clone("dvc", "plots", "show", "--out", str(tmp_path))
     page.goto((tmp_path / "index.html").as_uri())
-    page.wait_for_function("document.querySelectorAll('canvas.marks').length == 13")
+    page.wait_for_function("document.querySelectorAll('canvas.marks').length == 19")
 
 
 # --- MLflow
