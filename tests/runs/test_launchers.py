@@ -89,7 +89,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("package")
     stages = source / "emotune" / "stages"
     stages.mkdir(parents=True)
-    for path in [*PACKAGE.iterdir(), *(PACKAGE / "stages").glob("*.py")]:
+    for path in [*PACKAGE.iterdir(), *(PACKAGE / "stages").iterdir()]:
         if path.name not in ("stages", "__pycache__"):
             (source / "emotune" / path.relative_to(PACKAGE)).symlink_to(path)
     (stages / "copy_one.py").write_text(COPY_ONE)
