@@ -275,6 +275,7 @@ from emotune.core.contract import Log, Metrics, Out
 from emotune.core.sections import Section
 from emotune.evaluation import scores
 from emotune.models.params import Pretrain
+from emotune.stages.ours import Baseline  # a section of params.yaml
 
 
 class Params(Section):
@@ -318,6 +319,8 @@ class Repository:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
         self.env |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(PROJECT / "src")}
         shutil.copytree(PROJECT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        ours = folder / "src/emotune/stages/baseline.py"
+        ours.rename(ours.with_name("ours.py"))
         for path, text in {
             "src/emotune/stages/baseline.py": STAGE,
             "dvc.yaml": DVC_YAML,
