@@ -127,7 +127,7 @@ def test_the_published_profile_is_put_into_the_params_of_the_folder(
     write_params(tmp_path, {"questions.model.quantization": "nf4"}, "instruct")
     assert params.whole(tmp_path / "params.yaml").quantizes
     assert cli.main(["estimate"]) == 2
-    assert "data is missing" in capsys.readouterr().err
+    assert "estimate: of the emotion pipeline, and params.yaml here is of instructions" in capsys.readouterr().err
     assert cli.main(["profile", "--data", "mine"]) == 2
     assert "rows of instructions are named in `rows` of params.yaml" in capsys.readouterr().err
 
