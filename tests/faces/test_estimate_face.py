@@ -79,3 +79,11 @@ def test_what_does_not_fit_exits_with_1_and_names_a_knob(
     printed = capsys.readouterr().out
     assert "sft does not fit: " in printed
     assert " saves most, " in printed
+
+
+def test_a_model_that_no_folder_holds_and_no_hub_could_name_is_one_message(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(repository, {"model.base": "./models/nowhere"})
+    assert cli.main(["estimate"]) == 2
+    assert "model.base: no config.json of ./models/nowhere is here" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -446,16 +447,11 @@ def _nearest(path: Path) -> Path:
 
 def _downloaded(name: str, revision: str | None) -> bool:
     """Whether the Hub's cache has weights at that commit: one file, or all that their index names."""
-    from huggingface_hub import try_to_load_from_cache
-
-    def cached(file: str) -> str | None:
-        path = try_to_load_from_cache(name, file, revision=revision)
-        return path if isinstance(path, str) else None
-
+    cached = partial(estimate.cached_file, name, revision=revision)
     for whole in ("model.safetensors", "pytorch_model.bin"):
         if cached(whole):
             return True
         if index := cached(f"{whole}.index.json"):
-            files = set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values())
+            files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
             return all(cached(file) for file in files)
     return False

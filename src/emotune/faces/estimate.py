@@ -82,10 +82,8 @@ def prompter_of(p: Params, root: Path) -> tuple[Prompter, str]:
     else:
         folder = pins.located(p.model.base)
         if not folder.is_dir():
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(p.model.base, "tokenizer.json", revision=p.model.revision)
-            folder = Path(cached).parent if isinstance(cached, str) else folder
+            cached = estimate.cached_file(p.model.base, "tokenizer.json", p.model.revision)
+            folder = cached.parent if cached else folder
     if not (folder / "tokenizer.json").is_file():
         return Guess(None, p.system_prompt, p.model.context, p.history_turns), f"{CHARACTERS} characters a token"
     from emotune.models import loading  # with torch: seconds

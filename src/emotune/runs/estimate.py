@@ -76,13 +76,19 @@ def config_of(p: Params) -> dict[str, Any]:
     known = read_yaml(Path(__file__).with_name("shapes.yaml"))
     if base in known:
         return dict(known[base])
+    if cached := cached_file(base, "config.json", p.model.revision):
+        return dict(records.read_json(cached))
+    raise InputError(f"model.base: no config.json of {base} is here, so its size is not known; `hf download` brings it")
+
+
+def cached_file(name: str, file: str, revision: str | None) -> Path | None:
+    """Where the Hub's cache has a file of a repository at a commit; None too where the Hub could have no such name."""
     from huggingface_hub import try_to_load_from_cache
 
-    with suppress(ValueError):  # no name that the Hub could have
-        cached = try_to_load_from_cache(base, "config.json", revision=p.model.revision)
-        if isinstance(cached, str):
-            return dict(records.read_json(Path(cached)))
-    raise InputError(f"model.base: no config.json of {base} is here, so its size is not known; `hf download` brings it")
+    with suppress(ValueError):
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        return Path(cached) if isinstance(cached, str) else None
+    return None
 
 
 def memory(stage: str, p: Params, text: Text, machine: Machine) -> Memory:
