@@ -9,7 +9,7 @@ import pytest
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.evaluation import instructions
-from emotune.evaluation.params import Outputs
+from emotune.evaluation.instruction_params import Outputs
 from emotune.generation.params import Sampling
 from emotune.models import loading
 from emotune.prompts.instructions import template_of

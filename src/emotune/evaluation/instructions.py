@@ -21,7 +21,7 @@ from emotune.core.dialogue import Turn, normal_form
 from emotune.core.errors import InputError
 from emotune.evaluation import scores
 from emotune.evaluation.answers import likelihoods, replies_to
-from emotune.evaluation.params import Outputs
+from emotune.evaluation.instruction_params import Outputs
 from emotune.generation.engine import Request
 from emotune.prompts.instructions import NO_EMOTION, Row, exchange
 from emotune.prompts.params import Format
@@ -147,7 +147,7 @@ def _measured(rows: Rows, p: Outputs) -> dict[str, Any]:
     result = {}
     for kind in KINDS:
         if own := [row for row in rows if kind.has(row)]:
-            parts = _by_source(own, [kind.adds(row) for row in own])
+            parts = scores.summed([row["source"] for row in own], [kind.adds(row) for row in own])
             for name, metric in kind.metrics.items():
                 low, high = scores.bootstrap(parts, metric, p.resamples, p.seed)
                 result[name] = {"value": float(metric(parts.sum(axis=0))), "low": low, "high": high}
@@ -161,19 +161,10 @@ def compare(before: Rows, after: Rows, p: Outputs) -> dict[str, Any]:
         pairs = [pair for pair in zip(before, after, strict=True) if all(map(kind.has, pair))]
         assert all(one["id"] == other["id"] for one, other in pairs)
         if pairs:
-            parts = _by_source([row for row, _ in pairs], [[kind.adds(row) for row in pair] for pair in pairs])
+            adds = [[kind.adds(row) for row in pair] for pair in pairs]
+            parts = scores.summed([row["source"] for row, _ in pairs], adds)
             drawn = scores.resampled(parts, p.resamples, p.seed)
             for name, metric in kind.metrics.items():
                 value, samples = metric(parts.sum(axis=0)), metric(drawn)
                 result[name] = scores.tested(value[1] - value[0], samples[:, 1] - samples[:, 0])
     return result
-
-
-def _by_source(rows: Sequence[Mapping[str, Any]], adds: Sequence[Any]) -> scores.Array:
-    """What the rows of each source add together, in order of first appearance: a dialogue's rows are one draw."""
-    place: dict[str, int] = {}
-    at = [place.setdefault(row["source"], len(place)) for row in rows]
-    own = np.array(adds, dtype=float)
-    parts = np.zeros((len(place), *own.shape[1:]))
-    np.add.at(parts, at, own)
-    return parts

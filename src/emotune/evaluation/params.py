@@ -1,8 +1,8 @@
-"""The questions that baseline, sft and dpo are asked, and those of the models that follow instructions."""
+"""The questions that baseline, sft and dpo are asked."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emotune.core.sections import Count, Section
 from emotune.generation.params import Sampling
@@ -31,19 +31,3 @@ class Examination(Section):
     history_turns: Count
     model: Model
     system_prompt: str | None
-
-
-class Outputs(Section):
-    """The held-out rows of instructions that every model is asked."""
-
-    split: Literal["test", "validation"]
-    limit: Count | None
-    resamples: Annotated[int, Field(ge=100)]
-    seed: int
-    sampling: Sampling
-
-    @model_validator(mode="after")
-    def _unguided(self) -> Self:
-        if self.sampling.guidance != 1:
-            raise ValueError(f"sampling.guidance must be 1: no instruction has a twin; got {self.sampling.guidance}")
-        return self

@@ -18,10 +18,7 @@ def wins(margins: Sequence[float]) -> list[float]:
 
 def mean(dialogues: Sequence[Hashable], values: Sequence[float], resamples: int, seed: int) -> dict[str, float]:
     """The mean over rows, with its 95 % interval over dialogues."""
-    rows = {dialogue: row for row, dialogue in enumerate(dict.fromkeys(dialogues))}
-    sums = np.zeros((len(rows), 2))
-    for dialogue, value in zip(dialogues, values, strict=True):
-        sums[rows[dialogue]] += (value, 1)
+    sums = scores.summed(dialogues, [(value, 1) for value in values])
     low, high = scores.bootstrap(sums, lambda drawn: drawn[:, 0] / drawn[:, 1], resamples, seed)
     total, count = sums.sum(0)
     return {"value": float(total / count), "low": low, "high": high}

@@ -107,6 +107,14 @@ def per_label(gold: Sequence[str], judged: Sequence[str], labels: Sequence[str])
 # Intervals and tests.
 
 
+def summed(drawn: Sequence[Hashable], rows: Sequence[Any]) -> Array:
+    """What the rows of each dialogue (or source) add together, by first appearance: they are drawn as one."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(drawn))}
+    sums = np.zeros((len(places), *np.shape(rows)[1:]))
+    np.add.at(sums, [places[name] for name in drawn], np.array(rows, dtype=float))
+    return sums
+
+
 def resampled(contributions: Array, resamples: int, seed: int) -> Array:
     """Sums over bootstrap samples of dialogues: [dialogues, ...] -> [resamples, ...].
 

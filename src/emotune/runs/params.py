@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from emotune.core.sections import Count, Section, check, read_yaml
 from emotune.data.instruction_params import Rows
 from emotune.data.params import Data
-from emotune.evaluation.params import Evaluate, Outputs
+from emotune.evaluation.instruction_params import Outputs
+from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Generation
 from emotune.judges.params import Judges
 from emotune.models import pins

@@ -85,7 +85,8 @@ def main(
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
     plain = Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns)
-    prompters = told(p.baseline, plain, records.read_dialogues(dialogues / "train.jsonl"), held_out, labels)
+    train = records.read_dialogues(dialogues / "train.jsonl") if "few-shot" in p.baseline.ways else []
+    prompters = told(p.baseline, plain, train, held_out, labels)
     ways: dict[str, Asking] = {"plain": plain, **prompters}
     model = loading.load_base(base, p.model)
     answers = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from emotune.prompts.prompter import Prompter
 if TYPE_CHECKING:
     from emotune.evaluation.answers import Rows
     from emotune.evaluation.fit import Exam
-    from emotune.judges.matcher import Matcher
 
 PARALLEL = True
 
@@ -76,7 +75,9 @@ def main(
     answers = with_the_same_references(answers)
     by_human = human(held_out, p.history_turns, p.evaluate, evaluating, gibberish)
     replies = {name: own.replies for name, own in answers.items()} | {"human": by_human}
-    exam, lifts = examined(p, dialogues, base, files.load_matcher(judges / "fit.skops"), labels, replies)
+    train = records.read_dialogues(dialogues / "train.jsonl")
+    exam = fit.exam(held_out, train, files.load_matcher(judges / "fit.skops"), labels, p.history_turns, p.evaluate)
+    lifts = likelier(p, base, exam, replies)
     reward_model = bradley_terry.opened(base, p.model, reward, p.system_prompt)
     by_reward = learned.side_by_side(answers, by_human, exam.natural, reward_model, p.evaluate)
     if not processes.first():
@@ -91,18 +92,14 @@ def main(
     return measured
 
 
-def examined(
-    p: Params, dialogues: Path, base: Path, matcher: Matcher, labels: Sequence[str], replies: Mapping[str, Rows]
-) -> tuple[Exam, dict[str, Rows]]:
-    """What all replies are examined by, and how much likelier the base model finds each model's in their contexts."""
+def likelier(p: Params, base: Path, exam: Exam, replies: Mapping[str, Rows]) -> dict[str, Rows]:
+    """How much likelier the base model finds each model's replies in their contexts than in others."""
     from emotune.evaluation import fit
     from emotune.models import loading
 
-    held_out, train = (records.read_dialogues(dialogues / f"{name}.jsonl") for name in (p.evaluate.split, "train"))
-    exam = fit.exam(held_out, train, matcher, labels, p.history_turns, p.evaluate)
     prompter = Prompter(loading.load_tokenizer(base, None), p.system_prompt, p.model.context, p.history_turns)
     model = loading.load_base(base, p.model)
     # Apart from the others: these have the same figures, to the last digit, whether or not there are prompts.
     told = {name: replies[name] for name in PROMPTED if name in replies}
     others = {name: rows for name, rows in replies.items() if name not in told}
-    return exam, fit.lifts(model, prompter, others, exam.natural) | fit.lifts(model, prompter, told, exam.natural)
+    return fit.lifts(model, prompter, others, exam.natural) | fit.lifts(model, prompter, told, exam.natural)

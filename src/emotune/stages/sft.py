@@ -142,7 +142,7 @@ def sft_rows(
     """
     rows, taught, said, left_out = [], Counter[str](), Counter[str](), 0
     means, scarce = passes(dialogues, neutral, p), rare(dialogues, neutral)
-    exchanged = [dialogue for dialogue in map(swapped, dialogues) if p.swapped and scarce & replies([dialogue]).keys()]
+    exchanged = [own for own in map(swapped, dialogues if p.swapped else ()) if scarce & replies([own]).keys()]
     for number, dialogue in enumerate([*dialogues, *exchanged]):
         wanted = means if number < len(dialogues) else scarce
         rng, dropout = (random.Random(key(p.seed, of, dialogue.id)) for of in ("neutral replies", "tag dropout"))

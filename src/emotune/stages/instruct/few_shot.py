@@ -2,22 +2,16 @@
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Log, Metrics, Out
-from emotune.core.sections import Count, Section
-from emotune.evaluation.params import Outputs
-from emotune.models.params import Model
-from emotune.prompts.params import Format
+from emotune.core.sections import Count
+from emotune.evaluation.instruction_params import Instructed
 
 PARALLEL = True
 
 
-class Params(Section):
-    """The format of a prompt, what every model is asked, and how many examples stand before it."""
+class Params(Instructed):
+    """The same for every model, and how many examples stand before what it is asked."""
 
-    evaluate: Outputs
-    format: Format
-    model: Model
     shots: Count
-    system_prompt: str | None
 
 
 def data_sets(p: Params) -> DataSets:

@@ -2,21 +2,13 @@
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Log, Metrics, Out
-from emotune.core.sections import Section
-from emotune.evaluation.params import Outputs
-from emotune.models.params import Model
-from emotune.prompts.params import Format
+from emotune.evaluation.instruction_params import Instructed
 
 PARALLEL = True
 
 
-class Params(Section):
-    """The format of a prompt, and what every model is asked."""
-
-    evaluate: Outputs
-    format: Format
-    model: Model
-    system_prompt: str | None
+class Params(Instructed):
+    """The same for every model."""
 
 
 def data_sets(p: Params) -> DataSets:
