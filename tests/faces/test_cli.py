@@ -256,10 +256,10 @@ def test_prefs_says_what_other_thresholds_would_give_and_that_an_older_run_does_
 
 @pytest.fixture
 def memo(repository):
-    """A journal of two contexts, the second made an hour after the first."""
+    """A journal of two contexts, the second made an hour after the first and of learned scores."""
     path = repository.resolve() / ".work" / "journal.sqlite"
-    for base, attempts in (("b" * 64, 3), ("c" * 64, 4)):
-        with journal.opened(path, {"base": base, "sft": "a" * 64}, lambda _: None) as opened:
+    for attempts, made_of in ((3, {"base": "b" * 64}), (4, {"base": "c" * 64, "reward_model": "d" * 64})):
+        with journal.opened(path, made_of | {"sft": "a" * 64}, lambda _: None) as opened:
             opened.keep((f"{attempt // 2:064x}", attempt, "kept") for attempt in range(attempts))
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE attempts SET created = 1700000000 + 3600 * (rowid > 3)")
@@ -283,9 +283,9 @@ def test_journal_shows_how_much_was_made_by_which_models_and_when(memo, monkeypa
     assert capsys.readouterr().out.splitlines() == [
         f"{memo}: 7 attempts, 0.0 MB",
         "",
-        "base                   sft  attempts  prompts             first              last",
-        "cccccccccccc  aaaaaaaaaaaa         4        2  2023-11-14 23:13  2023-11-14 23:13",
-        "bbbbbbbbbbbb  aaaaaaaaaaaa         3        2  2023-11-14 22:13  2023-11-14 22:13",
+        "of                      base           sft  attempts  prompts             first              last",
+        "learned scores  cccccccccccc  aaaaaaaaaaaa         4        2  2023-11-14 23:13  2023-11-14 23:13",
+        "candidates      bbbbbbbbbbbb  aaaaaaaaaaaa         3        2  2023-11-14 22:13  2023-11-14 22:13",
     ]
 
 

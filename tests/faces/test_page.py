@@ -66,6 +66,7 @@ def repository(tmp_path_factory):
     write_metrics(folder / "metrics")
     (folder / "metrics/sft_history.csv").write_text(SFT)
     (folder / "metrics/dpo_history.csv").write_text(DPO)
+    (folder / "metrics/reward_model_history.csv").write_text("step,accuracy,eval_accuracy\n1,0.5,\n8,,0.875\n")
     split = {"dialogues": 1234, "turns": 9, "labels": {"fear": 9}}
     records.write_metrics(folder / "metrics/prepare.json", {"train": split, "test": split})
     for model in ("baseline", "sft", "dpo"):
@@ -166,6 +167,7 @@ def test_curves_are_drawn_of_what_the_histories_hold(here):
     )
     assert "train 0 at step 1, 0.25 at step 4; validation 0.75 at step 4" in html
     assert "log-probability of chosen" not in html
+    assert "reward_model accuracy of the pairs: train 0.5 at step 1, 0.5 at step 1; validation 0.875 at" in html
     assert cells(html, "10") == [["nan"], []]
 
 

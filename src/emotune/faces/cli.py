@@ -383,16 +383,21 @@ def _link(chosen: argparse.Namespace) -> None:
         print(f"{kind:10}  {id:40}  {remark}".rstrip())
 
 
+# What attempts are of, by what alone such a one is made of; others are of candidates.
+ATTEMPTS = {"reward_model": "learned scores", "questions": "questions"}
+
+
 def _held(path: Path) -> str:
-    """A row for each way in which attempts were made, by their base model and sft adapter, the newest first."""
+    """A row for each way in which attempts were made, of what, by which base model and sft adapter, newest first."""
     contents = journal.contents(path)
     if not contents.held:
         return f"{path}: no attempts"
-    table = [["base", "sft", "attempts", "prompts", "first", "last"]]
+    table = [["of", "base", "sft", "attempts", "prompts", "first", "last"]]
     for held in contents.held:
         models = [str(held.made_of.get(name, tables.ABSENT))[:12] for name in ("base", "sft")]
         times = [datetime.fromtimestamp(at).isoformat(" ", "minutes") for at in (held.first, held.last)]
-        table.append([*models, str(held.attempts), str(held.prompts), *times])
+        kind = next((name for key, name in ATTEMPTS.items() if key in held.made_of), "candidates")
+        table.append([kind, *models, str(held.attempts), str(held.prompts), *times])
     total = sum(held.attempts for held in contents.held)
     return f"{path}: {total} attempts, {contents.size / 1e6:.1f} MB\n\n{tables.aligned(table)}"
 

@@ -42,6 +42,11 @@ JUDGES = ("rewarding judge", "evaluating judge")
 # A chart a row: its title, the two columns of the history it draws and their names, and a level to compare with.
 CURVES: dict[str, list[tuple[str, Pair, Pair, float | None]]] = {
     "sft": [("loss", ("loss", "eval_loss"), SPLITS, None)],
+    "reward_model": [
+        ("loss", ("loss", "eval_loss"), SPLITS, None),
+        ("accuracy of the pairs", ("accuracy", "eval_accuracy"), SPLITS, 0.5),
+        ("margin of chosen over rejected", ("margin", "eval_margin"), SPLITS, 0.0),
+    ],
     "dpo": [
         ("loss", ("loss", "eval_loss"), SPLITS, None),
         ("reward margin of chosen over rejected", ("rewards/margins", "eval_rewards/margins"), SPLITS, 0.0),

@@ -36,7 +36,7 @@ CLAIMS = {
     "few_shot": "wall time of few-shot replies, the examples read for each prompt over read once",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
     "estimate": "estimated over measured peak memory, the farthest above of all cases",
-    "stage_start": "seconds from process start to first work, over the eight stages, before the rooms over after",
+    "stage_start": "seconds from process start to first work, over the stages, before the rooms over after",
 }
 # After the head of a table whose stage dvc.lock does not vouch for.
 STALE = "(STALE: it may be of another run)"
