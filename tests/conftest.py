@@ -17,6 +17,11 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
+from emotune.core import processes
+
+# Each worker imports torch, and so do most stages that the tests start.
+processes.collect_when_imported()
+
 # Before any test imports torch: one thread for each of several workers, and nothing that could reach the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

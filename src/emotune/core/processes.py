@@ -4,12 +4,15 @@ Under torchrun or accelerate launch a stage runs as several processes. They shar
 together by `gather`; in one process both are trivial, and nothing here imports torch.
 """
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# So many objects a stage's libraries make while they are imported, and hardly any is garbage.
+IMPORTED = 1_000_000
 
 
 def root() -> Path:
@@ -29,6 +32,19 @@ def cores() -> int:
     """The cores this process may run on, divided among the processes of its launcher on this machine."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def collect_when_imported() -> None:
+    """Look for garbage only once so many objects were made as the imports make: they take a third less time so."""
+    usual = gc.get_threshold()
+
+    def collect_as_usual(*_: Any) -> None:
+        gc.callbacks.remove(collect_as_usual)
+        gc.set_threshold(*usual)
+
+    if usual[0] < IMPORTED:
+        gc.callbacks.append(collect_as_usual)
+        gc.set_threshold(IMPORTED)
 
 
 def processes() -> int:

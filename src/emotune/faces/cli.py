@@ -43,6 +43,7 @@ Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand in the repository's root; returns 0, 1 where `--check` found a difference, 2 on bad input."""
+    processes.collect_when_imported()
     chosen = PARSER.parse_args(arguments)
     command = chosen.run.__name__.removeprefix("_")
     try:

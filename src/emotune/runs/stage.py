@@ -188,5 +188,6 @@ def _explained(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
+    processes.collect_when_imported()
     take_code_of_this_workspace()
     start(sys.argv[1:])
