@@ -71,13 +71,15 @@ def test_the_learned_term_needs_no_second_sampling_and_leaves_no_trace_without_i
             counts = [n for (n,) in journal.execute("SELECT count(*) FROM attempts GROUP BY context ORDER BY 1")]
         return candidates, counts, (folder / "metrics/prefs.json").read_bytes()
 
-    candidates, [of_measured, of_all], three = run()
-    # Three weights: the reward model hears first attempts alone, to measure.
-    assert (of_measured, of_all) == (10, 30)
+    candidates, counts, three = run()
+    # Three weights: the reward model and the judge that evaluates hear first attempts alone, to measure.
+    assert counts == [10, 10, 30]
     same, counts, four = run(**{"reward.model": "trained", "reward.weights": [0.4, 0.1, 0.3, 0.2]})
     assert same == candidates
-    assert counts == [30, 30]
-    assert run()[2] == three != four
+    assert counts == [10, 30, 30]
+    _, counts, again = run()
+    assert counts == [10, 30, 30]
+    assert again == three != four
     [measured] = json.loads(three)
     assert (measured["best_of_n"]["prompts"], measured["best_of_n"]["candidates"]) == (10, 4)
     assert measured["best_of_n"]["reward"]["gain"]["value"] > 0

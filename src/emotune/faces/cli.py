@@ -385,7 +385,7 @@ def _link(chosen: argparse.Namespace) -> None:
 
 
 # What attempts are of, by what alone such a one is made of; others are of candidates.
-ATTEMPTS = {"reward_model": "learned scores", "questions": "questions"}
+ATTEMPTS = {"reward_model": "learned scores", "evaluate": "verdicts", "questions": "questions"}
 
 
 def _held(path: Path) -> str:

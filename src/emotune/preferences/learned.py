@@ -1,10 +1,13 @@
-"""What the reward model says of sampled replies: kept beside them in the journal, so that other weights ask nothing."""
+"""What others say of sampled replies, the reward model and the judge that evaluates.
+
+It is kept beside the replies in the journal, so that other weights ask nobody.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from emotune.core.dialogue import Turn
 from emotune.preferences import journal
@@ -14,15 +17,18 @@ from emotune.preferences.journal import Journal
 if TYPE_CHECKING:
     from emotune.models.bradley_terry import RewardModel, Scale
 
-# Answers, each what was said and a reply to it -> a number from 0 to 10 for each.
-Score = Callable[[Sequence[tuple[Sequence[Turn], str]]], list[float]]
+T = TypeVar("T")
+# What was said, and a reply to it.
+Answer = tuple[Sequence[Turn], str]
+# A number from 0 to 10 for each.
+Score = Callable[[Sequence[Answer]], list[float]]
 
 
 def scoring(opened: Callable[[], "tuple[RewardModel, Scale]"]) -> Score:
     """Scoring by the reward model that `opened` loads, when the first reply is there."""
     once = cache(opened)
 
-    def score(answers: Sequence[tuple[Sequence[Turn], str]]) -> list[float]:
+    def score(answers: Sequence[Answer]) -> list[float]:
         if not answers:
             return []
         model, scale = once()
@@ -31,21 +37,31 @@ def scoring(opened: Callable[[], "tuple[RewardModel, Scale]"]) -> Score:
     return score
 
 
-class Learned:
-    """The learned scores of the replies of attempts, from a journal of their own key or else from the reward model."""
+class Said(Generic[T]):
+    """What one of them says of the replies of attempts, from a journal of its own key or else because it is asked."""
 
-    def __init__(self, memo: Journal, score: Score) -> None:
-        self._memo, self._score = memo, score
+    def __init__(self, memo: Journal, ask: Callable[[Sequence[Answer]], list[T]]) -> None:
+        self._memo, self._ask = memo, ask
 
-    def __call__(self, attempts: Sequence[Wanted], replies: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Of each attempt a score for each of its replies, in order; what is new is kept."""
+    def __call__(self, attempts: Sequence[Wanted], replies: Sequence[Sequence[str]]) -> list[list[T]]:
+        """Of each attempt something for each of its replies, in order; what is new is kept."""
         keys = [(prompt.digest, number) for prompt, number in attempts]
-        scores = self._memo.find_many(keys)
-        new = [n for n, key in enumerate(keys) if key not in scores]
-        values = iter(self._score([(attempts[n][0].history, text) for n in new for text in replies[n]]))
+        there = self._memo.find_many(keys)
+        new = [n for n, key in enumerate(keys) if key not in there]
+        values = iter(self._ask([(attempts[n][0].history, text) for n in new for text in replies[n]]))
         made = {keys[n]: [next(values) for _ in replies[n]] for n in new}
         self._memo.keep((*key, own) for key, own in made.items())
-        return [made[key] if key in made else scores[key] for key in keys]
+        return [made[key] if key in made else there[key] for key in keys]
+
+
+Learned = Said[float]
+
+
+@contextmanager
+def kept(path: Path, made_of: Mapping[str, Any], ask: Callable[[Sequence[Answer]], list[T]]) -> Iterator[Said[T]]:
+    """What `ask` says of attempts, kept in the journal at `path` by all that it is made of."""
+    with journal.opened(path, made_of, lambda _: None) as memo:
+        yield Said(memo, ask)
 
 
 @contextmanager
@@ -62,5 +78,5 @@ def memos(
     other: attempts of runs that had no such model, and scores of attempts made before.
     """
     of_scores = {**made_of, "reward_model": model, "context": context}
-    with journal.opened(path, made_of) as memo, journal.opened(path, of_scores, lambda _: None) as scores:
-        yield memo, Learned(scores, scoring(opened))
+    with journal.opened(path, made_of) as memo, kept(path, of_scores, scoring(opened)) as learned:
+        yield memo, learned

@@ -26,7 +26,7 @@ from emotune.prompts.prompter import Prompter
 
 if TYPE_CHECKING:
     from emotune.preferences.candidates import Prompt
-    from emotune.preferences.learned import Learned
+    from emotune.preferences.learned import Answer, Learned, Said
     from emotune.preferences.outcomes import Outcome
     from emotune.preferences.votes import Voted
 
@@ -83,7 +83,11 @@ def main(
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
     ask = partial(bradley_terry.opened, base, p.model, reward, p.system_prompt)
     made = attempts.made_of(inputs, p.model_dump(mode="json"))
-    with learned.memos(processes.work("journal.sqlite"), made, inputs["reward"], p.model.context, ask) as (memo, said):
+    path, evaluating = processes.work("journal.sqlite"), {"evaluate": p.evaluate.emotion_judge.model_dump(mode="json")}
+    with (
+        learned.memos(path, made, inputs["reward"], p.model.context, ask) as (memo, said),
+        learned.kept(path, made | evaluating, partial(heard_by, judges, p.evaluate)) as heard,
+    ):
         term = said if p.reward.model else None
 
         def search(asked: Sequence[Prompt], prefs: Prefs, begun: Sequence[Outcome] = ()) -> list[Outcome]:
@@ -97,7 +101,7 @@ def main(
         pairs = rows(prompts, outcomes) + rows(voted.prompts, voted.outcomes, VOTES)
         have, taken = Counter(pair["emotion"] for pair in pairs), {pair["id"] for pair in pairs}
         pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge, term), HUMAN)
-        curve, chosen = over_optimised(prompts, outcomes, judges, p, said)
+        curve, chosen = over_optimised(prompts, outcomes, heard, p.prefs.seed, said)
 
     more = {"best_of_n": chosen, "places": first + (0 if by_people else attempts.places_of(p.prefs, labels))}
     measured = measured_of(p, dialogues, labels, prompts, outcomes, pairs, voted) | more
@@ -133,32 +137,40 @@ def measured_of(
 def over_optimised(
     prompts: Sequence[Prompt],
     outcomes: Sequence[Outcome],
-    judges: Path,
-    p: Params,
+    heard: Said[str],
+    seed: int,
     learned: Learned,
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """What the best of n by the reward is worth, of first attempts at up to MEASURED prompts: its curve and summary.
 
-    `control` is how often the judge that evaluates, which had no part in choosing, hears the emotion asked for.
+    `control` is how often the judge that evaluates, which had no part in choosing, has `heard` the emotion asked for.
     """
     from emotune.evaluation import best_of_n
-    from emotune.judges import files
 
     if not prompts:
         return [], {}
-    drawn = random.Random(key(p.prefs.seed, "best of n")).sample(range(len(prompts)), min(MEASURED, len(prompts)))
+    drawn = random.Random(key(seed, "best of n")).sample(range(len(prompts)), min(MEASURED, len(prompts)))
     some = [(prompts[n], outcomes[n].candidates[0]) for n in sorted(drawn)]
     own = processes.share(some)
-    said = [[reply.text for reply in candidates] for _, candidates in own]
-    texts = [text for own_texts in said for text in own_texts]
-    verdicts = iter(files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)(texts))
-    heard = [[float(next(verdicts)[0] == prompt.emotion) for _ in candidates] for prompt, candidates in own]
-    rows = list(zip(heard, learned([(prompt, 1) for prompt, _ in own], said), strict=True))
+    attempts, said = [(prompt, 1) for prompt, _ in own], [[reply.text for reply in replies] for _, replies in own]
+    emotions = zip(own, heard(attempts, said), strict=True)
+    obeys = [[float(emotion == prompt.emotion) for emotion in of] for (prompt, _), of in emotions]
+    rows = list(zip(obeys, learned(attempts, said), strict=True))
     by = [[reply.reward for reply in candidates] for _, candidates in some]
-    heard, scores = (list(part) for part in zip(*processes.gather(rows), strict=True))
-    measures = {"reward": by, "control": heard, "learned_score": scores}
+    control, scores = (list(part) for part in zip(*processes.gather(rows), strict=True))
+    measures = {"reward": by, "control": control, "learned_score": scores}
     dialogues = [prompt.dialogue for prompt, _ in some]
     return best_of_n.curve(by, measures), best_of_n.summary(dialogues, by, measures)
+
+
+def heard_by(judges: Path, p: EmotionJudge, answers: Sequence[Answer]) -> list[str]:
+    """The emotion of each reply, by the judge that evaluates."""
+    if not answers:
+        return []
+    from emotune.judges import files
+
+    judge = files.open_judge(judges / "evaluate.skops", p.emotion_judge)
+    return [emotion for emotion, _ in judge([reply for _, reply in answers])]
 
 
 def open_judges(trained: Path, r: Reward) -> tuple[Judge, Judge]:
