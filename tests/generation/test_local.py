@@ -626,6 +626,19 @@ def test_a_guided_row_takes_two(model: Any, tokenizer: Any, requests: list[Reque
     assert max(most) == 8
 
 
+def test_the_head_is_given_whole_tensors_which_no_line_of_a_batch_needs_a_copy_of_it_for(
+    model: Any, tokenizer: Any, requests: list[Request]
+) -> None:
+    whole: list[bool] = []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, given: whole.append(given[0].is_contiguous()))
+    try:
+        replies(model, tokenizer, requests, NUCLEUS)
+    finally:
+        hook.remove()
+    assert len(requests) > 1
+    assert all(whole)
+
+
 def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = model.config
     # Two layers of 2 heads x 16, keys and values of 50 positions in float32; four floats for each word.

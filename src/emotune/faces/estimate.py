@@ -202,6 +202,8 @@ def _timed(p: Params, config: Mapping[str, Any], layers: int, text: Text, device
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from emotune.generation.local import LAST
+
     cut = dict(config) | {"num_hidden_layers": layers, "layer_types": None}
     kind = AutoConfig.for_model(**{key: value for key, value in cut.items() if value is not None})
     with torch.random.fork_rng(), torch.device(device):
@@ -217,10 +219,10 @@ def _timed(p: Params, config: Mapping[str, Any], layers: int, text: Text, device
 
         @torch.inference_mode()
         def read() -> Any:
-            return own(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            return own(input_ids=ids, use_cache=True, logits_to_keep=LAST).past_key_values
 
         with torch.inference_mode():
-            kept = own(input_ids=wide[:, : text.prompt // 2], use_cache=True, logits_to_keep=1).past_key_values
+            kept = own(input_ids=wide[:, : text.prompt // 2], use_cache=True, logits_to_keep=LAST).past_key_values
 
         @torch.inference_mode()
         def write() -> None:

@@ -26,6 +26,9 @@ from emotune.models.memory import out_of_memory
 CPU_ROWS, GPU_ROWS = 192, 1024
 # To drop lines copies the cache of all others: for a few it costs more than it spares.
 DROPPED = 1 / 8
+# What the head scores of a prompt. Of a slice, whose lines are apart, torch makes a product a line, and in 16 bits on a
+# CPU copies the whole head for each; what an index picks is a tensor of its own.
+LAST = torch.tensor([-1])
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class _Batch:
             position_ids=(self.held.cumsum(1) - 1).clamp(min=0)[:, head:],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=LAST,
         )
         self.cache = output.past_key_values
         self.logits, self.scale = self._weighed(output.logits[self.owner, -1].float(), self.alive)
@@ -216,7 +219,7 @@ class _Batch:
         lines = self._tensor(readers)
         own, place = lines.unique(return_inverse=True)
         mask = self.held[own, : ids.shape[1]]
-        cache = self.model(input_ids=ids[own], attention_mask=mask, use_cache=True, logits_to_keep=1).past_key_values
+        cache = self.model(input_ids=ids[own], attention_mask=mask, use_cache=True, logits_to_keep=LAST).past_key_values
         cache.reorder_cache(place)
         return cache
 
