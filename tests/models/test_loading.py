@@ -265,6 +265,15 @@ def test_nf4_really_holds_four_bits_and_speaks_alike(
     assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.95
 
 
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what a process maps")
+def test_nf4_maps_nothing_of_the_file_that_it_was_made_of(base: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(base, tmp_path / "base")
+    model = loading.load_base(own, choice(quantization="nf4"))
+    assert logits(model).isfinite().all()
+    assert str(own / "model.safetensors") not in Path("/proc/self/maps").read_text("utf-8")
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is not None, reason="asks what happens without bitsandbytes"
 )

@@ -91,6 +91,7 @@ def load_base(base: Path, choice: Model, scored: bool = False) -> Any:
         raise InputError(f"model.context must be at most {longest}, what the base model can hold; got {choice.context}")
     if is_nf4 and model.device.type == "cpu":
         nf4.compute_exactly(model)
+        nf4.leave_file(model)
     if scored:
         torch.nn.init.zeros_(model.score.weight)
     return model.eval()
