@@ -639,20 +639,37 @@ def test_the_head_is_given_whole_tensors_which_no_line_of_a_batch_needs_a_copy_o
     assert all(whole)
 
 
-def test_rows_fit_in_half_of_the_free_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = model.config
-    # Two layers of 2 heads x 16, keys and values of 50 positions in float32; four floats for each word.
-    row = 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * config.vocab_size
+def of_50_positions(candidates: int = 1) -> list[Request]:
+    """Requests of which the longest has 40 tokens, to be answered in 10."""
+    return [Request(tuple(range(length)), tuple(range(candidates))) for length in (3, 40, 7)]
+
+
+def row_of_50_positions(model: Any, candidates: int = 1) -> int:
+    """Two layers of 2 heads x 16, keys and values of 50 positions in float32; four floats for each word; its reading.
+
+    A token is read by 4 times the gated width, 3 times 2 heads x 16 of attention and 2 times 32 of norms, in float32.
+    """
+    a_token = (4 * model.config.intermediate_size + 3 * 2 * 16 + 2 * 32) * 4
+    return 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * int(model.config.vocab_size) + 40 * int(a_token) // candidates
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_rows_fit_in_half_of_the_free_memory_and_candidates_share_a_prompt(
+    model: Any, candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = row_of_50_positions(model, candidates)
     for free, rows in ((20 * row, 10), (0, 1), (10**12, local.CPU_ROWS)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        assert local.fitting_rows(model, 50) == rows
+        assert local.fitting_rows(model, of_50_positions(candidates), 10) == rows
 
 
 def test_what_torch_keeps_of_a_gpu_is_free(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = 2 * 2 * 2 * 16 * 50 * 4 + 4 * 4 * model.config.vocab_size
-    on_gpu = SimpleNamespace(config=model.config, dtype=torch.float32, device=torch.device("cuda", 0))
+    row = row_of_50_positions(model)
+    on_gpu = SimpleNamespace(
+        config=model.config, modules=model.modules, dtype=torch.float32, device=torch.device("cuda", 0)
+    )
     for free, reserved, allocated in ((20 * row, 0, 0), (2 * row, 48 * row, 30 * row), (0, 20 * row, 0)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 << 30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, reserved=reserved: reserved)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, allocated=allocated: allocated)
-        assert local.fitting_rows(on_gpu, 50) == 10
+        assert local.fitting_rows(on_gpu, of_50_positions(), 10) == 10

@@ -31,8 +31,7 @@ def control_by(
     of them ask. So these are of what the least of them has memory for, and none of several may halve its own.
     """
     _, requests = requests_of(prompter, questions, sampling, seed)
-    longest = max(request.longest for request in requests) + sampling.max_new_tokens
-    rows = min(local.CPU_ROWS, *processes.gather([local.fitting_rows(model, longest)]))
+    rows = min(local.CPU_ROWS, *processes.gather([local.fitting_rows(model, requests, sampling.max_new_tokens)]))
     alone = processes.processes() == 1
     replies = local.replies(model, prompter.tokenizer, requests, sampling, rows, halve=alone)
     texts = [reply.text for [reply] in replies]

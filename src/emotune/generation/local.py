@@ -18,8 +18,7 @@ import torch
 from emotune.generation import noise
 from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
-from emotune.models import prefixes
-from emotune.models.memory import out_of_memory
+from emotune.models import memory, prefixes
 
 # At most so many rows are sampled at once, fewer where memory is short. It changes speed, never a reply: a CPU's caches
 # hold no more, a GPU goes on gaining for longer.
@@ -45,8 +44,7 @@ class Local:
     def at_once(self, requests: Sequence[Request], sampling: Sampling) -> int:
         """As many as one batch holds, by what memory is free now."""
         most = requests[: leading(requests, GPU_ROWS)]
-        longest = max(request.longest for request in most) + sampling.max_new_tokens
-        return leading(most, fitting_rows(self.model, longest))
+        return leading(most, fitting_rows(self.model, most, sampling.max_new_tokens))
 
     def replies(
         self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], None] = lambda count: None
@@ -74,14 +72,14 @@ def replies(
     results: list[list[Reply]] = [[] for _ in requests]
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].longest)
     while waiting:
-        rows = rows or fitting_rows(model, requests[waiting[-1]].longest + sampling.max_new_tokens)
+        rows = rows or fitting_rows(model, [requests[i] for i in waiting], sampling.max_new_tokens)
         # The longest go first: what memory holds of them, it holds of all others.
         count = leading([requests[i] for i in reversed(waiting)], rows)
         batch = [requests[i] for i in waiting[-count:]]
         try:
             sampled = _sample(model, tokenizer, batch, sampling)
         except RuntimeError as error:
-            if not out_of_memory(error) or not halve or count == 1:
+            if not memory.out_of_memory(error) or not halve or count == 1:
                 raise
             rows = max(1, sum(request.rows for request in batch) // 2)
             torch.cuda.empty_cache()
@@ -94,18 +92,21 @@ def replies(
     return results
 
 
-def fitting_rows(model: Any, positions: int) -> int:
-    """How many rows of `positions` tokens half of the free memory holds, by their cache and their logits.
+def fitting_rows(model: Any, requests: Sequence[Request], new: int) -> int:
+    """How many rows of the longest of these requests half of the free memory holds, each with `new` tokens to write.
 
-    On a GPU that is free which torch keeps for what comes next, after the tensors that were there are gone.
+    Of a row that is its cache, its logits and its part in reading the prompt, which a request's candidates share. On a
+    GPU that is free which torch keeps for what comes next, after the tensors that were there are gone.
     """
     import psutil
 
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    longest, shared = max(r.longest for r in requests), min(len(r.keys) for r in requests)
     # Keys and values; the logits in float32, with their noise, and what is sorted of them.
-    row = 2 * config.num_hidden_layers * heads * size * positions * model.dtype.itemsize + 4 * 4 * config.vocab_size
+    cache = 2 * config.num_hidden_layers * heads * size * (longest + new) * model.dtype.itemsize
+    row = cache + 4 * 4 * config.vocab_size + longest * memory.reading(model) // shared
     on_gpu = model.device.type == "cuda"
     free: int = _free_on_gpu(model.device) if on_gpu else psutil.virtual_memory().available
     return max(1, min(GPU_ROWS if on_gpu else CPU_ROWS, free // 2 // row))
