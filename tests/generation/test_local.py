@@ -2,6 +2,7 @@
 
 import copy
 import random
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -637,6 +638,18 @@ def test_the_head_is_given_whole_tensors_which_no_line_of_a_batch_needs_a_copy_o
         hook.remove()
     assert len(requests) > 1
     assert all(whole)
+
+
+def test_an_engine_that_was_closed_holds_no_model_and_loads_it_again(
+    base: Path, tokenizer: Any, requests: list[Request]
+) -> None:
+    choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
+    engine = local.Local(lambda: loading.load_base(base, choice), tokenizer)
+    said = engine.replies(requests, NUCLEUS)
+    held = weakref.ref(engine.model)
+    engine.close()
+    assert held() is None
+    assert engine.replies(requests, NUCLEUS) == said
 
 
 def of_50_positions(candidates: int = 1) -> list[Request]:

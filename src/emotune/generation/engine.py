@@ -53,6 +53,9 @@ class Engine(Protocol):
     ) -> list[list[Reply]]:
         """One reply for each key of each request, in order; `done` hears how many more have come."""
 
+    def close(self) -> None:
+        """Let go of the model; who asks for a reply again has it loaded again."""
+
 
 def leading(requests: Sequence[Request], rows: int) -> int:
     """How many of the first requests take at most `rows` rows together; one, where the first takes more."""

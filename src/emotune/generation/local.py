@@ -7,6 +7,7 @@ tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are 
 is guided is read twice, on its prompt and on the prompt's twin, in the same batch and cache, and draws once.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,11 @@ class Local:
         self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], None] = lambda count: None
     ) -> list[list[Reply]]:
         return replies(self.model, self.tokenizer, requests, sampling, done=done)
+
+    def close(self) -> None:
+        if vars(self).pop("model", None):
+            # What wraps a model's parts knows them, and they it: they go when garbage is looked for.
+            gc.collect()
 
 
 def replies(

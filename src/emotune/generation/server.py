@@ -88,6 +88,9 @@ class Server:
     ) -> list[list[Reply]]:
         return replies(self.servers, requests, sampling, done)
 
+    def close(self) -> None:
+        """The servers' models are theirs."""
+
 
 class Servers:
     """Servers of one model: the least busy is asked, and one that is dead is asked no more; for several threads."""

@@ -77,11 +77,18 @@ def main(
     first = records.read_metrics(before)["places"] if before else 0
     by_people = p.prefs.source == "votes"
     prompts = [] if by_people else attempts.choose_prompts(train, prompter, labels, p.prefs, first)
-    sample = sampling(engine_of(p.generation, partial(loading.load_tuned, base, p.model, sft), tokenizer), p.prefs)
+    engine = engine_of(p.generation, partial(loading.load_tuned, base, p.model, sft), tokenizer)
+    sample = sampling(engine, p.prefs)
     judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
     # Judges run on this machine's cores: a GPU or a server samples the next batch meanwhile.
     ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
-    ask = partial(bradley_terry.opened, base, p.model, reward, p.system_prompt)
+
+    def ask() -> tuple[bradley_terry.RewardModel, bradley_terry.Scale]:
+        if not p.reward.model:
+            # It is asked in the end alone: two models at once would be twice the memory.
+            engine.close()
+        return bradley_terry.opened(base, p.model, reward, p.system_prompt)
+
     made = attempts.made_of(inputs, p.model_dump(mode="json"))
     path, evaluating = processes.work("journal.sqlite"), {"evaluate": p.evaluate.emotion_judge.model_dump(mode="json")}
     with (
