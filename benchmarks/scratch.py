@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def copy(folder: Path, changes: Mapping[str, Any]) -> Path:
     """`folder` with dvc.yaml's inputs of generate_prefs as links, and params.yaml with some dotted keys changed."""
-    for path in ("data/dialogues", "models/base", "models/sft", "models/judges"):
+    for path in ("data/dialogues", "models/base", "models/sft", "models/judges", "models/reward"):
         if not (ROOT / path).exists():
             sys.exit(f"{path} is absent: `make repro` makes what this benchmark needs")
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
