@@ -1,7 +1,14 @@
-"""What tests of sft, dpo and their harness share: sections for the tiny base model, its adapter, and invented pairs."""
+"""What tests of sft, dpo and their harness share: sections for the tiny base model, its adapter, and invented pairs.
 
+And two processes that run a stage.
+"""
+
+import multiprocessing
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +16,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from conftest import STAGES, run_stage
+from emotune.core import processes
 from emotune.core.dialogue import Dialogue
 from emotune.models import loading
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
+from emotune.runs import launchers
 from emotune.stages.dpo import Dpo
 from emotune.stages.sft import Lora, Sft, sft_rows
 from emotune.training.params import Training
@@ -96,3 +106,56 @@ def pair(number: int) -> dict[str, Any]:
         "chosen": f"Where did you see them {number} last?",
         "rejected": f"Great {number}!",
     }
+
+
+class Two:
+    """Two processes that run a stage, forked from this one, which has imported all that takes seconds to import."""
+
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        prepare: Callable[[], None] = lambda: None,
+        stages: Mapping[str, Any] = STAGES,
+    ) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        self._outputs = [folder.with_name(f"{folder.name}.{stage}.{rank}") for rank in range(2)]
+        fork = multiprocessing.get_context("fork")
+        self.processes = [
+            fork.Process(target=self._run, args=(rank, port, stage, folder, prepare, stages), daemon=True)
+            for rank in range(2)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _run(
+        self, rank: int, port: int, stage: str, folder: Path, prepare: Callable[[], None], stages: Mapping[str, Any]
+    ) -> None:
+        from accelerate.state import AcceleratorState
+
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with self._outputs[rank].open("w") as out, redirect_stdout(out), redirect_stderr(out):
+            torch.set_num_threads(1)
+            # What the tests' own process trained alone.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            prepare()
+            launchers.join()
+            run_stage(stage, folder, stages)
+            processes.wait()
+            processes.distributed().destroy_process_group()
+
+    def outputs(self) -> list[str]:
+        """What each printed on the way to a good end."""
+        for process in self.processes:
+            process.join()
+        printed = [output.read_text() for output in self._outputs]
+        assert [process.exitcode for process in self.processes] == [0, 0], printed
+        return printed
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()

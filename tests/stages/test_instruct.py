@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
 from conftest import ROOT, contents, run_stage, write_params
 from emotune.core import records
@@ -20,6 +22,7 @@ from emotune.prompts.prompter import Prompter
 from emotune.runs import params
 from emotune.stages.instruct import compare, sft
 from emotune.training import trainer
+from tiny import Two
 
 STAGES = YAML(typ="safe").load((ROOT / "instruct/dvc.yaml").read_text("utf-8"))["stages"]
 SMALL = {
@@ -64,6 +67,11 @@ def ran(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
         after = contents(folder)
         written[stage] = {path for path in after if after[path] != before.get(path)}
     return folder, written
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def metrics(folder: Path, name: str) -> dict[str, Any]:
@@ -115,12 +123,10 @@ def test_compare_says_again_what_zero_shot_and_few_shot_measured(ran: tuple[Path
 
 def test_the_curves_are_of_the_validation_outputs(ran: tuple[Path, Any]) -> None:
     trained = metrics(ran[0], "sft")
-    with (ran[0] / "metrics/learning_curve.csv").open(encoding="utf-8", newline="") as file:
-        points = list(csv.DictReader(file))
+    points = table(ran[0] / "metrics/learning_curve.csv")
     assert [point["rows"] for point in points] == ["12", "24"]
     assert float(points[1]["validation_loss"]) == trained["validation_loss"]
-    with (ran[0] / "metrics/sft_history.csv").open(encoding="utf-8", newline="") as file:
-        watched = [point for point in csv.DictReader(file) if point["eval_loss"]]
+    watched = [point for point in table(ran[0] / "metrics/sft_history.csv") if point["eval_loss"]]
     assert watched
     for point in watched:
         assert float(point["eval_perplexity"]) == pytest.approx(math.exp(float(point["eval_loss"])), rel=1e-5)
@@ -207,6 +213,40 @@ def test_ever_more_rows_up_to_all() -> None:
     assert sft.counts(1000, (0.5, 0.125)) == [125, 500, 1000]
     assert sft.counts(3, (0.1, 0.2)) == [1, 3]
     assert sft.counts(9, ()) == [9]
+
+
+@pytest.mark.parametrize("stage", ["zero_shot", "few_shot", "compare"])
+def test_two_processes_answer_instructions_with_the_bytes_of_one(
+    stage: str, ran: tuple[Path, dict[str, set[str]]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(ran[0], tmp_path / "instruct")
+    for path in ran[1][stage]:
+        (folder / path).unlink()
+    Two(stage, folder, stages=STAGES).outputs()
+    shutil.rmtree(folder / ".work", ignore_errors=True)
+    assert contents(folder) == contents(ran[0])
+
+
+def test_two_processes_take_the_steps_of_one_on_instructions(
+    ran: tuple[Path, dict[str, set[str]]], tmp_path: Path
+) -> None:
+    (tmp_path / ".git").mkdir()
+    folder = shutil.copytree(ran[0], tmp_path / "instruct")
+    for path in ran[1]["sft"]:
+        (folder / path).unlink()
+    # Each model of the learning curve has a first step, which one of the two tells of.
+    assert "".join(Two("sft", folder, stages=STAGES).outputs()).count("step 1 of ") == 2
+    assert metrics(folder, "sft") == pytest.approx(metrics(ran[0], "sft"), rel=1e-4)
+    for name in ("sft_history", "learning_curve"):
+        ours, alone = (table(path / f"metrics/{name}.csv") for path in (folder, ran[0]))
+        assert [{key for key in one if one[key]} for one in ours] == [{key for key in one if one[key]} for one in alone]
+        for one, other in zip(ours, alone, strict=True):
+            numbers = ({key: float(value) for key, value in values.items() if value} for values in (one, other))
+            assert next(numbers) == pytest.approx(next(numbers), rel=1e-4, abs=1e-5)
+    ours, alone = (load_file(path / "models/sft/adapter_model.safetensors") for path in (folder, ran[0]))
+    assert ours.keys() == alone.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], alone[name], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_made_from_nothing(tmp_path: Path) -> None:

@@ -3,17 +3,14 @@
 import csv
 import functools
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,9 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from conftest import ROOT, TINY, Pipeline, contents, declared, flags, run_stage, write_params
-from emotune.core import processes, records
-from emotune.runs import launchers, tracking
+from emotune.core import records
+from emotune.runs import tracking
+from tiny import Two
 
 pytestmark = pytest.mark.pipeline
 
@@ -114,50 +112,6 @@ def pass_for_gpus(settings: Mapping[str, Any]) -> None:
         return whole(model)
 
     state.PartialState.__init__, distributed.whole = join_as_gpus, whole_of_parts
-
-
-class Two:
-    """Two processes that run a stage, forked from this one, which has imported all that takes seconds to import."""
-
-    def __init__(self, stage: str, folder: Path, prepare: Callable[[], None] = lambda: None) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        self._outputs = [folder.with_name(f"{folder.name}.{stage}.{rank}") for rank in range(2)]
-        fork = multiprocessing.get_context("fork")
-        self.processes = [
-            fork.Process(target=self._run, args=(rank, port, stage, folder, prepare), daemon=True) for rank in range(2)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def _run(self, rank: int, port: int, stage: str, folder: Path, prepare: Callable[[], None]) -> None:
-        from accelerate.state import AcceleratorState
-
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with self._outputs[rank].open("w") as out, redirect_stdout(out), redirect_stderr(out):
-            torch.set_num_threads(1)
-            # What the tests' own process trained alone.
-            AcceleratorState._reset_state(reset_partial_state=True)
-            prepare()
-            launchers.join()
-            run_stage(stage, folder)
-            processes.wait()
-            processes.distributed().destroy_process_group()
-
-    def outputs(self) -> list[str]:
-        """What each printed on the way to a good end."""
-        for process in self.processes:
-            process.join()
-        printed = [output.read_text() for output in self._outputs]
-        assert [process.exitcode for process in self.processes] == [0, 0], printed
-        return printed
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
 
 
 def start(stage: str, folder: Path) -> subprocess.Popen[str]:
