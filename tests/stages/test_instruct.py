@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from conftest import ROOT, contents, run_stage, write_params
 from emotune.core import records
 from emotune.core.errors import InputError
-from emotune.models import loading
+from emotune.models import loading, pins
 from emotune.prompts.prompter import Prompter
 from emotune.runs import params
 from emotune.stages.instruct import compare, sft
@@ -249,15 +249,22 @@ def test_two_processes_take_the_steps_of_one_on_instructions(
         torch.testing.assert_close(ours[name], alone[name], rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_made_from_nothing(tmp_path: Path) -> None:
+def test_a_base_model_of_another_size_learns_as_the_embedded_one_did(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
     folder = tmp_path / "instruct"
     folder.mkdir()
-    write_params(folder, {"model.base": "scratch"}, "instruct")
-    with pytest.raises(InputError, match="accepted: embedded, a folder, owner/model"):
-        run_stage("base_model", folder, STAGES)
+    small = {"dialogues": 60, "hidden_size": 16, "layers": 1, "heads": 2}
+    write_params(
+        folder, {"model.base": "scratch"} | {f"pretrain.{key}": value for key, value in small.items()}, "instruct"
+    )
+    run_stage("base_model", folder, STAGES)
+    config = records.read_json(folder / "models/base/config.json")
+    assert (config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]) == (16, 1, 2)
+    assert loading.load_base(folder / "models/base", params.whole(folder / "params.yaml").model).num_parameters() > 0
+    assert metrics(folder, "base_model")["vocabulary"] <= 1500
     write_params(folder, {}, "instruct")
     run_stage("base_model", folder, STAGES)
-    assert (folder / "models/base/model.safetensors").exists()
+    assert (folder / "models/base/model.safetensors").read_bytes() == (pins.WEIGHTS / "model.safetensors").read_bytes()
 
 
 def test_a_headline_lacks_what_no_row_has() -> None:

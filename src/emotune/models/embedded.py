@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from emotune.core import records
+from emotune.core.contract import Log, Metrics
 from emotune.core.dialogue import DAILY_DIALOG_LABELS
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, Section, check, read_yaml
 from emotune.data import corpus
 from emotune.models import pins
-from emotune.models.params import Learning
+from emotune.models.params import Learning, Small
 from emotune.models.pretraining import contents, dialogue_rows, make_tokenizer, pretrain
 from emotune.prompts.prompter import Prompter
 
@@ -36,26 +37,41 @@ class Recipe(Section):
     pretrain: Learning
 
 
+def recipe_of(small: Small | None = None) -> Recipe:
+    """How the embedded model was made; or another of that size, and from as many dialogues."""
+    path = pins.WEIGHTS.with_name("embedded.yaml")
+    recipe = check(Recipe, read_yaml(path), str(path))
+    if small is None:
+        return recipe
+    learning = recipe.pretrain.model_copy(update=small.model_dump(exclude={"dialogues"}))
+    return recipe.model_copy(update={"dialogues": small.dialogues, "pretrain": learning})
+
+
 def make(recipe: Recipe, weights: Path, made: Path) -> None:
     """Write a folder with the model and its tokenizer, and its content's sha256 with what it measured beside it.
 
     On one machine, with as many threads, these are the same bytes every time.
     """
+    with records.replacing_folder(weights) as folder:
+        metrics = train(recipe, folder, lambda values, step: None)
+    records.write_json(made, {"sha256": pins.folder_revision(weights), **metrics})
+
+
+def train(recipe: Recipe, folder: Path, log: Log) -> Metrics:
+    """Write the model and its tokenizer into a folder; returns what it measured."""
     splits = corpus.dialogues(recipe.unread.dialogues, recipe.unread.seed)
     read = corpus.reading(recipe.dialogues, recipe.seed, [*splits["validation"], *splits["test"]])
     tokenizer = make_tokenizer(contents(read), DAILY_DIALOG_LABELS, recipe.pretrain.vocabulary)
     prompter = Prompter(tokenizer, None, recipe.context)
     rows, held_out = dialogue_rows(prompter, read), dialogue_rows(prompter, splits["validation"])
-    model, metrics = pretrain(tokenizer, rows, held_out, recipe.pretrain, recipe.context, lambda values, step: None)
-    with records.replacing_folder(weights) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    records.write_json(made, {"sha256": pins.folder_revision(weights), **metrics})
+    model, metrics = pretrain(tokenizer, rows, held_out, recipe.pretrain, recipe.context, log)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return metrics
 
 
 if __name__ == "__main__":
-    recipe = pins.WEIGHTS.with_name("embedded.yaml")
     try:
-        make(check(Recipe, read_yaml(recipe), str(recipe)), pins.WEIGHTS, pins.MADE)
+        make(recipe_of(), pins.WEIGHTS, pins.MADE)
     except InputError as error:
         sys.exit(str(error))

@@ -16,24 +16,35 @@ class Model(Section):
     context: Annotated[int, Field(ge=32)]
 
 
-class Learning(Section):
-    """How a model learns from nothing."""
+class Size(Section):
+    """How large a model is that is trained from nothing."""
 
-    vocabulary: Annotated[int, Field(ge=300)]
     hidden_size: Annotated[int, Field(ge=16)]
     layers: Count
     heads: Count
-    epochs: Positive
-    learning_rate: Positive
-    muon: Positive | None
-    batch_size: Count
-    seed: int
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"hidden_size must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden_size}")
         return self
+
+
+class Learning(Size):
+    """How a model learns from nothing."""
+
+    vocabulary: Annotated[int, Field(ge=300)]
+    epochs: Positive
+    learning_rate: Positive
+    muon: Positive | None
+    batch_size: Count
+    seed: int
+
+
+class Small(Size):
+    """One that learns as the embedded model did, from so many dialogues."""
+
+    dialogues: Count
 
 
 class Pretrain(Learning):

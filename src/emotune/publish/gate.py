@@ -32,9 +32,10 @@ def licenses(p: Params | Instructions) -> Licenses:
     own = p.publish.license or data
     if why := forbidden(data, own):
         raise InputError(f"publish.license: {own} is not possible: the data is under {data}, {why}")
-    if p.model.base == pins.SCRATCH:
+    if p.model.base == pins.SCRATCH and isinstance(p, Params):
         return Licenses(data, own, own)
-    if p.model.base == pins.EMBEDDED:
+    # Rows of instructions teach no base model: it has read the grammar alone.
+    if p.model.base in pins.OWN:
         return Licenses(data, own, DATA_LICENSES["embedded"])
     if p.publish.base_license is None:
         raise InputError(f"publish.base_license must state the licence of {p.model.base}, got null")

@@ -4,8 +4,9 @@ That of the root is the emotion pipeline's, that of instruct/ the instruction pi
 stage reads it, and the room that does lies above this one.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +18,7 @@ from emotune.evaluation.params import Evaluate
 from emotune.generation.params import Generation
 from emotune.judges.params import Judges
 from emotune.models import pins
-from emotune.models.params import Model, Pretrain
+from emotune.models.params import Model, Pretrain, Small
 from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.params import Format, Template
 from emotune.stages.baseline import Baseline
@@ -138,6 +139,7 @@ class Instructions(Whole):
     questions: Questions
     rows: Rows
     system_prompt: str | None
+    pretrain: Small
     format: Format
     shots: Count
     evaluate: Outputs
@@ -151,14 +153,22 @@ class Instructions(Whole):
 
 def kind_of(path: Path) -> type[Whole]:
     """Which params these are, by the sections that they have most of; the root's where there is no such file."""
-    content = read_yaml(path) if path.is_file() else {}
+    return _kind(read_yaml(path) if path.is_file() else {})
+
+
+def _kind(content: Mapping[str, Any]) -> type[Whole]:
     kinds: tuple[type[Whole], ...] = (Params, Instructions)
     return max(kinds, key=lambda kind: len(kind.model_fields.keys() & content.keys()))
 
 
 def whole(path: Path) -> Whole:
     """All of a params.yaml, of whichever pipeline, checked."""
-    return check(kind_of(path), read_yaml(path), str(path))
+    return checked(read_yaml(path), str(path))
+
+
+def checked(content: Mapping[str, Any], name: str) -> Whole:
+    """The same of what a params.yaml holds, which errors call `name`."""
+    return check(_kind(content), content, name)
 
 
 def parse(path: Path = PARAMS) -> Params:

@@ -1,9 +1,10 @@
-"""base_model: the small Llama that comes with the package, or the pin of somebody else's model."""
+"""base_model: the small Llama that comes with the package, one like it of another size, or the pin of another."""
 
+from emotune.core import records
 from emotune.core.contract import Log, Metrics, Out
-from emotune.core.errors import InputError
 from emotune.core.sections import Section
 from emotune.models import pins
+from emotune.models.params import Small
 
 
 class Model(Section):
@@ -17,12 +18,15 @@ class Params(Section):
     """What is tuned, and nothing of how."""
 
     model: Model
+    pretrain: Small
 
 
 def main(p: Params, log: Log, out: Out) -> Metrics:
-    """Write the embedded model and its tokenizer, or the name, commit and hashes of `model.base`."""
-    if p.model.base == pins.SCRATCH:
-        raise InputError(
-            "model.base: instructions make no model from nothing; accepted: embedded, a folder, owner/model"
-        )
-    return pins.place(p.model.base, p.model.revision, out)
+    """Write the embedded model, one from `scratch` by its recipe, or the name, commit and hashes of `model.base`."""
+    if p.model.base != pins.SCRATCH:
+        return pins.place(p.model.base, p.model.revision, out)
+    from emotune.models import embedded
+
+    metrics = embedded.train(embedded.recipe_of(p.pretrain), out, log)
+    records.write_json(out / pins.BASE_FILE, {"name": p.model.base})
+    return metrics
