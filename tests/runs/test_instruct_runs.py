@@ -38,6 +38,7 @@ def ran(metrics: Path) -> None:
     compared["published"] = {"zero_shot": 5.45, "few_shot": 4.74, "sft": 4.81}
     records.write_metrics(metrics / "compare.json", compared)
     (metrics / "learning_curve.csv").write_text("rows,validation_perplexity\n12,9.5\n24,4.25\n")
+    (metrics / "sft_history.csv").write_text("step,loss,eval_perplexity\n1,2.5,\n6,1.5,4.25\n")
 
 
 def test_their_sections_say_which_params_these_are(tmp_path: Path) -> None:
@@ -140,9 +141,10 @@ def test_the_tables_say_what_compare_measured(tmp_path: Path) -> None:
         ["few-shot", "5 [2.5, 10]", "0.250 [0.000, 1.000]", "4.74"],
         ["sft", "3.5 [1.75, 7]", "0.750 [0.000, 1.000]", "4.81"],
     ]
-    assert instruction_tables.steps(tmp_path)[1] == ["few-shot → sft", "-1.500 [-2.000, -1.000]", "0.002"]
+    assert instruction_tables.steps(tmp_path)[1] == ["few-shot → sft", "-1.5 [-2, -1]", "0.002"]
     assert instruction_tables.tasks(tmp_path)[1] == ["say", "7", "8e+06", "–", "5", "–", "3.5", "–"]
     assert instruction_tables.curve(tmp_path)[1:] == [["12", "9.5"], ["24", "4.25"]]
+    assert instruction_tables.history(tmp_path)[1:] == [["6", "4.25"]]
 
 
 def test_the_report_of_the_folder_is_that_of_its_pipeline(tmp_path: Path) -> None:

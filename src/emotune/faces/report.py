@@ -87,7 +87,8 @@ def instructions(metrics: Path, costs: Path, stages: Sequence[str], doubts: Mapp
         ("Held-out outputs [95 % interval]; published: another model, other data", instruction_tables.models(metrics)),
         ("Difference [95 % interval], paired over the same rows", instruction_tables.steps(metrics)),
         ("By task", instruction_tables.tasks(metrics)),
-        ("Learning curve", instruction_tables.curve(metrics)),
+        ("Learning curve, against train rows", instruction_tables.curve(metrics)),
+        ("Learning curve, against steps", instruction_tables.history(metrics)),
     ]
     stale = f" {STALE}" if doubts else ""
     paragraphs = [f"{head}{stale}\n{aligned(table)}" for head, table in told]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from emotune.core import records
-from emotune.runs.tables import INTERVAL, Figure, Table, difference, number
+from emotune.runs.tables import INTERVAL, Figure, Table, number
 
 MODELS = {"zero_shot": "zero-shot", "few_shot": "few-shot", "sft": "sft"}
 # What is measured of the outputs: its heading and its form.
@@ -40,9 +40,15 @@ def steps(metrics: Path) -> Table:
     known = [name for name in METRICS if name in paired["zero_shot_to_sft"]]
     table = [["", *(heading for name in known for heading in (METRICS[name][0], "p"))]]
     for step, tests in paired.items():
-        cells = (cell for name in known for cell in (difference(tests[name]), f"{tests[name]['p']:.3f}"))
+        cells = (
+            cell for name in known for cell in (_difference(tests[name], METRICS[name][1]), f"{tests[name]['p']:.3f}")
+        )
         table.append([" → ".join(MODELS[model] for model in step.split("_to_")), *cells])
     return table
+
+
+def _difference(test: Mapping[str, float], form: str) -> str:
+    return number((test["difference"], test["low"], test["high"]), f"+{form}", INTERVAL)
 
 
 def tasks(metrics: Path) -> Table:
@@ -62,11 +68,20 @@ def tasks(metrics: Path) -> Table:
 
 def curve(metrics: Path) -> Table:
     """A row a share of the train rows: how many rows, and the perplexity of validation outputs after them."""
-    with (metrics / "learning_curve.csv").open(encoding="utf-8", newline="") as file:
-        points = [[point["rows"], f"{float(point['validation_perplexity']):.4g}"] for point in csv.DictReader(file)]
-    return [["train rows", "validation perplexity"], *points]
+    return _points(metrics / "learning_curve.csv", "rows", "validation_perplexity", "train rows")
+
+
+def history(metrics: Path) -> Table:
+    """A row a look at the validation outputs in training: after how many steps, and their perplexity then."""
+    return _points(metrics / "sft_history.csv", "step", "eval_perplexity", "steps")
+
+
+def _points(path: Path, x: str, y: str, head: str) -> Table:
+    with path.open(encoding="utf-8", newline="") as file:
+        points = [[point[x], f"{float(point[y]):.4g}"] for point in csv.DictReader(file) if point[y]]
+    return [[head, "validation perplexity"], *points]
 
 
 # Those of compare.json.
 COMPARED: dict[str, Callable[[Path], Table]] = {"instruct": models, "instruct-steps": steps, "instruct-tasks": tasks}
-BLOCKS = COMPARED | {"instruct-curve": curve}
+BLOCKS = COMPARED | {"instruct-curve": curve, "instruct-history": history}
