@@ -139,7 +139,7 @@ def test_chat_answers_by_sft_and_names_what_is_of_the_other_pipeline(
     assert "models of instructions know none" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["study", "seeds"], ["estimate"], ["votes"], ["prefs"]])
+@pytest.mark.parametrize("command", [["estimate"], ["votes"], ["prefs"]])
 def test_what_is_of_the_emotion_pipeline_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:

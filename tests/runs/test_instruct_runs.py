@@ -156,6 +156,30 @@ def test_the_report_of_the_folder_is_that_of_its_pipeline(tmp_path: Path) -> Non
     assert "train rows  validation perplexity" in told
 
 
+def test_a_study_of_the_folder_is_started_from_above_and_its_table_is_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "instruct/experiments", tmp_path / "instruct/experiments")
+    monkeypatch.chdir(tmp_path)
+    page = {"docs/a.md": "<!-- begin:study-instruct/bases -->\n<!-- end:study-instruct/bases -->\n"}
+    metrics = Path("metrics")
+    assert (
+        "Not measured yet: `emotune study instruct/bases` does." in report.filled(page, metrics, tmp_path)["docs/a.md"]
+    )
+    done = {"run": "large", "status": "done", "sft perplexity": 4.753, "sft perplexity low": 4.2}
+    done |= {"sft perplexity high": 5.4, "sft perplexity verdict": "reference"}
+    records.write_csv(Path("instruct/metrics/studies/bases.csv"), list(done), [done])
+    table = report.filled(page, metrics, tmp_path)["docs/a.md"]
+    assert "\n| large | sft | 4.75 [4.20, 5.40] | – | – | reference | – |\n" in table
+    assert cli.main(["study", "elsewhere/bases"]) == 2
+    assert "no study 'elsewhere/bases': elsewhere has no folder experiments" in capsys.readouterr().err
+    shutil.copy(ROOT / "instruct/params.yaml", "instruct")
+    Path("instruct/dvc.yaml").write_text("stages: {sft: {cmd: echo}}\n")
+    assert cli.main(["study", "instruct/bases"]) == 2
+    assert "study bases: target must be a stage of dvc.yaml, sft; got compare" in capsys.readouterr().err
+    assert Path.cwd() == tmp_path / "instruct"
+
+
 def test_a_page_shows_the_pipeline_s_tables_or_that_it_did_not_run(tmp_path: Path) -> None:
     page = {"docs/a.md": "<!-- begin:instruct-curve -->\n<!-- end:instruct-curve -->\n"}
     assert "Not run yet: `make instruct`." in report.filled(page, tmp_path / "metrics", tmp_path)["docs/a.md"]

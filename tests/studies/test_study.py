@@ -20,30 +20,36 @@ from ruamel.yaml import YAML
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
-from emotune.evaluation import scores
+from emotune.evaluation import instructions, scores
+from emotune.evaluation.params import Outputs
 from emotune.studies import differences, evidence, findings, plan, queue
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "experiments"
 CONTENT = read_yaml(PROJECT / "params.yaml")
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+BELOW = PROJECT / "instruct"
+EVERY = sorted([*FOLDER.glob("*.yaml"), *BELOW.glob("experiments/*.yaml")])
 
 
 # What a file says.
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_study_of_the_project_asks_for_params_that_are_accepted(name: str) -> None:
-    study = plan.read(FOLDER, name)
-    content = CONTENT | {"data": CONTENT["data"] | {"path": "somewhere"}}
-    setups = plan.setups(name, study, content, PROJECT / "profiles")
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_every_study_of_the_project_asks_for_params_that_are_accepted(path: Path) -> None:
+    study, pipeline = plan.read(path.parent, path.stem), path.parents[1]
+    content = read_yaml(pipeline / "params.yaml")
+    if not study.of_instructions:
+        content |= {"data": CONTENT["data"] | {"path": "somewhere"}}
+    setups = plan.setups(path.stem, study, content, pipeline / "profiles")
+    name = f"instruct-{path.stem}" if pipeline == BELOW else path.stem
     assert list(setups) == [f"{name}-{variant.name}" for variant in study.variants()]
+    assert study.target in read_yaml(pipeline / "dvc.yaml")["stages"]
     different = {str(setup.params) for setup in setups.values()}
     assert len(different) == len(setups), "two runs of a study are the same experiment"
 
 
 def test_choices_never_look_at_the_test_split() -> None:
-    studies = [plan.read(FOLDER, name) for name in NAMES]
+    studies = [plan.read(path.parent, path.stem) for path in EVERY]
     # Of seeds nothing is chosen.
     assert {study.common["evaluate.split"] for study in studies if not study.seeds} == {"validation"}
     assert all("evaluate.split" not in study.common for study in studies if study.seeds)
@@ -87,15 +93,17 @@ STUDY_RUNS = STUDY[STUDY.index("runs:") : STUDY.index("published:")].strip()
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("target: baseline", "target: sft", r"size.yaml: target: Input should be 'baseline' or 'evaluate'"),
+        ("target: baseline", "target: sft", r"size.yaml: target: Input should be 'baseline', 'evaluate' or 'compare'"),
         ("against: best", "against: tiny", r"against must be best or one of small, large, huge, got 'tiny'"),
+        ("against: best\n", "", r"against must be best or one of small, large, huge, got None"),
         ("tests: [accuracy]", "tests: [luck]", r"tests takes accuracy, .*; got luck"),
         ("tests: [accuracy]", "tests: [words]", r"tests takes accuracy, .*; got words"),
         ("name: large", "name: small", r"must name each run once, and two are small"),
         ("name: large", "name: la rge", r"runs\.1\.name: String should match pattern"),
         ("runs:", "queue: 3\nruns:", r"size.yaml: queue: Extra inputs are not permitted"),
         (STUDY_RUNS, "seeds: [7, 8]", r"seeds must be two or more, with models: \[sft, dpo\], .*, and no against"),
-        ("models: [baseline]", "models: [dpo]", r"models must be \[baseline\] where target is baseline"),
+        ("models: [baseline]", "models: [dpo]", r"models takes baseline up to baseline; got dpo"),
+        ("target: baseline", "target: compare", r"models takes zero_shot, few_shot, sft up to compare; got baseline"),
     ],
 )
 def test_a_wrong_study_is_one_message(tmp_path: Path, before: str, after: str, message: str) -> None:
@@ -255,6 +263,41 @@ def test_a_table_says_over_how_many_tests_it_is_corrected_and_an_older_one_that_
     newer = pd.DataFrame({"run": ["best", "other"], "tests": [None, 12.0]})
     assert findings.note(study, newer).endswith("p after Holm over all 12 tests of the study.")
     assert findings.note(study, newer[["run"]]).endswith("p after Holm over the comparisons by each model and metric.")
+
+
+def test_a_metric_of_instructions_differs_as_compare_has_it_over_the_same_sources() -> None:
+    """Two rows a source, of which the first says that one reply alone is right."""
+    rows = [
+        {"id": f"{n}", "source": f"{n // 2}", "nats": 4.0, "tokens": 2, "exact": n % 2 == 0, "output": "Oslo."}
+        for n in range(40)
+    ]
+    before = [row | {"reply": "Bergen"} for row in rows]
+    after = [row | {"reply": "oslo" if n < 10 else "Rome", "nats": 2.0} for n, row in enumerate(rows)]
+    p = Outputs.model_validate(read_yaml(BELOW / "params.yaml")["evaluate"])
+    for name in ("perplexity", "f1", "exact_match"):
+        one, other = (differences.drawn_of_outputs(name, own, p.resamples, p.seed) for own in (before, after))
+        values = other - one
+        assert scores.tested(values[0], values[1:]) == instructions.compare(before, after, p)[name]
+    assert other[0] == 0.25
+
+
+def test_a_grid_of_seeds_says_what_a_change_does_over_them_and_no_seed_is_a_change() -> None:
+    study = plan.read(BELOW / "experiments", "loss-on")
+    [change] = evidence.changes(study)
+    assert (change.key, change.first, change.value) == ("sft.loss_on", "replies", "all")
+    assert (study.against, evidence.comparisons(study)) == (None, 2)
+    points = [variant.overrides for variant in study.variants()]
+    # A value and three samples a run: of replies, then of all, each by seed.
+    runs = np.array([[1, 1, 2, 0], [2, 2, 3, 1], [3, 3, 4, 2], [2, 2, 2, 2], [4, 4, 4, 4], [6, 6, 6, 6]], dtype=float)
+    effect = evidence._effect(change, points, list(runs))
+    assert effect.tolist() == [[1, 1, 0, 2], [2, 2, 1, 3], [3, 3, 2, 4]]
+    row: dict[str, Any] = {}
+    evidence.correct([evidence.Test(row, "sft F1", effect)])
+    assert row["sft F1 difference"] == 2
+    over = differences.over_seeds(effect)
+    assert (row["sft F1 difference low"], row["sft F1 p"]) == (over["low"], over["p"])
+    # The seeds move it by one: the variance of the mean is 1 / 3, and that of the samples beside it.
+    assert over["low"] < 2 - 1.96 * np.sqrt(1 / 3 + 1)
 
 
 @pytest.mark.parametrize(("name", "tests"), [("bases", 4), ("templates", 12), ("loss-on", 8), ("sweep", 72)])

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,6 +172,38 @@ def test_dvc_s_hash_of_a_folder_is_ours(repository: Repository) -> None:
         assert {dep.def_path: dep.get_hash().value for dep in deps} == {
             path: repository.md5(path) for path in ("src/early", "src/late.py")
         }
+
+
+def test_a_study_of_a_pipeline_below_is_queued_and_found_in_its_folder(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = repository.folder / "instruct"
+    shutil.copytree(ROOT / "instruct/experiments", below / "experiments")
+    stage = {"cmd": "echo", "deps": ["../src/early"], "params": ["sft"], "outs": ["out"]}
+    repository.write("instruct/dvc.yaml", {"stages": {"compare": stage}})
+    content = read_yaml(ROOT / "instruct/params.yaml")
+    repository.write("instruct/params.yaml", content)
+    repository.commit("another pipeline")
+    monkeypatch.chdir(below)
+    study = plan.read(Path("experiments"), "loss-on")
+    first, other, *_ = setups = plan.setups("loss-on", study, content, ROOT / "instruct/profiles")
+    assert first == "instruct-loss-on-loss_on-replies_seed-7"
+    queue.submit({first: setups[first]}, "compare")
+    queued = queue.trials(setups, "compare")
+    assert [trial.state for trial in queued.values()] == ["queued", *["absent"] * 5]
+    assert mirror.yaml_of(queued[first].commit, "params.yaml") == setups[first].params
+    # What DVC leaves of one that ran.
+    head, had = repository.git("rev-parse", "HEAD"), setups[other].params
+    deps = [{"path": "../src/early", "md5": repository.md5("src/early")}]
+    locked = {"cmd": "echo", "deps": deps, "params": {"params.yaml": {"sft": had["sft"]}}}
+    repository.write("instruct/params.yaml", had)
+    repository.write("instruct/dvc.lock", {"schema": "2.0", "stages": {"compare": locked}})
+    revision = repository.commit("dvc: commit experiment")
+    repository.git("reset", "--quiet", "--hard", head)
+    repository.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{other}", revision)
+    assert queue.trials(setups, "compare")[other].state == "done"
+    (repository.folder / "src/early/a.py").write_text("# another\n")
+    assert queue.trials(setups, "compare")[other].state == "absent"
 
 
 # What becomes of older ones.

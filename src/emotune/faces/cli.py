@@ -31,7 +31,7 @@ DIALOGUES = Path("data/dialogues")
 VOTES = Path("data/votes")
 COSTS = "costs.jsonl"  # under .work
 # What has nothing to say of a model of instructions.
-OF_EMOTIONS = ("study", "estimate", "votes", "prefs")
+OF_EMOTIONS = ("estimate", "votes", "prefs")
 
 PARSER = argparse.ArgumentParser(prog="emotune", description="Turn params.yaml, and read what came of it.")
 # In the order in which they stand below.
@@ -127,7 +127,7 @@ def _estimate(chosen: argparse.Namespace) -> int:
 
 @_command(
     "baseline, sft and dpo side by side, or what came of a study",
-    _argument("study", nargs="?", help="experiments/STUDY.yaml: write metrics/studies/STUDY.csv and its table"),
+    _argument("study", nargs="?", help="as of emotune study: write metrics/studies/STUDY.csv and its table"),
     _argument(
         "--readme", type=Path, nargs="+", metavar="FILE", help="write the tables between these files' markers instead"
     ),
@@ -139,7 +139,7 @@ def _report(chosen: argparse.Namespace) -> int:
     if chosen.study is not None:
         if chosen.readme or chosen.check or chosen.html:
             raise InputError("report: --readme and --html are of the pipeline's run, so they take no study")
-        print(_outcome(chosen.study))
+        print(_outcome(_own(chosen.study)))
         return 0
     if chosen.html or chosen.kept:
         return _page(chosen)
@@ -194,14 +194,15 @@ def _page(chosen: argparse.Namespace) -> int:
 
 @_command(
     "queue the experiments of a study, run the queue, compare what came of it",
-    _argument("name", help="experiments/NAME.yaml"),
+    _argument("name", help="experiments/NAME.yaml; instruct/NAME is that of instruct/experiments, from above it"),
     _argument("--queue-only", action="store_true", help="queue them; `dvc queue start` runs them"),
     _argument("--jobs", type=int, default=1, metavar="N", help="how many experiments run at once"),
 )
 def _study(chosen: argparse.Namespace) -> int:
     if chosen.jobs < 1:
         raise InputError(f"study: --jobs must be 1 or more, got {chosen.jobs}")
-    study, setups = _planned(chosen.name)
+    name = _own(chosen.name)
+    study, setups = _planned(name)
     try:
         before = queue.submit(setups, study.target)
         for trial in before.values():
@@ -217,12 +218,23 @@ def _study(chosen: argparse.Namespace) -> int:
         on = f"`emotune study {chosen.name}` queues the rest and watches it, `dvc queue stop --kill` ends it."
         print(f"\nWhat is queued goes on without this terminal. {on}")
         return 130
-    print(f"\n{_outcome(chosen.name)}")
+    print(f"\n{_outcome(name)}")
     return 0
+
+
+def _own(name: str) -> str:
+    """A study's name in the folder of its pipeline, which becomes the one that we are in."""
+    folder, _, own = name.rpartition("/")
+    if not Path(folder, "experiments").is_dir():
+        raise InputError(f"no study {name!r}: {folder or 'here'} has no folder experiments")
+    os.chdir(folder or ".")
+    return own
 
 
 def _planned(name: str) -> tuple[plan.Study, dict[str, plan.Setup]]:
     study = plan.read(Path("experiments"), name)
+    if study.target not in (stages := tables.stages(Path("dvc.yaml"))):
+        raise InputError(f"study {name}: target must be a stage of dvc.yaml, {', '.join(stages)}; got {study.target}")
     return study, plan.setups(name, study, read_yaml(PARAMS), PROFILES)
 
 

@@ -163,9 +163,9 @@ def filled(pages: Mapping[str, str], metrics: Path, results: Path) -> dict[str, 
     BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs, RUN-judges, RUN-reward,
     RUN-replies or RUN-answers (some of what dpo said); the run `embedded` lies in metrics/ itself, any other in
     metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or
-    instruct (the models of the instruction pipeline), instruct-steps, instruct-tasks or instruct-curve; or study-NAME,
-    from experiments/NAME.yaml and metrics/studies/NAME.csv. A page may have no block, but not every page. InputError
-    names a block that is not closed or that no metrics belong to.
+    instruct (the models of the instruction pipeline), instruct-steps, -tasks, -curve or -history; or study-NAME,
+    from experiments/NAME.yaml and metrics/studies/NAME.csv, or study-instruct/NAME, from those below instruct/. A page
+    may have no block, but not every page. InputError names a block that is not closed or that no metrics belong to.
     """
     if not any(re.search(BEGIN, page) for page in pages.values()):
         raise InputError(f"{', '.join(pages)}: no block to fill; one begins with <!-- begin:embedded -->")
@@ -189,7 +189,8 @@ def _content(block: str, metrics: Path, results: Path, name: str) -> str:
     if block.startswith("study-"):
         from emotune.studies import findings  # with numpy: a second
 
-        return findings.block(block.removeprefix("study-"), metrics, Path("experiments"))
+        below, _, study = block.removeprefix("study-").rpartition("/")
+        return findings.block(study, metrics.parent / below / "metrics", Path(below, "experiments"))
     if block in instruction_tables.BLOCKS:
         folder = metrics.parent / "instruct/metrics"
         # They belong to a run that not everybody makes.

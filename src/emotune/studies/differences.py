@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from emotune.evaluation import scores
+from emotune.evaluation.instructions import KINDS
 from emotune.evaluation.scores import Array
 from emotune.studies.plan import COLUMNS
 
@@ -34,15 +35,34 @@ def _contributions(part: str, metric: str, replies: ReplyRows, labels: Sequence[
     if part in ("replies", "control"):
         verdict = scores.verdict_of(part, metric)
         return scores.confusions(ids, [row["emotion"] for row in replies], [row[verdict] for row in replies], labels)
+    return _by_id(ids, [_adds(part, metric, row) for row in replies])
+
+
+def _adds(part: str, metric: str, row: Mapping[str, Any]) -> tuple[float, float]:
+    """What a reply adds to both sums of a ratio: nothing where that is of human replies, and there is none."""
+    if part == "text":
+        return scores.has_prompt_text(row["reply"]), 1
+    if "reference" not in row:
+        return 0, 0
+    is_by_token = metric == "perplexity"
+    return row["reference_nats"], row["reference_tokens"] if is_by_token else len(row["reference"]) * math.log(2)
+
+
+def _by_id(ids: Sequence[str], adds: Sequence[Sequence[float]]) -> Array:
+    """What the rows of each id add together, in order of first appearance."""
     places = {id: place for place, id in enumerate(dict.fromkeys(ids))}
-    sums = np.zeros((len(places), 2))
-    for row in replies:
-        if part == "text":
-            sums[places[row["dialogue"]]] += (scores.has_prompt_text(row["reply"]), 1)
-        elif "reference" in row:
-            size = row["reference_tokens"] if metric == "perplexity" else len(row["reference"]) * np.log(2)
-            sums[places[row["dialogue"]]] += (row["reference_nats"], size)
+    sums = np.zeros((len(places), len(adds[0])))
+    np.add.at(sums, [places[id] for id in ids], np.asarray(adds, dtype=float))
     return sums
+
+
+def drawn_of_outputs(metric: str, replies: ReplyRows, resamples: int, seed: int) -> Array:
+    """The same of replies to instructions, over the rows that the metric is of, and samples of their sources."""
+    kind = next(kind for kind in KINDS if metric in kind.metrics)
+    own = [row for row in replies if kind.has(row)]
+    parts = _by_id([row["source"] for row in own], [kind.adds(row) for row in own])
+    sums = np.concatenate([parts.sum(axis=0, keepdims=True), scores.resampled(parts, resamples, seed)])
+    return kind.metrics[metric](sums)
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:

@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emotune.core import git, records
-from emotune.core.sections import check
 from emotune.evaluation import scores
 from emotune.evaluation.scores import Array
 from emotune.runs import costs, mirror, tables
-from emotune.runs.params import Params
-from emotune.runs.tables import STEP, Figure
+from emotune.runs.params import Instructions, Params, checked
+from emotune.runs.tables import STEP, Column, Figure
 from emotune.studies import differences, queue
 from emotune.studies.differences import LEVEL, ReplyRows
-from emotune.studies.plan import COLUMNS, JUDGE, UNTESTED, Setup, Study
+from emotune.studies.plan import JUDGE, UNTESTED, Setup, Study, is_seed
 from emotune.studies.queue import Trial
 
 Row = dict[str, Any]
 # Of these less is better.
-LOWER = ("perplexity", "bits/char", "prompt text")
+LOWER = ("perplexity", "mean of rows' perplexities", "bits/char", "prompt text")
 COSTS = ("seconds", "peak memory bytes", "tokens per second")
 NOISE = "noise"
 # The column that says over how many tests of the study its p values are corrected.
@@ -57,13 +56,20 @@ class Test(NamedTuple):
 
 def correct(tests: Sequence[Test]) -> None:
     """Put into each test's row its difference with interval, p after Holm's correction over them all, the verdict."""
-    measured = [scores.tested(test.drawn[0], test.drawn[1:]) for test in tests]
+    measured = [_tested(test.drawn) for test in tests]
     corrected = differences.holm({place: one["p"] for place, one in enumerate(measured)})
     for place, (row, key, _) in enumerate(tests):
         one, p = measured[place], corrected[place]
         row |= {f"{key} difference": one["difference"]}
         row |= {f"{key} difference {bound}": one[bound] for bound in ("low", "high")}
         row |= {f"{key} p": p, f"{key} verdict": "differs" if p < LEVEL else NOISE, TESTS: len(tests)}
+
+
+def _tested(drawn: Array) -> dict[str, float]:
+    """A difference with its interval and p by the samples of dialogues; of a row a seed, over the seeds too."""
+    if drawn.ndim == 1:
+        return scores.tested(drawn[0], drawn[1:])
+    return {"difference": float(drawn[:, 0].mean()), **differences.over_seeds(drawn)}
 
 
 def _rows(
@@ -81,7 +87,7 @@ def _rows(
         row |= {key: _cell(value) for key, value in setups[name].settings.items() if key not in study.common}
         if trial.state == "done":
             row |= _metrics(study, str(trial.commit))
-        table[name] = row | _cost(stages, study.target)
+        table[name] = row | _cost(stages, f"{'instruct/' * study.of_instructions}{study.target}")
     columns = itertools.product(study.models, () if study.seeds else study.tests)
     tests = [test for model, column in columns for test in _compare(study, model, column, table, trials)]
     return list(table.values()), tests
@@ -92,13 +98,13 @@ def _cell(value: Any) -> Any:
 
 
 def _metrics(study: Study, commit: str) -> Row:
-    measured = records.metrics_in(json.loads(git.told("show", f"{commit}:metrics/{study.target}.json")))
+    measured = records.metrics_in(json.loads(git.told("show", f"{commit}:./metrics/{study.target}.json")))
     row: Row = {}
-    for model, (name, column) in itertools.product(study.models, COLUMNS.items()):
+    for model, (name, column) in itertools.product(study.models, study.columns.items()):
         figure = tables.figure(measured if study.target == "baseline" else measured[model], column)
         row |= {column_key(model, name, bound): value for bound, value in figure._asdict().items()}
     if JUDGE in study.show:
-        judges = records.metrics_in(json.loads(git.told("show", f"{commit}:metrics/judges.json")))
+        judges = records.metrics_in(json.loads(git.told("show", f"{commit}:./metrics/judges.json")))
         row[JUDGE] = judges["evaluate"]["accuracy"]
     return row
 
@@ -179,9 +185,12 @@ class Change(NamedTuple):
 
 
 def changes(study: Study) -> list[Change]:
-    """What a grid of two keys or more changes: each value of a key in the place of its first."""
+    """What a grid of two keys or more changes: each value of a key in the place of its first.
+
+    A seed is none of them: the others are measured over it.
+    """
     keys = study.grid.items() if len(study.grid) > 1 else ()
-    return [Change(key, first, value) for key, (first, *others) in keys for value in others]
+    return [Change(key, first, value) for key, (first, *others) in keys if not is_seed(key) for value in others]
 
 
 def comparisons(study: Study) -> int:
@@ -191,13 +200,15 @@ def comparisons(study: Study) -> int:
     """
     if study.seeds:
         return 0
-    return (len(study.variants()) - 1 + len(changes(study))) * len(study.models) * len(study.tests)
+    with_reference = len(study.variants()) - 1 if study.against else 0
+    return (with_reference + len(changes(study))) * len(study.models) * len(study.tests)
 
 
 def _effects(study: Study, trials: Sequence[Trial]) -> tuple[list[Row], list[Test]]:
     """What each change of a grid does: a row a change, and to test the mean over pairs of runs alike in the rest.
 
-    Nothing where a run or its replies are not at hand. Intervals are over dialogues.
+    Nothing where a run or its replies are not at hand. Intervals are over dialogues, and over the seeds of a grid of
+    them, of which there are two or more.
     """
     own = changes(study) if all(trial.state == "done" for trial in trials) else []
     points = [variant.overrides for variant in study.variants()]
@@ -221,11 +232,18 @@ def _effects(study: Study, trials: Sequence[Trial]) -> tuple[list[Row], list[Tes
 
 
 def _effect(change: Change, points: Sequence[Mapping[str, Any]], drawn: Sequence[Array]) -> Array:
-    """The mean over the points of a grid that have the change's first value, each beside the one that it leads to."""
+    """The mean over the points of a grid that have the change's first value, each beside the one that it leads to.
+
+    Where the grid has seeds, one such mean a seed [seeds, 1 + samples].
+    """
     at = {json.dumps(point): values for point, values in zip(points, drawn, strict=True)}
-    starts = [point for point in points if point[change.key] == change.first]
-    pairs = [(at[json.dumps(start)], at[json.dumps({**start, change.key: change.value})]) for start in starts]
-    return np.mean([other - first for first, other in pairs], axis=0)
+    by_seed: dict[tuple[Any, ...], list[Array]] = {}
+    for start in (point for point in points if point[change.key] == change.first):
+        other = at[json.dumps({**start, change.key: change.value})]
+        seeds = tuple(value for key, value in start.items() if is_seed(key))
+        by_seed.setdefault(seeds, []).append(other - at[json.dumps(start)])
+    means = [np.mean(own, axis=0) for own in by_seed.values()]
+    return np.stack(means) if len(means) > 1 else means[0]
 
 
 def _spread(study: Study, rows: Sequence[Row], trials: Sequence[Trial]) -> list[Row]:
@@ -271,34 +289,47 @@ def _drawn(study: Study, column: str, model: str, trials: Sequence[Trial]) -> li
 
     There are as many samples as a test needs that is one of the study's.
     """
-    replies = [_replies(trial, model, column) for trial in trials]
-    questions = [[(row["id"], row["emotion"]) for row in own or ()] for own in replies]
+    replies = [_replies(trial, model, study.columns[column]) for trial in trials]
+    # A row of instructions that was too long for a model cost it nothing.
+    questions = [[(row["id"], row.get("emotion"), "nats" in row) for row in own or ()] for own in replies]
     if not all(questions) or any(own != questions[0] for own in questions):
         return None
-    p = check(Params, mirror.yaml_of(trials[0].commit, "params.yaml"), trials[0].name)
+    p = checked(mirror.yaml_of(trials[0].commit, "params.yaml"), trials[0].name)
+    assert isinstance(p, Params | Instructions)
     samples = differences.enough(comparisons(study), p.evaluate.resamples)
-    return [_samples(trial, model, column, p.data.labels, p.data.neutral, samples, p.evaluate.seed) for trial in trials]
+    labels = (p.data.labels, p.data.neutral) if isinstance(p, Params) else None
+    return [_samples(trial, model, column, study.columns[column], labels, samples, p.evaluate.seed) for trial in trials]
 
 
 @cache
 def _samples(
-    trial: Trial, model: str, column: str, labels: Sequence[str], neutral: str, resamples: int, seed: int
+    trial: Trial,
+    model: str,
+    name: str,
+    column: Column,
+    labels: tuple[Sequence[str], str] | None,
+    resamples: int,
+    seed: int,
 ) -> Array:
-    return differences.drawn(column, _replies(trial, model, column) or (), labels, neutral, resamples, seed)
+    replies = _replies(trial, model, column) or ()
+    if labels is None:
+        return differences.drawn_of_outputs(column.name, replies, resamples, seed)
+    return differences.drawn(name, replies, *labels, resamples, seed)
 
 
-def _replies(trial: Trial, model: str, column: str) -> ReplyRows | None:
-    return _read(trial.commit, f"data/replies/{model}{'.control' if COLUMNS[column].part == 'control' else ''}.jsonl")
+def _replies(trial: Trial, model: str, column: Column) -> ReplyRows | None:
+    return _read(trial.commit, Path(f"data/replies/{model}{'.control' if column.part == 'control' else ''}.jsonl"))
 
 
 @cache
-def _read(commit: str | None, path: str) -> ReplyRows | None:
+def _read(commit: str | None, path: Path) -> ReplyRows | None:
     """A model's replies and what the judges said of them, from DVC's cache or remote; None where neither has them."""
     import dvc.api
     from dvc.exceptions import DvcException
 
     try:
-        text = dvc.api.read(path, rev=commit, encoding="utf-8")
+        own = path.absolute().relative_to(queue.root()).as_posix()
+        text = dvc.api.read(own, rev=commit, encoding="utf-8")
     except (DvcException, OSError):
         return None
     return [json.loads(line) for line in text.splitlines()]

@@ -15,7 +15,7 @@ from emotune.runs.tables import Figure, Table
 from emotune.studies import evidence, plan, queue
 from emotune.studies.differences import LEVEL
 from emotune.studies.evidence import COSTS, LOWER, column_key
-from emotune.studies.plan import COLUMNS, JUDGE, Setup, Study
+from emotune.studies.plan import JUDGE, Setup, Study
 
 Row = Mapping[Hashable, Any]
 HEADS = {"seconds": "seconds", "peak memory bytes": "peak memory", "tokens per second": "tokens/s"}
@@ -25,6 +25,10 @@ OVER_SEEDS = (
     "Runs alike but for the seeds of sft, prefs and dpo, over the same questions. The mean's interval [95 %] and p are "
     "over seeds and dialogues (variance over seeds / n + the mean's bootstrap variance); the last column is the first "
     "run's alone."
+)
+OVER_GRID = (
+    "The mean over seeds; its interval [95 %] and p are over seeds and dialogues (variance over seeds / n + the mean's "
+    "bootstrap variance), p after Holm over all tests of the study."
 )
 
 
@@ -105,8 +109,9 @@ def _line(study: Study, row: Row, model: str, interval: str, wrap: int) -> dict[
     line = {"run": row["run"], "model": model, **_bar(study, row["run"])}
     line |= {HEADS[name]: _spent(name, row[name]) for name in COSTS if row.get(name) is not None}
     if row["status"] == "done":
-        line |= {column: _value(row, column, model, interval) for column in study.show}
-        return line | {_against(study, column): _difference(row, column, model, interval) for column in study.tests}
+        line |= {column: _value(study, row, column, model, interval) for column in study.show}
+        tests = {_against(study, column): _difference(study, row, column, model, interval) for column in study.tests}
+        return line | tests
     # What was found; what to turn, after the first semicolon, is in the CSV.
     why = ": ".join(filter(None, [row["status"], (row.get("reason") or "").split("; ")[0]]))
     return line | {study.show[0]: textwrap.fill(why, wrap) if wrap else why}
@@ -116,18 +121,18 @@ def _against(study: Study, column: str) -> str:
     return f"{column} − {study.against}"
 
 
-def _value(row: Row, column: str, model: str, interval: str) -> str:
+def _value(study: Study, row: Row, column: str, model: str, interval: str) -> str:
     if column == JUDGE:
         return f"{row[JUDGE]:.3f}"
     figure = [row.get(column_key(model, column, bound)) for bound in Figure._fields]
-    return tables.number(figure, f".{COLUMNS[column].digits}f", interval)
+    return tables.number(figure, f".{study.columns[column].digits}f", interval)
 
 
-def _difference(row: Row, column: str, model: str, interval: str) -> str:
+def _difference(study: Study, row: Row, column: str, model: str, interval: str) -> str:
     key = f"{column_key(model, column)} difference"
     verdict = row.get(f"{column_key(model, column)} verdict") or tables.ABSENT
     figure = [row.get(key), row.get(f"{key} low"), row.get(f"{key} high")]
-    form = f"+.{COLUMNS[column].digits}f"
+    form = f"+.{study.columns[column].digits}f"
     return verdict if figure[0] is None else f"{verdict} {tables.number(figure, form, interval)}"
 
 
@@ -148,33 +153,35 @@ def note(study: Study, frame: pd.DataFrame) -> str:
     if study.seeds:
         return f"{study.description} Intervals [95 %] are over dialogues, of that run alone."
     common = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.common.items())
+    told = f"{study.description} Up to `{study.target}`{f', all with {common}' if common else ''}."
+    if study.against is None:
+        return f"{told} Intervals [95 %] are over dialogues, of that run alone."
     if evidence.TESTS in frame:
         corrected = f", p after Holm over all {frame[evidence.TESTS].max():.0f} tests of the study"
     else:
         corrected = ", p after Holm over the comparisons by each model and metric"
     return (
-        f"{study.description} Up to `{study.target}`{f', all with {common}' if common else ''}. Differences [95 %] are "
-        f"by a paired bootstrap over the same dialogues; noise is p ≥ {LEVEL}{corrected}."
+        f"{told} Differences [95 %] are by a paired bootstrap over the same dialogues; noise is p ≥ {LEVEL}{corrected}."
     )
 
 
 def effects_shown(study: Study, frame: pd.DataFrame, interval: str) -> Table:
     """The table of `effects`: a row a change, a column a model's tested metric; of seeds, a row a figure."""
     if study.seeds:
-        return _spread_shown(frame, interval)
+        return _spread_shown(study, frame, interval)
     columns = list(itertools.product(study.models, study.tests))
     head = ["change", "pairs of runs", *(column_key(model, column) for model, column in columns)]
     return [head] + [
         [f"{row['param']} {row['from']} → {row['to']}", str(row["pairs of runs"])]
-        + [_difference(row, column, model, interval) for model, column in columns]
+        + [_difference(study, row, column, model, interval) for model, column in columns]
         for row in frame.to_dict("records")
     ]
 
 
-def _spread_shown(frame: pd.DataFrame, interval: str) -> Table:
+def _spread_shown(study: Study, frame: pd.DataFrame, interval: str) -> Table:
     table = [["", "metric", "mean over seeds", "sd", "lowest–highest", "p", "one seed, over dialogues"]]
     for row in frame.to_dict("records"):
-        form = f"{'+' if row['of'] == tables.STEP else ''}.{COLUMNS[row['metric']].digits}f"
+        form = f"{'+' if row['of'] == tables.STEP else ''}.{study.columns[row['metric']].digits}f"
         first = [row.get(f"first {bound}") for bound in Figure._fields]
         mean = tables.number([row["mean"], row.get("low"), row.get("high")], form, interval)
         p = f"{row['p']:.3f}" if row["of"] == tables.STEP else ""
@@ -187,13 +194,15 @@ def _spread_shown(frame: pd.DataFrame, interval: str) -> Table:
 def block(name: str, metrics: Path, folder: Path) -> str:
     """The Markdown between `<!-- begin:study-NAME -->` and its end: from the study's file and its committed CSV.
 
-    NAME-effects is the table of `effects`. Of seeds that nobody has run yet it says so.
+    NAME-effects is the table of `effects`. Of seeds, or of instructions, that nobody has run yet it says so.
     """
-    study = plan.read(folder, name.removesuffix("-effects"))
-    if study.seeds and not (metrics / "studies" / f"{name}.csv").is_file():
-        return f"Not measured yet: `emotune study {name.removesuffix('-effects')}` does."
+    own = name.removesuffix("-effects")
+    study = plan.read(folder, own)
+    if (study.seeds or study.of_instructions) and not (metrics / "studies" / f"{name}.csv").is_file():
+        return f"Not measured yet: `emotune study {(folder.parent / own).as_posix()}` does."
     frame = read(metrics / "studies" / f"{name}.csv")
     if name.endswith("-effects"):
         table = tables.markdown(effects_shown(study, frame, tables.INTERVAL))
-        return f"{table}\n\n{OVER_SEEDS}" if study.seeds else table
+        over = f"{study.description} {OVER_GRID}" if study.repeats else ""
+        return f"{table}\n\n{OVER_SEEDS if study.seeds else over}".rstrip()
     return f"{tables.markdown(shown(study, frame, tables.INTERVAL))}\n\n{note(study, frame)}"

@@ -12,15 +12,23 @@ from pydantic import Field, ValidationError, model_validator
 
 from emotune.core import nested
 from emotune.core.errors import InputError
-from emotune.core.sections import Section, check, read_yaml
-from emotune.runs import tables
-from emotune.runs.params import Params
+from emotune.core.sections import Section, read_yaml
+from emotune.runs import params, tables
 from emotune.runs.tables import Column
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # All but the judge's are a model's own.
 COLUMNS = tables.COLUMNS | {"prompt text": Column("text", "prompt_text_share", 3)}
 JUDGE = "judge"
+# Of models of instructions.
+OUTPUTS = {
+    "perplexity": Column("overall", "perplexity", 2),
+    "mean of rows' perplexities": Column("overall", "mean_row_perplexity", 1),
+    "exact match": Column("overall", "exact_match", 3),
+    "F1": Column("overall", "f1", 3),
+}
+# The stage that a study may go on to, and whose answers are compared then.
+MODELS = {"baseline": ("baseline",), "evaluate": ("sft", "dpo"), "compare": ("zero_shot", "few_shot", "sft")}
 # No function of sums over a model's dialogues, or of what no row of a reply says, so no paired test.
 UNTESTED = ("control of human", "fit", "joint", "distinct-2", "words")
 # What a study of seeds sets, together: all that is drawn after base and judges. Questions and data stay the same.
@@ -46,11 +54,12 @@ class Study(Section):
     """One file of experiments/. `runs` lists the experiments; or `grid`, lists of values, makes every combination.
 
     Or `seeds` repeats one run with others of SEEDS: nothing is chosen, so it may look at test, and has no `against`.
+    Nor needs one a grid that lists seeds, over which it measures its other changes.
     """
 
     description: str
-    target: Literal["baseline", "evaluate"]
-    models: Annotated[tuple[Literal["baseline", "sft", "dpo"], ...], Field(min_length=1)]
+    target: Literal["baseline", "evaluate", "compare"]
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
     show: Annotated[tuple[str, ...], Field(min_length=1)]
     tests: Annotated[tuple[str, ...], Field(min_length=1)]
     against: str | None = None
@@ -64,20 +73,35 @@ class Study(Section):
     def _consistent(self) -> Self:
         if sum(map(bool, (self.runs, self.grid, self.seeds))) != 1:
             raise ValueError("must have either runs, grid or seeds")
-        tested = [column for column in COLUMNS if column not in UNTESTED]
-        for key, known in (("show", [*COLUMNS, JUDGE]), ("tests", tested)):
+        tested = [column for column in self.columns if column not in UNTESTED]
+        shown = [*self.columns, *([] if self.of_instructions else [JUDGE])]
+        for key, known in (("models", MODELS[self.target]), ("show", shown), ("tests", tested)):
             if wrong := [name for name in getattr(self, key) if name not in known]:
-                raise ValueError(f"{key} takes {', '.join(known)}; got {', '.join(wrong)}")
+                raise ValueError(f"{key} takes {', '.join(known)} up to {self.target}; got {', '.join(wrong)}")
         names = [run.name for run in self.variants()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"must name each run once, and two are {twice}")
-        if self.seeds and (len(self.seeds) < 2 or self.against is not None or self.models != ("sft", "dpo")):
+        is_step = self.models == ("sft", "dpo")
+        if self.seeds and (len(self.seeds) < 2 or self.against is not None or not is_step):
             raise ValueError("seeds must be two or more, with models: [sft, dpo], whose step is tested, and no against")
-        if not self.seeds and self.against not in ("best", *names):
+        if not (self.seeds or self.against in ("best", *names) or (self.repeats and self.against is None)):
             raise ValueError(f"against must be best or one of {', '.join(names)}, got {self.against!r}")
-        if (self.target == "baseline") != (self.models == ("baseline",)):
-            raise ValueError(f"models must be [baseline] where target is baseline, and only there; got {self.models}")
         return self
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its grid repeats each run with other seeds."""
+        return any(is_seed(key) and len(values) > 1 for key, values in self.grid.items())
+
+    @property
+    def of_instructions(self) -> bool:
+        """Whether it is one of instruct/experiments."""
+        return self.target == "compare"
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """What is measured of its models, by the heads of a table."""
+        return OUTPUTS if self.of_instructions else COLUMNS
 
     def variants(self) -> list[Variant]:
         """The runs as listed, or one a seed, or every combination of the grid, named after its values."""
@@ -87,6 +111,11 @@ class Study(Section):
             return [Variant(name=f"seed-{seed}", overrides=dict.fromkeys(SEEDS, seed)) for seed in self.seeds]
         points = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         return [Variant(name=_name_of(point), overrides=point) for point in points]
+
+
+def is_seed(key: str) -> bool:
+    """Whether nothing but chance hangs on a key of params.yaml."""
+    return key.rpartition(".")[2] == "seed"
 
 
 def _name_of(point: Mapping[str, Any]) -> str:
@@ -127,7 +156,9 @@ def setups(name: str, study: Study, content: Mapping[str, Any], profiles: Path) 
     """For each experiment, by its name, what it makes of `content`, a params.yaml."""
     whole = {}
     for variant in study.variants():
-        experiment, settings = f"{name}-{variant.name}", overrides(study, variant, content, profiles)
+        # DVC's experiments are those of the whole repository.
+        experiment = f"{'instruct-' * study.of_instructions}{name}-{variant.name}"
+        settings = overrides(study, variant, content, profiles)
         whole[experiment] = Setup(settings, effective(content, settings, f"experiments/{name}.yaml, {experiment}"))
     return whole
 
@@ -154,7 +185,7 @@ def effective(content: Mapping[str, Any], settings: Mapping[str, Any], name: str
             if not isinstance(section, dict):
                 raise InputError(f"{name}: {key} is no key of params.yaml: {part} is a value, not a section")
         section[last] = value
-    return check(Params, changed, name).model_dump(mode="json")
+    return params.checked(changed, name).model_dump(mode="json")
 
 
 def hydra(value: Any) -> str:

@@ -27,9 +27,8 @@ import psutil
 
 from emotune.core import git, nested
 from emotune.core.errors import InputError
-from emotune.core.sections import check, read_yaml
-from emotune.runs import lock, mirror
-from emotune.runs.params import Params
+from emotune.core.sections import read_yaml
+from emotune.runs import lock, mirror, params
 from emotune.studies.plan import Setup, hydra
 
 # Seconds between two looks at the queue, and after how many of them the workers are looked for.
@@ -37,6 +36,8 @@ PAUSE = 2.0
 LOOKS = 15
 # What follows the name of an experiment whose replacement has not run yet; no name that a study gives has a plus.
 FORMER = "+former"
+# Where code lies, from the folder of a pipeline.
+CODE = ("src/", "../src/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +60,19 @@ def trials(setups: Mapping[str, Setup], target: str) -> dict[str, Trial]:
     Of several, one that is done counts before one that runs or waits, and these before one that failed.
     """
     stages = read_yaml(Path("dvc.yaml"))["stages"]
-    needed, code = needs(stages, target), code_of(stages, target)
+    needed, code, address = needs(stages, target), code_of(stages, target), _address("dvc.yaml", target)
     fitting = {name: Trial(name, "absent") for name in setups}
     for trial in [*_unfinished(), *_done(setups)]:
         if trial.name in setups and trial.commit and _same(trial.commit, setups[trial.name].params, code):
-            reached = is_run(trial.commit, needed) if trial.state == "done" else target in _targets(trial.commit)
+            reached = is_run(trial.commit, needed) if trial.state == "done" else address in _targets(trial.commit)
             fitting |= {trial.name: trial} if reached else {}
     return fitting
 
 
-def _same(commit: str, params: Mapping[str, Any], code: Sequence[str]) -> bool:
+def _same(commit: str, wanted: Mapping[str, Any], code: Sequence[str]) -> bool:
     """Whether a commit has these params, and every file of the code as it is here now."""
     try:
-        if check(Params, mirror.yaml_of(commit, "params.yaml"), commit).model_dump(mode="json") != params:
+        if params.checked(mirror.yaml_of(commit, "params.yaml"), commit).model_dump(mode="json") != wanted:
             return False
     except InputError:
         return False
@@ -80,12 +81,12 @@ def _same(commit: str, params: Mapping[str, Any], code: Sequence[str]) -> bool:
 
 def is_run(commit: str, stages: Sequence[str]) -> bool:
     """Whether these stages ran with the params and the code of a commit: its dvc.lock may have older runs of some."""
-    entries, params = mirror.entries(commit), dict(nested.leaves(mirror.yaml_of(commit, "params.yaml")))
+    entries, whole = mirror.entries(commit), dict(nested.leaves(mirror.yaml_of(commit, "params.yaml")))
 
     def is_own(entry: Mapping[str, Any]) -> bool:
         had = dict(nested.leaves(entry.get("params", {}).get("params.yaml", {})))
-        code = {dep["path"]: dep["md5"] for dep in entry.get("deps", []) if dep["path"].startswith("src/")}
-        return had.items() <= params.items() and all(_md5(commit, path) == md5 for path, md5 in code.items())
+        code = {dep["path"]: dep["md5"] for dep in entry.get("deps", []) if dep["path"].startswith(CODE)}
+        return had.items() <= whole.items() and all(_md5(commit, path) == md5 for path, md5 in code.items())
 
     return all(name in entries and is_own(entries[name]) for name in stages)
 
@@ -107,7 +108,8 @@ def _md5_of(object_id: str) -> str:
 
 def _targets(commit: str) -> Sequence[str]:
     """The stages that an entry of the queue was told to run, as DVC packs them into its commit."""
-    packed: Mapping[str, Any] = pickle.loads(git.run("show", f"{commit}:./.dvc/tmp/repro.dat"))["kwargs"]
+    path = os.path.relpath(root() / ".dvc/tmp/repro.dat")
+    packed: Mapping[str, Any] = pickle.loads(git.run("show", f"{commit}:./{path}"))["kwargs"]
     return packed.get("targets") or ()
 
 
@@ -151,7 +153,18 @@ def code_of(stages: Mapping[str, Any], target: str) -> list[str]:
     """What a stage of dvc.yaml and all it needs depend on under src: files, folders and, of names to fill in, `*`."""
     deps = (dep for stage in needs(stages, target) for dep in stages[stage].get("deps", []))
     # Of a template that params.yaml chooses, all.
-    return list(dict.fromkeys(re.sub(r"\$\{.*?\}", "*", dep) for dep in deps if dep.startswith("src/")))
+    return list(dict.fromkeys(re.sub(r"\$\{.*?\}", "*", dep) for dep in deps if dep.startswith(CODE)))
+
+
+def root() -> Path:
+    """The folder of DVC's repository, in which its queue works; another pipeline's lies below."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def _address(file: str, name: str) -> str:
+    """A stage of dvc.yaml, or a value of params.yaml, of this folder, as DVC is told of it in its root."""
+    return name if Path.cwd() == root() else f"{(Path.cwd() / file).relative_to(root()).as_posix()}:{name}"
 
 
 def _queue() -> Any:
@@ -170,12 +183,13 @@ def submit(setups: Mapping[str, Setup], target: str) -> dict[str, Trial]:
     _forget(before)
     head = git.told("rev-parse", "HEAD")
     for name in missing:
-        values = [word for key, value in setups[name].settings.items() for word in ("-S", f"{key}={hydra(value)}")]
+        settings = setups[name].settings.items()
+        values = [word for key, value in settings for word in ("-S", _address("params.yaml", f"{key}={hydra(value)}"))]
         # What has that name on this commit has other params or code. Not --force: it would run what the cache restores.
         if former := git.ask("rev-parse", "--verify", "--quiet", _ref(head, name)):
             git.told("update-ref", _ref(head, name + FORMER), former)
             git.told("update-ref", "-d", _ref(head, name))
-        _dvc("exp", "run", "--queue", "--name", name, *values, target)
+        _dvc("exp", "run", "--queue", "--name", name, *values, _address("dvc.yaml", target))
     return before
 
 
@@ -263,6 +277,8 @@ def _dvc(*words: str) -> None:
             stdout=subprocess.DEVNULL,
             stderr=said,
             env=os.environ | {"PATH": path},
+            # Where a worker starts, there it runs every entry of the queue.
+            cwd=root(),
             start_new_session=True,
         )
         try:
