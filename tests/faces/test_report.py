@@ -416,6 +416,7 @@ def test_the_reward_model_stands_beside_its_dummies(tmp_path: Path) -> None:
 
     measured = {
         "accuracy": share(0.8),
+        "tokens_alone": share(0.6),
         "dummies": {"length": share(0.5), "emotion": share(0.4)},
         "best_of_4": None,
         "accuracy_per_emotion": {"fear": share(0.7) | {"pairs": 9}},
@@ -425,6 +426,7 @@ def test_the_reward_model_stands_beside_its_dummies(tmp_path: Path) -> None:
     assert tables.reward_model(tmp_path) == [
         ["by", "accuracy"],
         ["reward model", "0.800 [0.700, 0.900]"],
+        ["tokens alone", "0.600 [0.500, 0.700]"],
         ["emotion alone", "0.400 [0.300, 0.500]"],
         ["length alone", "0.500 [0.400, 0.600]"],
         ["fear", "0.700 [0.600, 0.800]"],

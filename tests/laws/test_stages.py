@@ -51,7 +51,7 @@ WRITTEN = {
         "metrics/confusion/baseline.csv",
     },
     "sft": {f"models/sft/{name}" for name in ADAPTER} | {"metrics/sft.json", "metrics/sft_history.csv"},
-    "reward_model": {f"models/reward/{name}" for name in (*ADAPTER, "scale.json")}
+    "reward_model": {f"models/reward/{name}" for name in (*ADAPTER, "lexical.safetensors", "scale.json")}
     | {f"metrics/reward_model{name}" for name in (".json", "_history.csv", "_calibration.csv")},
     "generate_prefs": {
         "data/prefs/train.jsonl",

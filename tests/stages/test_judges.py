@@ -11,9 +11,10 @@ import skops.io
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, alternate, to_record
 from emotune.judges import files
+from emotune.judges.halves import halves
 from emotune.judges.params import EmotionChoice, JudgeChoice, Judges, JudgesOf
 from emotune.judges.verdicts import Classifier
-from emotune.stages.judges import TAUS, Data, Params, halves, main, measure, measure_both, with_prior
+from emotune.stages.judges import TAUS, Data, Params, main, measure, measure_both, with_prior
 
 LABELS = ("neutral", "happiness", "sadness")
 EMBEDDED = JudgeChoice(name="embedded", revision=None, labels=None)

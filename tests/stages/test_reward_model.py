@@ -15,12 +15,25 @@ from emotune.core import records
 from emotune.core.contract import Log
 from emotune.core.dialogue import USER, Dialogue, Turn, alternate
 from emotune.core.errors import InputError
-from emotune.judges.params import EmotionChoice, EmotionJudge
-from emotune.models import bradley_terry, loading
+from emotune.judges.halves import halves
+from emotune.judges.params import EmotionChoice, EmotionJudge, Judges
+from emotune.models import bradley_terry, lexical, loading
 from emotune.models.bradley_terry import Scale
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
-from emotune.stages.reward_model import Learned, Params, emotion_margins, learn, measure, pairs_of, reward_rows
+from emotune.stages.reward_model import (
+    Data,
+    Learned,
+    Params,
+    by_tokens,
+    emotion_margins,
+    learn,
+    measure,
+    own_dialogues,
+    pairs_of,
+    reward_rows,
+)
+from emotune.training.lexical import fit
 from emotune.training.pairs import Pair, contrast
 from emotune.training.params import Training
 from tiny import CHOICE, SFT, changed, ignore
@@ -39,10 +52,17 @@ PAIRS = [
     for number, text in enumerate(("You are welcome.", "It was wrong of me.", "Thank you very much.", "Behind you."))
 ]
 
+TALKS = [
+    Dialogue(f"{n}", alternate((f"I lost my {word}.", f"Where was the {word} last?"), ("neutral", "sadness")))
+    for n, word in enumerate(("keys", "cat", "hat", "ring", "phone", "bag", "dog", "book") * 4)
+]
+
 
 def params(choice: Model = CHOICE, **changes: Any) -> Params:
     judge = EmotionJudge(emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0))
-    return Params(model=choice, reward=judge, reward_model=changed(LEARNED, **changes), system_prompt=None)
+    own = changed(LEARNED, **changes)
+    shared = Judges(share_dialogues=False)
+    return Params(data=Data(seed=7), judges=shared, model=choice, reward=judge, reward_model=own, system_prompt=None)
 
 
 def trained(base: Path, folder: Path, choice: Model = CHOICE, log: Log = ignore, **changes: Any) -> Any:
@@ -70,8 +90,10 @@ def test_what_is_saved_gives_the_same_rewards_its_head_with_it(base: Path, tmp_p
     model, _, _ = trained(base, tmp_path / "work", epochs=4.0)
     prompter = bradley_terry.prompter(base, None, 256, 2)
     answers = [(pair.history, text) for pair in PAIRS for text in (pair.chosen, pair.rejected)]
-    before = bradley_terry.RewardModel(model.eval(), prompter).rewards(answers)
+    alone = fit(TALKS, prompter.tokenizer, 2, 7)
+    before = bradley_terry.RewardModel(model.eval(), prompter, alone).rewards(answers)
     loading.save_adapter(model, prompter.tokenizer, base, tmp_path / "reward")
+    lexical.save(alone, tmp_path / "reward" / lexical.FILE)
     opened, scale = bradley_terry.opened(base, CHOICE, tmp_path / "reward", None, turns=2)
     assert scale == Scale(0.0, 2)
     assert opened.rewards(answers) == pytest.approx(before, abs=2e-4)
@@ -139,8 +161,40 @@ def test_turns_go_whole_and_both_replies_of_a_pair_keep_the_same(base: Path) -> 
         learn(None, cramped, [pair], [pair], params(), Path(), ignore)
 
 
+def test_a_reward_is_what_the_model_says_and_what_tokens_alone_do(base: Path, tmp_path: Path) -> None:
+    model, _, _ = trained(base, tmp_path, epochs=4.0)
+    prompter = bradley_terry.prompter(base, None, 256, 2)
+    tokens = fit(TALKS, prompter.tokenizer, 2, 7)
+    answers = [(pair.history, text) for pair in PAIRS for text in (pair.chosen, pair.rejected)]
+    alone = bradley_terry.RewardModel(model.eval(), prompter).rewards(answers)
+    both = bradley_terry.RewardModel(model.eval(), prompter, tokens).rewards(answers)
+    scores = tokens.scores(prompter.tokenizer, answers)
+    assert len(set(scores)) > 2
+    assert both == pytest.approx([one + other for one, other in zip(alone, scores, strict=True)], abs=2e-4)
+
+
+def test_tokens_are_learned_of_contrast_alone_and_of_no_dialogue_that_is_held_out(base: Path) -> None:
+    prompter = bradley_terry.prompter(base, None, 256, 2)
+    held = [replace(PAIRS[0], dialogue="0")]
+    for held_out, talks in (([], TALKS), ([held], TALKS[1:])):
+        learned = by_tokens(TALKS, held_out, prompter, LEARNED)
+        assert learned is not None
+        assert torch.equal(learned.reply, fit(talks, prompter.tokenizer, 2, 7).reply)
+    assert by_tokens(TALKS, [], prompter, changed(LEARNED, pairs="own.jsonl@0")) is None
+
+
+def test_contrast_is_made_of_dialogues_that_no_judge_learns_from_that_evaluates(tmp_path: Path) -> None:
+    records.write_jsonl(tmp_path / "train.jsonl", map(asdict, TALKS))
+    own, p = own_dialogues(tmp_path, params()), params()
+    assert own == halves(TALKS, 7)[0]
+    shared = p.model_copy(update={"judges": Judges(share_dialogues=True)})
+    assert own_dialogues(tmp_path, shared) == TALKS
+
+
 class ByLength(bradley_terry.RewardModel):
     """No network: the longer reply has the higher reward."""
+
+    lexical = None
 
     def __init__(self) -> None:
         pass
@@ -197,7 +251,8 @@ def test_people_s_votes_on_validation_and_an_earlier_round_s_pairs_share_no_dial
     ]
     records.write_jsonl(tmp_path / "own.jsonl", own)
     sources = ("contrast", f"{tmp_path / 'own.jsonl'}@{records.sha256(tmp_path / 'own.jsonl')}")
-    train, held_out = pairs_of(tmp_path, changed(LEARNED, pairs=sources))
+    talks = records.read_dialogues(tmp_path / "train.jsonl")
+    train, held_out = pairs_of(tmp_path, talks, changed(LEARNED, pairs=sources))
     trained, held = {pair.dialogue for pair in train}, {group[0].dialogue for group in held_out}
     assert not trained & held
     assert {f"train/{n}" for n in range(1, 20, 2)} <= trained

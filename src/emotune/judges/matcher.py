@@ -77,10 +77,10 @@ class Matcher(BaseEstimator):
         self.shared_ = np.repeat(np.array([SHARED, SHARED / 2], dtype=np.float32), BUCKETS)
         parts = [self.of_context_, self.of_reply_, self.shared_]
         adam = _Adam(parts, [RATE, RATE, 5 * RATE])
-        batches = [batch for _ in range(EPOCHS) for batch in _batches(human.emotions, rng)]
-        for number, rows in enumerate(batches):
+        order = [batch for _ in range(EPOCHS) for batch in batches(human.emotions, rng)]
+        for number, rows in enumerate(order):
             gradients = self._gradients(sp.hstack([last[rows], earlier[rows]]).tocsr(), replies[rows])
-            adam.step(gradients, 1 - number / len(batches))
+            adam.step(gradients, 1 - number / len(order))
         return self
 
     def scores(
@@ -155,7 +155,7 @@ class _Adam:
             part -= share * rate * (mean / first) / (np.sqrt(square / second) + 1e-8)
 
 
-def _batches(emotions: Sequence[str], rng: np.random.Generator) -> list[np.ndarray]:
+def batches(emotions: Sequence[str], rng: np.random.Generator) -> list[np.ndarray]:
     """One pass in random order, each batch of few emotions: sorted by them before it is cut."""
     order = rng.permutation(len(emotions))
     order = order[np.argsort(np.array(emotions)[order], kind="stable")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ import torch
 
 from emotune.core import records
 from emotune.core.dialogue import ASSISTANT, Turn, history, trim
-from emotune.models import loading
+from emotune.models import lexical, loading
+from emotune.models.lexical import Answer, Lexical
 from emotune.models.likelihood import POSITIONS, padded
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
 
 # Beside the adapter: which reward is half of what there is, and how many turns before a reply are read.
 SCALE = "scale.json"
-# What was said, and a reply to it.
-Answer = tuple[Sequence[Turn], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,14 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """What replies are worth; `prompter.history_turns` is how much of a context is read."""
+    """What replies are worth; `prompter.history_turns` is how much of a context is read.
+
+    A reward is what the model says and, where there is one, what the lexical part does.
+    """
 
     model: Any
     prompter: Prompter
+    lexical: Lexical | None = None
 
     @torch.inference_mode()
     def rewards(self, answers: Sequence[Answer]) -> list[float]:
@@ -57,7 +61,9 @@ class RewardModel:
         """
         own = [ids[-self.prompter.context :] for turns, reply in answers for ids in rows(self.prompter, turns, [reply])]
         order = sorted(range(len(own)), key=lambda number: len(own[number]), reverse=True)
-        values, start = [0.0] * len(own), 0
+        of_turns = [(history(turns, len(turns), self.prompter.history_turns), reply) for turns, reply in answers]
+        values = self.lexical.scores(self.prompter.tokenizer, of_turns) if self.lexical else [0.0] * len(own)
+        start = 0
         while start < len(order):
             batch = order[start : start + max(1, POSITIONS // len(own[order[start]]))]
             ids = padded([own[number] for number in batch], self.model.config.pad_token_id)
@@ -65,7 +71,7 @@ class RewardModel:
             scores = self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device)).logits
             for number, value in zip(batch, scores[:, 0].float().tolist(), strict=True):
                 # Rounded: what stands beside a reply in its batch moves the last digits.
-                values[number] = round(value, 4)
+                values[number] = round(values[number] + value, 4)
             start += len(batch)
         return values
 
@@ -79,10 +85,11 @@ def rows(prompter: Prompter, turns: Sequence[Turn], replies: Sequence[str]) -> l
     """The ids of each reply behind the same turns: the latest, whole, that leave room for all, at least the last."""
     read = history(turns, len(turns), prompter.history_turns)
 
-    def ids(of: Sequence[Turn]) -> list[list[int]]:
+    @cache
+    def ids(of: tuple[Turn, ...]) -> list[list[int]]:
         return [prompter.reply_row(of, Turn(ASSISTANT, reply, of[-1].emotion))[0] for reply in replies]
 
-    return ids(trim(read, lambda of: max(map(len, ids(of))) <= prompter.context))
+    return ids(trim(read, lambda of: max(map(len, ids(tuple(of)))) <= prompter.context))
 
 
 def untrained(base: Path, choice: Model, prompter: Prompter) -> Any:
@@ -100,4 +107,5 @@ def opened(
     scale = Scale(0.0, turns) if turns else Scale(**records.read_json(adapter / SCALE))
     reads = prompter(base, system_prompt, choice.context, scale.turns)
     model = loading.load_adapter(untrained(base, choice, reads), adapter)
-    return RewardModel(loading.merged(model, choice).eval(), reads), scale
+    tokens_alone = lexical.load(adapter / lexical.FILE) if (adapter / lexical.FILE).exists() else None
+    return RewardModel(loading.merged(model, choice).eval(), reads, tokens_alone), scale

@@ -262,6 +262,7 @@ def reward_model(metrics: Path) -> Table:
     """How often the reward model, and two dummies, order held-out pairs right, and how often it finds one of four."""
     measured = records.read_metrics(metrics / "reward_model.json")
     of = {"reward model": measured["accuracy"], "best of four": measured["best_of_4"]}
+    of |= {"tokens alone": measured["tokens_alone"]} if "tokens_alone" in measured else {}
     of |= {f"{name} alone": own for name, own in measured["dummies"].items()}
     of |= measured["accuracy_per_emotion"]
     rows = [[name, number([own[end] for end in Figure._fields], ".3f", INTERVAL)] for name, own in of.items() if own]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ from emotune.core.dialogue import ASSISTANT, Dialogue
 from emotune.core.sections import Section
 from emotune.data.params import Labels
 from emotune.judges.corruption import with_corruptions
+from emotune.judges.halves import halves
 from emotune.judges.params import Judges, JudgesOf
 from emotune.judges.verdicts import GIBBERISH_LABELS, Classifier, Judge, divided, most_probable
 
@@ -84,19 +84,6 @@ def main(p: Params, log: Log, dialogues: Dep, out: Out) -> Metrics:
     files.save(train_matcher(both[1], seed), out / "fit.skops")
     measured["fit"] = measure_fit(files.load_matcher(out / "fit.skops"), test, seed)
     return measured
-
-
-def halves(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """All dialogues dealt to two judges, none to both, by the rarest emotion of each: both see half of every emotion's.
-
-    A rare emotion is in few dialogues, and chance alone might give most of them to one judge.
-    """
-    counts = Counter(turn.emotion for dialogue in dialogues for turn in dialogue.turns)
-    rng = random.Random(f"halves {seed}")
-    rarest = [min((counts[turn.emotion], turn.emotion) for turn in dialogue.turns) for dialogue in dialogues]
-    order = sorted(range(len(dialogues)), key=lambda at: (rarest[at], rng.random()))
-    first, second = ([dialogues[at] for at in sorted(order[side::2])] for side in (0, 1))
-    return first, second
 
 
 def columns(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[str]]:

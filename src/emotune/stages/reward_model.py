@@ -17,10 +17,12 @@ from pydantic import field_validator
 
 from emotune.core import processes, records
 from emotune.core.contract import DataSets, Dep, Inputs, Log, Metrics, Out
+from emotune.core.dialogue import Dialogue
 from emotune.core.errors import InputError
 from emotune.core.sections import Count, NotNegative, Section
 from emotune.core.seeds import order
-from emotune.judges.params import EmotionJudge
+from emotune.judges.halves import halves
+from emotune.judges.params import EmotionJudge, Judges
 from emotune.judges.verdicts import Judge
 from emotune.models.params import Model
 from emotune.prompts.prompter import Prompter
@@ -29,6 +31,7 @@ from emotune.training.params import Training
 
 if TYPE_CHECKING:
     from emotune.models.bradley_terry import RewardModel
+    from emotune.models.lexical import Lexical
 
 PARALLEL = True
 # What a history row shows, under the trainer's own names.
@@ -38,6 +41,8 @@ CALIBRATION = ["confidence", "accuracy", "pairs"]
 HELD_OUT, WRONG = 500, 3
 RESAMPLES = 1000
 Rows = Sequence[Mapping[str, Any]]
+# Pairs of one chosen reply each.
+Groups = Sequence[Sequence[Pair]]
 
 
 class Learned(Training):
@@ -65,9 +70,17 @@ class Learned(Training):
         return (self.pairs,) if isinstance(self.pairs, str) else self.pairs
 
 
+class Data(Section):
+    """By it dialogues are dealt to what rewards and what evaluates."""
+
+    seed: int
+
+
 class Params(Section):
     """The base model, the pairs, how it learns from them, and the judge that it is held against."""
 
+    data: Data
+    judges: Judges
     model: Model
     reward: EmotionJudge
     reward_model: Learned
@@ -93,18 +106,22 @@ def main(
     """Train a reward model on pairs; write adapter, head, tokenizer and scale, the loss curve and the calibration."""
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
-    from emotune.models import bradley_terry, loading
+    from emotune.models import bradley_terry, lexical, loading
     from emotune.training.workspace import workspace
 
     judge = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
-    train, held_out = pairs_of(dialogues, p.reward_model)
+    talks = own_dialogues(dialogues, p)
+    train, held_out = pairs_of(dialogues, talks, p.reward_model)
     prompter = bradley_terry.prompter(base, p.system_prompt, p.model.context, p.reward_model.history_turns)
     with workspace("reward_model", p.model_dump(mode="json"), inputs) as folder:
         model = bradley_terry.untrained(base, p.model, prompter)
+        tokens = by_tokens(talks, held_out, prompter, p.reward_model)
         learned, curve, metrics = learn(model, prompter, train, list(chain(*held_out)), p, folder, log)
         adapter = folder / "adapter"
         if processes.first():
             loading.save_adapter(learned, prompter.tokenizer, base, adapter)
+            if tokens:
+                lexical.save(tokens, adapter / lexical.FILE)
         processes.wait()
         # What was saved is what is measured: the head with it, and nothing spread over processes.
         del model, learned
@@ -119,10 +136,19 @@ def main(
     return {**metrics, **measured}
 
 
-def pairs_of(dialogues: Path, p: Learned) -> tuple[list[Pair], list[list[Pair]]]:
+def own_dialogues(dialogues: Path, p: Params) -> list[Dialogue]:
+    """Of the train split those that contrast is made of: no judge that evaluates learns from any, if judges share none.
+
+    The matcher among these judges would else like what it has read with the reward model.
+    """
+    train = records.read_dialogues(dialogues / "train.jsonl")
+    return train if p.judges.share_dialogues else halves(train, p.data.seed)[0]
+
+
+def pairs_of(dialogues: Path, talks: Sequence[Dialogue], p: Learned) -> tuple[Sequence[Pair], Groups]:
     """The pairs to train on, and those held out, which share no dialogue with them, in groups of one chosen reply.
 
-    Contrast is made of the train split, and held out is that of the validation split, but for dialogues of which other
+    Contrast is made of `talks`, and held out is that of the validation split, but for dialogues of which other
     pairs are on the other side: people vote on those of validation, and an earlier round's pairs are of train.
     """
     train: list[Pair] = []
@@ -133,9 +159,9 @@ def pairs_of(dialogues: Path, p: Learned) -> tuple[list[Pair], list[list[Pair]]]
             train += to_train
             held_out += [[pair] for pair in to_hold]
     if CONTRAST in p.sources:
-        learned, other = (records.read_dialogues(dialogues / f"{name}.jsonl") for name in ("train", "validation"))
+        other = records.read_dialogues(dialogues / "validation.jsonl")
         trained, held = {pair.dialogue for pair in train}, {group[0].dialogue for group in held_out}
-        more = contrast([d for d in learned if d.id not in held], p.history_turns, p.contrast_pairs, p.seed)
+        more = contrast([d for d in talks if d.id not in held], p.history_turns, p.contrast_pairs, p.seed)
         train += chain(*more)
         other = [d for d in other if d.id not in trained]
         held_out += contrast(other, p.history_turns, HELD_OUT, p.seed, WRONG)
@@ -144,6 +170,19 @@ def pairs_of(dialogues: Path, p: Learned) -> tuple[list[Pair], list[list[Pair]]]
             f"reward_model.pairs: {len(train)} pairs to train on and {len(held_out)} to hold out; it needs some of both"
         )
     return train, held_out
+
+
+def by_tokens(talks: Sequence[Dialogue], held_out: Groups, prompter: Prompter, p: Learned) -> Lexical | None:
+    """The lexical part, learned of what contrast is made of, where that is among the pairs.
+
+    The model does not build on it: a model that begins where tokens alone are sure already learns little, and of words
+    that no dialogue has taught it knows more than they.
+    """
+    from emotune.training.lexical import fit
+
+    held = {group[0].dialogue for group in held_out}
+    own = [talk for talk in talks if CONTRAST in p.sources and talk.id not in held]
+    return fit(own, prompter.tokenizer, p.history_turns, p.seed) if own else None
 
 
 def learn(
@@ -227,13 +266,13 @@ def reward_rows(prompter: Prompter, pairs: Sequence[Pair], margin: float) -> lis
 
 
 def measure(
-    trained: RewardModel, held_out: Sequence[Sequence[Pair]], train: Sequence[Pair], judge: Judge
+    trained: RewardModel, held_out: Groups, train: Sequence[Pair], judge: Judge
 ) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
     """How the model orders held-out replies, its calibration curve, and the mean of all the rewards that it gave.
 
     `accuracy` is over the first pair of each group, `best_of_4` over whole groups of one right reply and WRONG others.
-    Beside it stand two dummies: length alone (longer or shorter, as the better ones in `train` are), and the judge
-    alone that rewards emotion.
+    Beside it stand what its lexical part finds (`tokens_alone`) and two dummies: length alone (longer or shorter, as
+    the better ones in `train` are), and the judge alone that rewards emotion.
     """
     from emotune.evaluation import ranking
 
@@ -250,6 +289,7 @@ def measure(
         "accuracy": share(pairs, first),
         "accuracy_per_source": grouped(pairs, first, lambda pair: pair.source),
         "accuracy_per_emotion": grouped(pairs, first, lambda pair: pair.emotion or "none"),
+        "tokens_alone": share(pairs, tokens_margins(pairs, trained)) if trained.lexical else None,
         "dummies": {"length": share(pairs, by_length), "emotion": share(pairs, emotion_margins(pairs, judge))},
         "best_of_4": ranking.mean([pairs[n].dialogue for n in fours], found, RESAMPLES, 0) if fours else None,
         "calibration_error": error,
@@ -259,7 +299,7 @@ def measure(
     return measured, curve, sum(chosen) / len(chosen) / 2 + sum(chain(*rejected)) / (len(everything) - len(chosen)) / 2
 
 
-def rewards_of(trained: RewardModel, groups: Sequence[Sequence[Pair]]) -> tuple[list[float], list[list[float]]]:
+def rewards_of(trained: RewardModel, groups: Groups) -> tuple[list[float], list[list[float]]]:
     """Of each group the reward of its chosen reply and those of the others; several processes share the work."""
     answers = [[(g[0].history, g[0].chosen), *((pair.history, pair.rejected) for pair in g)] for g in groups]
     own = processes.share(answers)
@@ -284,6 +324,13 @@ def grouped(pairs: Sequence[Pair], margins: Sequence[float], of: Callable[[Pair]
         name: share([pairs[n] for n in numbers], [margins[n] for n in numbers]) | {"pairs": len(numbers)}
         for name, numbers in sorted(groups.items())
     }
+
+
+def tokens_margins(pairs: Sequence[Pair], trained: RewardModel) -> list[float]:
+    """How much higher the lexical part alone rates the chosen reply."""
+    answers = [(pair.history, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    scores = trained.lexical.scores(trained.prompter.tokenizer, answers) if trained.lexical else [0.0] * len(answers)
+    return [better - worse for better, worse in zip(scores[::2], scores[1::2], strict=True)]
 
 
 def emotion_margins(pairs: Sequence[Pair], judge: Judge) -> list[float]:
