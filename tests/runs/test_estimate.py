@@ -10,7 +10,7 @@ from emotune.core.errors import InputError
 from emotune.core.nested import overlaid
 from emotune.core.sections import read_yaml
 from emotune.faces.estimate import Counts, params_of, works
-from emotune.runs import costs, estimate, stage
+from emotune.runs import costs, estimate, sizes, stage
 from emotune.runs.estimate import GB, Machine, Text
 from emotune.runs.params import Params, parse
 
@@ -50,6 +50,40 @@ def test_dpo_holds_a_second_adapter_and_two_rows_a_pair() -> None:
     sft, dpo = (estimate.memory(name, p, FULL._replace(longest=256), CPU) for name in ("sft", "dpo"))
     assert dpo["adapter"] == 2 * sft["adapter"]
     assert dpo["activations"] == sft["activations"]
+
+
+def test_where_backward_keeps_little_validation_of_twice_the_rows_is_the_peak() -> None:
+    p = params(model={"base": "HuggingFaceTB/SmolLM2-135M-Instruct", "dtype": "bfloat16"}, sft={"batch_size": 4})
+    shape = sizes.shape(estimate.config_of(p), p.model.base)
+    read = sizes.reading(shape, "bfloat16", 2 * 4 * p.model.context, adapted=True)
+    scored = sizes.scores(shape, "bfloat16", 4 * p.model.context)
+    plain, checkpointed = (
+        estimate.memory("sft", changed(p, gradient_checkpointing=on), FULL, CPU) for on in (False, True)
+    )
+    assert checkpointed["activations"] + checkpointed["logits"] == max(read, scored)
+    assert plain["activations"] > 2 * read
+
+
+def changed(p: Params, **sft: Any) -> Params:
+    return p.model_copy(update={"sft": p.sft.model_copy(update=sft)})
+
+
+@pytest.mark.parametrize("memory", [16, 32, 64])
+def test_sampling_takes_half_of_what_is_free_and_evaluate_what_weighing_replies_takes(memory: int) -> None:
+    p = params(model={"base": "meta-llama/Llama-2-7b-chat-hf", "dtype": "bfloat16", "quantization": "nf4"})
+    terms = estimate.memory("evaluate", p, FULL, Machine(memory * 10**9, False))
+    shape = sizes.shape(estimate.config_of(p), p.model.base)
+    weighed = sizes.reading(shape, "bfloat16", estimate.POSITIONS, adapted=True) + estimate.WEIGHED_BYTES
+    working = sum(terms[name] for name in estimate.SAMPLING)
+    assert weighed * 0.9 < working
+    assert working < max(weighed, (memory * 10**9 - terms["weights"]) / 2) * 1.05
+
+
+def test_a_reward_that_asks_the_reward_model_holds_it_beside_the_model_that_answers() -> None:
+    base = {"base": "meta-llama/Llama-2-7b-chat-hf"}
+    both = {"model": "trained", "weights": [0.5, 0.1, 0.2, 0.2]}
+    one, two = (estimate.memory("generate_prefs", params(model=base, reward=own), FULL, CPU) for own in ({}, both))
+    assert two["weights"] == 2 * one["weights"]
 
 
 def test_reward_model_is_sft_s_step_under_an_adapter_of_its_own_without_a_word_s_score() -> None:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
-from emotune.models import pins
+from emotune.models import memory, pins
 from emotune.runs import estimate, sizes
 
 KNOWN = read_yaml(pins.WEIGHTS.parents[1] / "runs/shapes.yaml")
@@ -110,12 +110,22 @@ def bytes_saved(layers: int, dtype: str, dropout: float) -> int:
     return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in weights)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_says_of_itself_what_its_shape_says_of_reading(dtype: str) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TINY)).to(getattr(torch, dtype))
+    assert memory.reading(model) == sizes.reading(tiny(), dtype, 1, adapted=False)
+    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    assert memory.reading(get_peft_model(model, lora)) == sizes.reading(tiny(), dtype, 1, adapted=True)
+
+
 def test_the_few_constants_that_stand_here_and_where_torch_is_imported_agree() -> None:
     from emotune.evaluation import fit
     from emotune.faces import estimate as face
     from emotune.generation import local
+    from emotune.models import likelihood
     from emotune.training import trainer
 
+    assert (estimate.POSITIONS, estimate.WEIGHED_BYTES) == (likelihood.POSITIONS, likelihood.BYTES)
     assert (estimate.CPU_ROWS, estimate.GPU_ROWS) == (local.CPU_ROWS, local.GPU_ROWS)
     assert (face.VALIDATION_ROWS, face.PROBE_POINTS) == (trainer.VALIDATION_ROWS, trainer.PROBE_POINTS)
     assert face.WEIGHED == fit.WEIGHED

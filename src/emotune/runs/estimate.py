@@ -32,8 +32,11 @@ LIBRARIES |= {"reward_model": 0.55e9, "dpo": 0.55e9, "evaluate": 0.57e9}
 CUDA = 0.6e9
 # Rows that are sampled at once (generation/local.py).
 CPU_ROWS, GPU_ROWS = 192, 1024
-# For each byte of the train split, what Python holds of dialogues, of sft's rows and labels, of a judge's features.
-HELD, HELD_BY = 12, {"sft": 60, "judges": 60}
+SAMPLING = ("activations", "logits", "cache")
+# Positions that are weighed at once, and the bytes of their scores (models/likelihood.py).
+POSITIONS, WEIGHED_BYTES = 4096, 2**29
+# For each byte of the train split, what Python holds of dialogues, of rows and labels, of pairs, of a judge's features.
+HELD, HELD_BY = 12, {"sft": 45, "reward_model": 30, "judges": 45}
 # Emotions have tags of about so many tokens of their own.
 TAGS = 9
 # A token of English is so many characters, and a reply so many tokens, where no tokenizer is at hand.
@@ -114,9 +117,15 @@ def adapter(p: Params, s: Shape) -> int:
 
 
 def _trained(p: Params, s: Shape, t: Training, rows: int, length: int, scored: int) -> Memory:
-    """A step of LoRA over so many rows, `scored` of whose positions have a label."""
-    dtype, lora = p.model.dtype, p.sft.lora
+    """A step of LoRA over so many rows, `scored` of whose positions have a label; or validation, where that is more."""
+    dtype, lora, tokens = p.model.dtype, p.sft.lora, rows * length
     layer = sizes.saved(s, dtype, lora.rank, lora.dropout > 0, length)
+    step = {"activations": sizes.activations(s, layer, dtype, tokens, t.gradient_checkpointing)}
+    step["logits"] = sizes.scores(s, dtype, scored)
+    # Of twice the rows, without gradients: the head begins where the layers have ended.
+    read, logits = sizes.reading(s, dtype, 2 * tokens, adapted=True), sizes.scores(s, dtype, 2 * scored)
+    if max(read, logits) > sum(step.values()):
+        step = {"activations": max(0, read - logits), "logits": logits}
     # A layer in 4 bits is unpacked when it is used.
     unpacked = max(a * b for a, b in s.linears.values()) * BYTES[dtype] if p.model.quantization == "nf4" else 0
     number = adapter(p, s)
@@ -127,8 +136,7 @@ def _trained(p: Params, s: Shape, t: Training, rows: int, length: int, scored: i
         "adapter": 4 * number,
         "gradients": 4 * number + tags,
         "optimizer": round(STATE[t.optimizer] * number),
-        "activations": sizes.activations(s, layer, dtype, rows * length, t.gradient_checkpointing),
-        "logits": sizes.scores(s, dtype, scored),
+        **step,
     }
 
 
@@ -146,7 +154,7 @@ def _dpo(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
     questions = p.dpo.control_contexts * len(p.data.labels)
     probe = _sampled(p, s, text.prompt, p.prefs.sampling.max_new_tokens, questions, 1, machine)
     if probe["activations"] + probe["cache"] > terms["activations"]:
-        terms |= {name: probe[name] for name in ("activations", "logits", "cache")}
+        terms |= {name: probe[name] for name in SAMPLING}
     return terms
 
 
@@ -162,24 +170,28 @@ def _reward_model(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
 def _sampled(p: Params, s: Shape, longest: int, new: int, rows: int, candidates: int, machine: Machine) -> Memory:
     """Rows sampled at once, so many candidates of a prompt on one line of the cache."""
     dtype, most = p.model.dtype, GPU_ROWS if machine.on_gpu else CPU_ROWS
+    exact = dtype == "float32" and p.model.quantization == "none"
+    read = sizes.reading(s, dtype, longest, adapted=not exact)
     # As generation/local.py: what half of the free memory holds.
     free = max(0, machine.memory - _frozen(p, s)) // 2
-    rows = min(rows, most, max(1, free // (sizes.cache(s, dtype, longest + new) + 16 * s.vocabulary)))
+    row = sizes.cache(s, dtype, longest + new) + 16 * s.vocabulary + read // candidates
+    rows = min(rows, most, max(1, free // row))
     lines = -(-rows // candidates)
-    positions = lines * longest + rows * new
-    exact = dtype == "float32" and p.model.quantization == "none"
-    working, held = sizes.reading(s, dtype, lines * longest, adapted=not exact), sizes.cache(s, dtype, positions)
-    if machine.on_gpu:
-        # Where memory runs out there, half as many rows go at once.
-        working = min(working, max(0, round(0.8 * machine.memory) - _frozen(p, s) - held))
+    held = sizes.cache(s, dtype, lines * longest + rows * new)
     return {
         "weights": _frozen(p, s),
         "adapter": 0 if exact else 4 * adapter(p, s),
-        "activations": working,
+        "activations": lines * read,
         # The scores, in float32, as they are drawn from, and how often a token stood there already.
         "logits": rows * s.vocabulary * (BYTES[dtype] + 4 + 4 + 8),
         "cache": held * (s.layers + 1) // s.layers,
     }
+
+
+def _read(terms: Memory, p: Params, s: Shape, scored: int) -> Memory:
+    """Instead of sampling, to read as many positions as are weighed at once, with so many bytes of scores."""
+    read = sizes.reading(s, p.model.dtype, POSITIONS, adapted=terms["adapter"] > 0)
+    return terms | {"activations": read, "logits": scored, "cache": 0}
 
 
 def _prefs(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
@@ -188,14 +200,21 @@ def _prefs(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
     own, twins = p.prefs, 1 if p.prefs.sampling.guidance == 1 else 2
     new = own.sampling.max_new_tokens
     rows = own.prompts * own.candidates * twins
-    return _sampled(p, s, min(p.model.context - new, text.prompt), new, rows, own.candidates, machine)
+    terms = _sampled(p, s, min(p.model.context - new, text.prompt), new, rows, own.candidates, machine)
+    if p.reward.model:
+        return terms | {"weights": 2 * terms["weights"]}
+    # The model that rewards is asked in the end, in the place of the one that answered.
+    return max(terms, _read(terms, p, s, 0), key=lambda own: sum(own.values()))
 
 
 def _examined(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
+    """Replies sampled, or what human ones cost the model, whichever is more."""
     own = p.evaluate
     questions = (own.prompts or CPU_ROWS) + own.control_contexts * len(p.data.labels)
     new = own.sampling.max_new_tokens
-    return _sampled(p, s, min(p.model.context - new, text.prompt), new, questions, 1, machine)
+    terms = _sampled(p, s, min(p.model.context - new, text.prompt), new, questions, 1, machine)
+    scored = min(WEIGHED_BYTES, POSITIONS * s.vocabulary * (BYTES[p.model.dtype] + 8))
+    return max(terms, _read(terms, p, s, scored), key=lambda own: sum(own.values()))
 
 
 def _baseline(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:

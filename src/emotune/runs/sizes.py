@@ -155,5 +155,5 @@ def reading(s: Shape, dtype: str, tokens: int, adapted: bool) -> int:
 
     Where an adapter lies on top of the weights, what its linears take and give in float32 too.
     """
-    own = (4 * s.intermediate + 6 * s.queries) * BYTES[dtype] + 6 * s.hidden * 4
+    own = (4 * s.intermediate + 3 * s.queries) * BYTES[dtype] + 2 * s.hidden * 4
     return tokens * (own + adapted * 4 * sum(map(sum, s.linears.values())))
