@@ -1,10 +1,10 @@
 """What `emotune estimate` says of a stage's memory, over what the stage took: 0.8 to 1.25 is good to plan by.
 
-sft, generate_prefs and dpo run as they are, on random weights of each shape and a few dialogues joined until they fill
-the context: that of the embedded default, that of daily-dialog-cpu's model, and 110 M parameters; on a GPU, the three
-models of 7 B with their profiles' settings (each writes up to 17 GB of weights to the folder of temporary files). The
-peak is what the process held at most or, on a GPU, what torch allocated. Needs `make repro` before. Prints one JSON
-object last.
+Where the pipeline ran (`--ran NAME=FOLDER`, several), each stage's last run there with the params that stand there.
+Beside it sft, reward_model, generate_prefs and dpo as they are, on random weights of 110 M parameters and a few
+dialogues joined until they are long; on a GPU, on the three models of 7 B with their profiles' settings (each writes up
+to 17 GB of weights to the folder of temporary files). The peak is what the process held at most or, on a GPU, what
+torch allocated. Needs `make repro` before. Prints one JSON object last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import scratch
 from emotune.core.sections import read_yaml
 
-JOINED, ROWS = 4, 4
+JOINED = 4
 # Few of everything: the peak is that of the largest batch.
 LITTLE = {
     **scratch.UNAUDITED,
@@ -38,14 +38,14 @@ LITTLE = {
     "prefs.min_clean_confidence": 0.0,
     "prefs.rejected": "worst",
     "dpo.epochs": 1,
+    "reward_model.contrast_pairs": 32,
+    "reward_model.epochs": 1,
+    "reward_model.checkpoints": 0,
     "sft.checkpoints": 0,
     "dpo.checkpoints": 0,
 }
 SMALL = {"model.base": "scratch", "sft.batch_size": 4, "dpo.batch_size": 2, "dpo.control_contexts": 2}
 CASES: dict[str, dict[str, Any]] = {
-    "embedded": {},
-    "daily-dialog-cpu": {"model.base": "scratch", "pretrain.vocabulary": 3000, "pretrain.hidden_size": 192}
-    | {"pretrain.heads": 3, "sft.batch_size": 8},
     "110m": SMALL
     | {"pretrain.vocabulary": 32000, "pretrain.hidden_size": 768, "pretrain.heads": 12, "pretrain.layers": 12},
     "110m, bfloat16, checkpointing": SMALL
@@ -53,20 +53,43 @@ CASES: dict[str, dict[str, Any]] = {
     | {"model.dtype": "bfloat16", "sft.gradient_checkpointing": True, "dpo.gradient_checkpointing": True},
 }
 ON_GPU = ("llama2-7b-12gb", "mistral-7b-12gb", "gemma-7b-12gb")
-STAGES = ("sft", "generate_prefs", "dpo")
+STAGES = ("sft", "reward_model", "generate_prefs", "dpo")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=[*CASES, *ON_GPU], help="some of them (default: all)")
+    parser.add_argument("--cases", nargs="*", default=[*CASES, *ON_GPU], help="some of them (default: all)")
+    parser.add_argument("--ran", nargs="*", default=[f"embedded={scratch.ROOT}"], metavar="NAME=FOLDER")
     chosen = parser.parse_args()
     import torch
 
     on_gpu = torch.cuda.is_available()
     with redirect_stdout(sys.stderr):
-        cases = {name: list(measured(name, on_gpu)) for name in chosen.cases if on_gpu or name in CASES}
+        cases = {name: list(ran(Path(folder))) for name, _, folder in (own.partition("=") for own in chosen.ran)}
+        cases |= {name: list(measured(name, on_gpu)) for name in chosen.cases if on_gpu or name in CASES}
     ratios = [row["ratio"] for rows in cases.values() for row in rows]
     print(json.dumps({"benchmark": "estimate", "ratio": max(ratios), "least": min(ratios), "cases": cases}))
+
+
+def ran(folder: Path) -> Iterator[dict[str, Any]]:
+    """A row a stage that ran in a repository, as its params are."""
+    from emotune.faces.estimate import ran_before, text_of
+    from emotune.runs import estimate
+    from emotune.runs.params import parse
+
+    p = parse(folder / "params.yaml")
+    text, _ = text_of(p, folder)
+    before = ran_before(folder, p)
+    for stage in estimate.STAGES:
+        if stage in before:
+            terms = estimate.memory(stage, p, text, estimate.here())
+            yield row_of(stage, sum(terms.values()), before[stage]["peak_memory_bytes"], terms)
+
+
+def row_of(stage: str, said: int, took: int, terms: Mapping[str, int]) -> dict[str, Any]:
+    row = {"stage": stage, "estimated": said, "measured": took, "ratio": round(said / took, 2), "terms": terms}
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def measured(name: str, on_gpu: bool) -> Iterator[dict[str, Any]]:
@@ -84,10 +107,7 @@ def measured(name: str, on_gpu: bool) -> Iterator[dict[str, Any]]:
             took = peak(folder, stage)
             terms = estimate.memory(stage, p, text, estimate.here())
             # torch counts no context of its own.
-            said = sum(terms.values()) - (terms["libraries"] if on_gpu else 0)
-            row = {"stage": stage, "estimated": said, "measured": took, "ratio": round(said / took, 2), "terms": terms}
-            print(name, json.dumps(row), flush=True)
-            yield row
+            yield row_of(stage, sum(terms.values()) - (terms["libraries"] if on_gpu else 0), took, terms)
 
 
 def peak(folder: Path, stage: str) -> int:
@@ -104,7 +124,7 @@ def peak(folder: Path, stage: str) -> int:
 
 
 def prepare(folder: Path, changes: Mapping[str, Any], profile: str | None) -> None:
-    """A scratch copy with few and long dialogues, and random weights where the case is not the embedded model."""
+    """A scratch copy with few and long dialogues, and random weights."""
     from emotune.core import records
     from emotune.core.nested import settings
 
@@ -116,17 +136,19 @@ def prepare(folder: Path, changes: Mapping[str, Any], profile: str | None) -> No
         linked = (folder / name).resolve()
         (folder / name).unlink()
         shutil.copytree(linked, folder / name)
-    (folder / "models/sft").unlink()
-    for split, count in (("train", ROWS), ("validation", 2)):
+    for made_here in ("models/sft", "models/reward"):
+        (folder / made_here).unlink()
+    # Validation has batches of twice as many.
+    batch = read_yaml(folder / "params.yaml")["sft"]["batch_size"]
+    for split, count, pairs in (("train", batch, 5), ("validation", 2 * batch, 1)):
         file = folder / f"data/dialogues/{split}.jsonl"
         rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         joined = [rows[n * JOINED : (n + 1) * JOINED] for n in range(count)]
         joined = [{**few[0], "turns": [turn for row in few for turn in row["turns"]]} for few in joined]
         records.write_jsonl(file, joined)
-        made = [pair(row, number) for row in joined for number in range(3 if split == "validation" else 5)]
+        made = [pair(row, number) for row in joined for number in range(pairs)]
         records.write_jsonl(folder / f"data/prefs/{split}.jsonl", made)
-    if changes.get("model.base") == "scratch" or profile:
-        random_weights(folder)
+    random_weights(folder)
 
 
 def pair(dialogue: Mapping[str, Any], number: int) -> dict[str, Any]:

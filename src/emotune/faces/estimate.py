@@ -290,7 +290,7 @@ def rows(p: Params, root: Path) -> dict[str, Any]:
             "terms": terms,
             "fits": peak <= machine.memory,
             "tokens": own.tokens,
-            "seconds": round(before.get(stage, seconds), 1),
+            "seconds": before[stage]["seconds"] if stage in before else round(seconds, 1),
             "seconds_by": "its last run" if stage in before else "calibration",
             "disk": outs[stage],
         }
@@ -309,8 +309,8 @@ def _checkpointed(stage: str, p: Params) -> Params:
     return p.model_copy(update={stage: own})
 
 
-def ran_before(root: Path, p: Params) -> dict[str, float]:
-    """The seconds of each stage's last good run here with the same params."""
+def ran_before(root: Path, p: Params) -> dict[str, dict[str, Any]]:
+    """The line of costs.jsonl of each stage's last good run here with the same params."""
     result = {}
     for line in costs.lines(root / ".work/costs.jsonl"):
         stage = line["stage"]
@@ -319,7 +319,7 @@ def ran_before(root: Path, p: Params) -> dict[str, float]:
         if line["failed"] is None and is_own and "params" in line:
             kind = import_module(f"emotune.stages.{stage}").Params
             if line["params"] == costs.digest(part(kind, p).model_dump(mode="json")):
-                result[stage] = line["seconds"]
+                result[stage] = line
     return result
 
 
