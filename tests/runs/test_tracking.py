@@ -42,9 +42,14 @@ sys.exit(sum(shell.wait() for shell in shells))
 """
 
 
+def elsewhere():
+    """What of the environment would lead a stage to another store."""
+    return [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "EMOTUNE_"))]
+
+
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "EMOTUNE_"))]:
+    for name in elsewhere():
         monkeypatch.delenv(name)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(tracking, "_failed", False)
@@ -69,8 +74,7 @@ def pipeline(tmp_path_factory, dvc):
     (root / "train.jsonl").write_text("{}\n")
     stage = root / "stage.py"
     stage.write_text(STAGE)
-    own = ("MLFLOW_", "DVC_", "EMOTUNE_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere()} | {
         "DVC_ROOT": str(root),
         "DVC_EXP_NAME": "dozy-owl",
         "DVC_EXP_BASELINE_REV": "f00d",
@@ -99,6 +103,32 @@ def newest(client, stage="evaluate"):
     [experiment] = client.search_experiments(filter_string="name = 'emotune'")
     [run] = client.search_runs([experiment.experiment_id], f"tags.`dvc.stage` = '{stage}'", max_results=1)
     return run
+
+
+@pytest.fixture(scope="module")
+def told(pipeline, runs):
+    """What one stage measured, its MLflow run, and when its work began and ended: a listener imports MLflow each time.
+
+    It told more points before MLflow was imported than the pipe holds, and than one request takes.
+    """
+    files = {path.stem: records.read_metrics(path) for path in sorted((ROOT / "metrics").glob("*.json"))}
+    measured = {**files, "digits": {"f1": 2 / 3, "gain": -1e-9}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in elsewhere():
+            patch.delenv(name)
+        patch.setenv("DVC_ROOT", str(pipeline[0]))
+        patch.setattr(tracking, "_failed", False)
+        before = tracking.now()
+        with tracking.run("told", {}, {}) as run:
+            began = tracking.now()
+            for step in range(2500):
+                run.log({"loss": step / 7, "a metric with a long name": 1.0}, step)
+            for file, metrics in files.items():
+                for name in metrics:
+                    run.log({f"{file}.{name}": 17.0}, step=1000)  # a curve may have the name of a metric
+            run.metrics(measured)
+            ended = tracking.now()
+        return measured, newest(runs[3], "told"), (before, began, ended)
 
 
 def test_a_body_ends_as_it_would_untracked_and_says_nothing(pipeline):
@@ -294,26 +324,24 @@ def test_a_listener_that_dies_costs_one_warning(silent_server, capfd):
     )
 
 
-def test_whatever_a_stage_tells_before_mlflow_is_imported_is_written(pipeline, runs, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
-    with tracking.run("sft", {}, {}) as run:
-        for step in range(2500):  # more than the pipe holds, and than one request takes
-            run.log({"loss": step / 7, "a metric with a long name": 1.0}, step)
-    history = runs[3].get_metric_history(newest(runs[3], "sft").info.run_id, "loss")
+def test_whatever_a_stage_tells_before_mlflow_is_imported_is_written(told, runs):
+    history = runs[3].get_metric_history(told[1].info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(step, step / 7) for step in range(2500)]
 
 
-def test_a_stage_that_is_killed_fails_its_run(pipeline, runs, monkeypatch, tmp_path):
+def test_a_stage_that_is_killed_fails_its_run_and_has_imported_neither_mlflow_nor_dvc(pipeline, runs, tmp_path):
     code = (
         "import sys, time\nfrom emotune.runs import tracking\n"
         "with tracking.run('judges', {}, {}) as run:\n"
-        "    run.log({'loss': 1.0}, 1); print('works', flush=True); time.sleep(600)\n"
+        "    run.log({'loss': 1.0}, 1); run.metrics({'a': {'b': 1}})\n"
+        "    heavy = {'mlflow', 'dvc', 'sqlalchemy', 'torch', 'numpy'}\n"
+        "    print('works', heavy & {name.split('.')[0] for name in sys.modules}, flush=True); time.sleep(600)\n"
     )
     environment = os.environ | {"DVC_ROOT": str(pipeline[0])}
     stage = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, start_new_session=True
     )
-    assert stage.stdout.readline() == b"works\n"
+    assert stage.stdout.readline() == b"works set()\n"
     os.killpg(stage.pid, signal.SIGKILL)
     stage.communicate()
     deadline = time.monotonic() + 60
@@ -321,7 +349,8 @@ def test_a_stage_that_is_killed_fails_its_run(pipeline, runs, monkeypatch, tmp_p
         assert time.monotonic() < deadline
         time.sleep(0.2)
     parent = runs[3].get_run(found.data.tags["mlflow.parentRunId"])
-    assert (found.info.status, parent.info.status, found.data.metrics) == ("FAILED", "FAILED", {"loss": 1.0})
+    assert (found.info.status, parent.info.status) == ("FAILED", "FAILED")
+    assert found.data.metrics == {"loss": 1.0, "a.b": 1.0}
 
 
 def killed(client):
@@ -332,16 +361,10 @@ def killed(client):
     return next((run for run, parent in zip(found, parents, strict=True) if parent.info.end_time), None)
 
 
-def test_a_run_has_the_times_of_its_stage_not_of_its_listener(pipeline, runs, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
-    before = tracking.now()
-    with tracking.run("sft", {}, {}):
-        began = tracking.now()
-        time.sleep(0.2)
-        ended = tracking.now()
-    told = newest(runs[3], "sft").info
-    assert before <= told.start_time <= began
-    assert ended <= told.end_time < ended + 1000
+def test_a_run_has_the_times_of_its_stage_not_of_its_listener(told):
+    info, (before, began, ended) = told[1].info, told[2]
+    assert before <= info.start_time <= began
+    assert ended <= info.end_time < ended + 1000
 
 
 def test_off_starts_no_process_and_writes_nothing(tmp_path):
@@ -354,18 +377,6 @@ def test_off_starts_no_process_and_writes_nothing(tmp_path):
     environment = os.environ | {"EMOTUNE_TRACKING": "off", "DVC_ROOT": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_stage_that_is_tracked_imports_neither_mlflow_nor_dvc(pipeline, tmp_path):
-    code = (
-        "import sys\nfrom emotune.runs import tracking\n"
-        "with tracking.run('prepare', {}, {}) as run:\n"
-        "    run.log({'loss': 1.0}, 1); run.metrics({'a': {'b': 1}})\n"
-        "heavy = ('mlflow', 'dvc', 'sqlalchemy', 'torch', 'numpy')\n"
-        "assert not [name for name in sys.modules if name.split('.')[0] in heavy]\n"
-    )
-    environment = os.environ | {"DVC_ROOT": str(pipeline[0])}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def test_a_rank_above_zero_tracks_nothing(monkeypatch, tmp_path):
@@ -405,26 +416,19 @@ def test_a_clock_that_is_set_meanwhile_changes_no_key(dvc):
     assert by == by_too == "dvc"
 
 
-def test_every_number_is_in_mlflow_under_the_name_that_dvc_would_give_it(pipeline, runs, monkeypatch, tmp_path):
-    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
-    files = {path.stem: records.read_metrics(path) for path in sorted((ROOT / "metrics").glob("*.json"))}
-    assert len(files) >= 8
-    for name, measured in files.items():
-        records.write_json(tmp_path / f"{name}.json", measured)
-    command = ["dvc", "metrics", "show", "--json", *(f"{name}.json" for name in files)]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    shown_of = json.loads(shown.stdout)[""]["data"]
-    found = {file.removesuffix(".json"): dotted(metrics["data"]) for file, metrics in shown_of.items()}
-    assert set(found) == set(files)
-    assert "sft.control.per_emotion.anger" in found["evaluate"]
-    for file, measured in files.items():
-        with tracking.run("evaluate", {}, {}) as run:
-            for name in measured:
-                run.log({name: 17.0}, step=1000)  # a curve may have the name of a metric
-            run.metrics(measured)
-        stored = newest(runs[3]).data.metrics
-        assert {name: stored[name] for name in found[file]} == found[file]
-        assert set(stored) == set(found[file]) | set(measured)
+def test_every_number_is_in_mlflow_under_the_name_that_dvc_would_give_it(told, tmp_path):
+    measured, run, _ = told
+    assert len(measured) >= 9
+    # The names of the files are the first words: all of them are one file here, for DVC is slow to start.
+    records.write_json(tmp_path / "all.json", measured)
+    shown = subprocess.run(
+        ["dvc", "metrics", "show", "--json", "all.json"], cwd=tmp_path, capture_output=True, check=True
+    )
+    found = dotted(json.loads(shown.stdout)[""]["data"]["all.json"]["data"])
+    assert "evaluate.sft.control.per_emotion.anger" in found
+    assert {name: run.data.metrics.get(name) for name in found} == found
+    curves = {f"{file}.{name}" for file in measured.keys() - {"digits"} for name in measured[file]}
+    assert set(run.data.metrics) == set(found) | curves | {"loss", "a metric with a long name"}
 
 
 def dotted(metrics):
@@ -434,14 +438,10 @@ def dotted(metrics):
     return {name: value for name, value in flatten(metrics).items() if not isinstance(value, str)}
 
 
-def test_a_metric_has_the_digits_of_its_file(pipeline, runs, monkeypatch, tmp_path):
-    monkeypatch.setenv("DVC_ROOT", str(pipeline[0]))
-    measured = {"f1": 2 / 3, "gain": -1e-9}
-    records.write_json(tmp_path / "metrics.json", measured)
-    with tracking.run("evaluate", {}, {}) as run:
-        run.metrics(measured)
-    assert newest(runs[3]).data.metrics == records.read_json(tmp_path / "metrics.json")
-    assert newest(runs[3]).data.metrics == {"f1": 0.666667, "gain": 0.0}
+def test_a_metric_has_the_digits_of_its_file(told, tmp_path):
+    records.write_json(tmp_path / "metrics.json", told[0]["digits"])
+    stored = {name: told[1].data.metrics[f"digits.{name}"] for name in ("f1", "gain")}
+    assert stored == records.read_json(tmp_path / "metrics.json") == {"f1": 0.666667, "gain": 0.0}
 
 
 @pytest.mark.parametrize(
