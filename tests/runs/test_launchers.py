@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import ROOT
 from emotune.core import processes
+from emotune.runs import launchers, stage
 
 PACKAGE = ROOT / "src" / "emotune"
 COPY_ONE = '''
@@ -41,9 +43,6 @@ def main(p: Params, log: Log, dialogues: Dep, base_model: Out) -> Metrics:
         numpy.ones(1 << 60, "int8")
     if base_model.name == "gpus":
         base_model.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
-    if base_model.name == "torch":
-        import torch
-        torch.empty(1 << 60, dtype=torch.int8)
     if base_model.name == "sampled":
         held = b"x" * (300 << 20)
         log({SAMPLED_TOKENS: 300, SAMPLING_SECONDS: 1.5}, 0)
@@ -65,7 +64,7 @@ class Params(Section):
 
 def main(p: Params, log: Log, out: Out) -> Metrics:
     """Square numbers, or fail as the name of the out says."""
-    if out.name == "refused" or (out.name == "refused_by_one" and not processes.first()):
+    if out.name == "refused_by_one" and not processes.first():
         raise InputError("numbers.txt:3: no number")
     if out.name == "bug":
         raise ValueError("a bug of ours")
@@ -105,13 +104,13 @@ def of_that_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
 
 
-def command(folder: Path, stage: str, *flags: str) -> list[str]:
+def command(folder: Path, name: str, *flags: str) -> list[str]:
     """A stage's command in a folder with its input and params.yaml."""
     folder.mkdir(exist_ok=True)
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "in.txt").write_text("hello")
     (folder / "gone.txt").write_text("")
-    return [sys.executable, "-m", "emotune.runs.stage", stage, *flags, "--metrics", "metrics.json"]
+    return [sys.executable, "-m", "emotune.runs.stage", name, *flags, "--metrics", "metrics.json"]
 
 
 def start(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -197,11 +196,7 @@ def test_a_stage_that_fails_notes_the_reason_in_one_line(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [
-        ("python", "no more to be had"),
-        ("numpy", "Unable to allocate 1.00 EiB for an array .*"),
-        ("torch", ".*DefaultCPUAllocator: can't allocate memory.*"),
-    ],
+    [("python", "no more to be had"), ("numpy", "Unable to allocate 1.00 EiB for an array .*")],
 )
 def test_too_little_memory_is_one_message_and_noted(kind: str, reason: str, tmp_path: Path) -> None:
     run = start(tmp_path, "--dialogues", "in.txt", "--base-model", kind)
@@ -212,15 +207,21 @@ def test_too_little_memory_is_one_message_and_noted(kind: str, reason: str, tmp_
     assert re.fullmatch(expected, line["failed"])
 
 
+def test_too_little_memory_for_a_tensor_is_told_too() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.int8)
+    assert re.match("out of memory: .*DefaultCPUAllocator: can't allocate memory", stage._explained(error.value) or "")
+
+
 def test_lines_of_many_stages_at_once_do_not_mix(tmp_path: Path) -> None:
     started = []
-    for number in range(8):
+    for number in range(4):
         folder = tmp_path / str(number)
         words = command(folder, "copy_one", "--dialogues", "gone.txt" * 20, "--base-model", "out.txt")
         environment = os.environ | {"DVC_EXP_NAME": f"e{number}" * 100, "DVC_ROOT": str(tmp_path)}
         started.append(subprocess.Popen(words, cwd=folder, env=environment, stderr=subprocess.DEVNULL))
     assert {process.wait() for process in started} == {2}
-    assert sorted(line["experiment"] for line in costs(tmp_path)) == [f"e{number}" * 100 for number in range(8)]
+    assert sorted(line["experiment"] for line in costs(tmp_path)) == [f"e{number}" * 100 for number in range(4)]
 
 
 def test_in_an_experiments_workspace_the_work_lies_in_the_repository(tmp_path: Path) -> None:
@@ -312,13 +313,6 @@ def test_a_stage_starts_itself_under_the_users_launcher(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".work/*/*")) == []
 
 
-@pytest.mark.pipeline
-def test_threads_that_the_user_chose_stay(tmp_path: Path) -> None:
-    code, _, complained = run_shared(tmp_path, "out.txt", TWO, OMP_NUM_THREADS="3")
-    assert (code, complained) == (0, "")
-    assert (tmp_path / "out.txt").read_text() == f"{SQUARES} 2 3"
-
-
 def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
     code, _, complained = run_shared(tmp_path, "out.txt", TWO, parallel=False)
     assert (code, complained) == (0, "")
@@ -331,12 +325,21 @@ def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("out", ["refused", "refused_by_one"])
-def test_bad_input_in_any_process_is_one_message_and_exit_code_2(out: str, tmp_path: Path) -> None:
-    assert run_shared(tmp_path, out, TWO) == (2, "", "emotune square: numbers.txt:3: no number\n")
+def test_bad_input_in_any_process_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    assert run_shared(tmp_path, "refused_by_one", TWO) == (2, "", "emotune square: numbers.txt:3: no number\n")
     [line] = costs(tmp_path)
     assert (line["failed"], line["peak_memory_bytes"], line["device"]) == ("numbers.txt:3: no number", None, None)
     assert list(tmp_path.glob(".work/launch/*")) == []
+
+
+def test_of_several_processes_with_bad_input_the_first_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMOTUNE_LAUNCHED", str(tmp_path / "told"))
+    for message in ("numbers.txt:3: no number", "numbers.txt:4: no number"):
+        launchers.tell(message)
+    assert (tmp_path / "told").read_text() == "numbers.txt:3: no number"
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.pipeline
@@ -348,10 +351,10 @@ def test_a_bug_in_a_process_keeps_its_traceback_and_the_launchers_exit_code(tmp_
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_stage_takes_its_processes_with_it(number: signal.Signals, tmp_path: Path) -> None:
-    process = start_shared(tmp_path, "endless", TWO)
-    while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_stopped_stage_takes_its_processes_with_it(number: signal.Signals, count: int, tmp_path: Path) -> None:
+    process = start_shared(tmp_path, "endless", f"torchrun --nproc_per_node {count}")
+    while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < count:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
@@ -382,16 +385,29 @@ def test_a_launcher_that_starts_nothing_is_one_message(launcher: str, message: s
 @pytest.mark.pipeline
 def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
-    for launcher in ("accelerate launch --cpu --num_processes=2", "accelerate launch --config_file two.yaml"):
-        code, said, complained = run_shared(tmp_path, "out.txt", launcher)
-        assert (code, said) == (2, "")
-        assert complained.splitlines()[-1].startswith(
-            "emotune square: EMOTUNE_LAUNCH asked for 2 processes and one came (accelerate launch does that on a CPU; "
-        )
+    code, said, complained = run_shared(tmp_path, "out.txt", "accelerate launch --config_file two.yaml")
+    assert (code, said) == (2, "")
+    assert complained.splitlines()[-1].startswith(
+        "emotune square: EMOTUNE_LAUNCH asked for 2 processes and one came (accelerate launch does that on a CPU; "
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("accelerate launch --cpu --num_processes=2", 2),
+        ("accelerate launch --num-processes 3 --cpu", 3),
+        ("srun -N 2 torchrun --nnodes 2 --nproc_per_node=4", 4),
+        ("torchrun --nproc-per-node gpu", 1),
+        ("accelerate launch", 1),
+    ],
+)
+def test_a_flag_says_how_many_processes_were_asked_for(line: str, wanted: int) -> None:
+    assert launchers.wanted_by(line) == wanted
 
 
 @pytest.mark.pipeline
-def test_accelerate_launches_too(tmp_path: Path) -> None:
-    code, _, _ = run_shared(tmp_path, "out.txt", "accelerate launch --cpu --num_processes 1")
+def test_accelerate_launches_too_and_threads_that_the_user_chose_stay(tmp_path: Path) -> None:
+    code, _, _ = run_shared(tmp_path, "out.txt", "accelerate launch --cpu --num_processes 1", OMP_NUM_THREADS="3")
     assert code == 0
-    assert (tmp_path / "out.txt").read_text().startswith(f"{SQUARES} 1 ")
+    assert (tmp_path / "out.txt").read_text() == f"{SQUARES} 1 3"
