@@ -1,12 +1,8 @@
 """Laws of the server engine: a seed each, order kept, bounded, patient with faults, and no setting ignored unsaid."""
 
 import json
-import os
 import random
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from emotune.core.dialogue import Dialogue
@@ -156,7 +151,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
+        monkeypatch.setattr(f"openai._base_client.{name}", 0.001)
     found = Loopback()
     monkeypatch.setenv("EMOTUNE_SERVER", found.url)
     yield found
@@ -350,7 +346,7 @@ def test_a_server_that_never_recovers_is_given_up_with_its_last_words(served: Lo
     assert len(served.bodies) == 11
 
 
-def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_named(served: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -596,38 +592,21 @@ def merged(tuned: Path, model_choice: Model, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def transformers_serve(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a `transformers serve` that serves the merged model."""
+def transformers_serve(merged: Path) -> Iterator[str]:
+    """The URL of a `transformers serve` of the merged model, in a thread: a process would import torch once more."""
     pytest.importorskip("openai", reason="transformers serve needs openai, fastapi and uvicorn")
-    program = shutil.which("transformers", path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip("transformers serve is not beside this Python")
+    from transformers.cli.serve import Serve
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [program, "serve", str(merged), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(log.parent), "HF_HUB_OFFLINE": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(1800):
-            try:
-                if httpx2.get(f"{url}/health", trust_env=False).is_success:
-                    break
-            except httpx2.RequestError:
-                assert process.poll() is None, log.read_text("utf-8")
-                time.sleep(0.1)
-        else:
-            pytest.fail(f"transformers serve did not start in three minutes:\n{log.read_text('utf-8')}")
-        yield f"{url}/v1"
-    finally:
-        process.kill()
-        process.wait()
+    serving = Serve(str(merged), host="127.0.0.1", port=port, device="cpu", non_blocking=True)
+    deadline = time.monotonic() + 60
+    while not serving.server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}/v1"
+    serving.kill_server()
 
 
 def test_transformers_serve_heeds_seed_and_settings(
