@@ -4,19 +4,22 @@ Without `--full`, of each shape two layers at full width and vocabulary: all sta
 evaluate, and one step of sft, one of dpo and four replies, with two layers and with four; what the second two add is
 what a layer takes, and from it follows what all of them do. With `--full`, the steps and replies with all layers,
 measured beside that estimate. Rows fill the context; a step has one row, unless `--rows` says more.
-Memory is the most that the process held in each part, weights included. On a CPU Linux counts the checkpoint's pages,
-which it gives up where memory is short: a layer and the estimate are without those in 16 bits that were quantised.
-Prints one JSON object last.
+Memory is the most that the process held in each part, weights included; on a CPU that is without the pages of files,
+which Linux gives up where memory is short: while a checkpoint is loaded it maps all of it. Beside it stands what
+`emotune estimate` says of the stage. Prints one JSON object last.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import multiprocessing
+import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -54,16 +57,15 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     for name in chosen.shapes or PROFILES:
         all_layers = shapes.SHAPES[name][1]["num_hidden_layers"]
         few, more = (apart(name, layers, chosen) for layers in (FEW, MORE))
-        file = mapped(name)
-        layer = {part: (more[part]["peak_bytes"] - few[part]["peak_bytes"]) / (MORE - FEW) - file for part in few}
+        layer = {part: (more[part]["peak_bytes"] - few[part]["peak_bytes"]) / (MORE - FEW) for part in few}
         results[name] = {
             "layers": {FEW: few, MORE: more},
             "bytes_per_layer": {part: round(size) for part, size in layer.items()},
             "estimated_peak_bytes": {
-                part: round(few[part]["peak_bytes"] - FEW * file + (all_layers - FEW) * size)
-                for part, size in layer.items()
+                part: round(few[part]["peak_bytes"] + (all_layers - FEW) * size) for part, size in layer.items()
             },
         }
+        results[name]["emotune_estimate_bytes"] = estimates(name, chosen)
         if chosen.full:
             results[name]["layers"][all_layers] = apart(name, all_layers, chosen)
         else:
@@ -83,27 +85,25 @@ def apart(name: str, layers: int, chosen: argparse.Namespace) -> dict[str, dict[
     """`steps` of a checkpoint with so many layers, in a process of its own, whose memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         model = shapes.build(name, Path(folder, "model"), texts(), num_hidden_layers=layers)
-        batch = {"sft.batch_size": chosen.rows, "dpo.batch_size": chosen.rows}
-        p = profile(PROFILES[name], batch | {"model.context": chosen.context})
+        p = settings(name, chosen)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             found = process.submit(steps, model, p, Path(folder, "work")).result()
     print(name, layers, "layers", found, flush=True)
     return found
 
 
-def mapped(name: str) -> int:
-    """The bytes of a layer's matrices in 16 bits: what a process on a CPU maps of its file; 0 on a GPU."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def estimates(name: str, chosen: argparse.Namespace) -> dict[str, int]:
+    """What `emotune estimate` says of a step of all layers, for each stage that trains."""
+    from emotune.runs import estimate
 
-    if torch.cuda.is_available():
-        return 0
+    p, text = settings(name, chosen), estimate.Text(chosen.context, chosen.context, estimate.REPLY, 0)
+    return {stage: sum(estimate.memory(stage, p, text, estimate.here()).values()) for stage in ("sft", "dpo")}
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**shapes.SHAPES[name][1] | {"num_hidden_layers": 1}), dtype=torch.bfloat16
-        )
-    return sum(weight.nbytes for path, weight in model.named_parameters() if ".layers." in path)
+
+def settings(name: str, chosen: argparse.Namespace) -> Any:
+    """A shape's profile, with the rows and the context of a step that was asked for, and no probe."""
+    batch = {"sft.batch_size": chosen.rows, "dpo.batch_size": chosen.rows, "dpo.control_contexts": 0}
+    return profile(PROFILES[name], batch | {"model.context": chosen.context})
 
 
 def profile(name: str, changes: Mapping[str, Any]) -> Any:
@@ -206,20 +206,32 @@ def part(name: str, measured: dict[str, dict[str, float]]) -> Iterator[None]:
     """Notes the seconds of what is done within, and the most memory that this process held meanwhile."""
     import torch
 
-    from emotune.runs.costs import peak_memory
-
     gc.collect()
-    if torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    else:
-        # Linux counts the peak anew.
-        Path("/proc/self/clear_refs").write_text("5")
-    began = time.perf_counter()
+    elif sys.platform == "linux":
+        # What was freed goes back, or a layer would seem to take what the part before it has left.
+        ctypes.CDLL(None).malloc_trim(0)
+    began, cores, over, held = time.perf_counter(), time.process_time(), threading.Event(), [0]
+    watch = threading.Thread(target=watched, args=(over, held), daemon=True)
+    watch.start()
     yield
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.synchronize()
-    measured[name] = {"seconds": round(time.perf_counter() - began, 2), "peak_bytes": peak_memory()[0]}
+    seconds, work = time.perf_counter() - began, time.process_time() - cores
+    over.set()
+    watch.join()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else held[0]
+    measured[name] = {"seconds": round(seconds, 2), "work_seconds": round(work, 2), "peak_bytes": peak}
+
+
+def watched(over: threading.Event, held: list[int]) -> None:
+    """Until it is over, the most memory of its own that this process holds, looked at 200 times a second."""
+    while not over.wait(0.005):
+        own = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+        held[0] = max(held[0], 1024 * int(own[1]) if own else 0)
 
 
 def stages(name: str, model: Path, folder: Path, changes: Mapping[str, Any] = shapes.SHORT) -> dict[str, Any]:

@@ -405,6 +405,21 @@ def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
     assert "\n| published | 9 | 38 | 80% | 0% | 51 |\n" in text
 
 
+def test_what_was_estimated_stands_beside_what_was_measured(metrics, tmp_path):
+    said = {"stage": "sft", "ratio": 0.958, "measured": 2.5e9}
+    records.write_json(tmp_path / "estimate.json", {"cases": {"110m": [said], "embedded": [said | {"stage": "dpo"}]}})
+    load = {"seconds": 61.7, "peak_bytes": 5.25e9}
+    shape = {"bytes_per_layer": {"load": 1.16e8}, "estimated_peak_bytes": {"load": 5.1e9}}
+    shape |= {"emotune_estimate_bytes": {"sft": 6e9}, "layers": {"2": {}, "4": {}}}
+    shapes = {"full": shape | {"layers": {"2": {}, "4": {}, "32": {"load": load}}}, "few": shape}
+    records.write_json(tmp_path / "seven_b_shapes.json", {"shapes": shapes})
+    names = ("benchmarks-estimate", "benchmarks-7b")
+    text = filled("".join(f"<!-- begin:{name} -->\n<!-- end:{name} -->\n" for name in names), metrics, tmp_path)
+    assert "\n| 110m | 0.96 of 2.50 GB | – |\n| embedded | – | 0.96 of 2.50 GB |\n" in text
+    assert "\n| full | load | 0.116 GB | 5.10 GB | – | 5.25 GB | 62 |\n" in text
+    assert "\n| few | load | 0.116 GB | 5.10 GB | – | – | – |\n" in text
+
+
 def test_check_without_a_readme_is_refused(metrics, capsys):
     assert cli.main(["report", "--check"]) == 2
     assert "--readme FILE" in capsys.readouterr().err

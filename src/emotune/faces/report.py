@@ -35,6 +35,7 @@ CLAIMS = {
     "guidance": "guided candidates per second, over unguided ones",
     "few_shot": "wall time of few-shot replies, the examples read for each prompt over read once",
     "scaling": "pairs sampled per second for the most prompts, over those for a tenth of them",
+    "scaling-processes": "pairs sampled per second by two processes of one thread on two cores, over one",
     "estimate": "estimated over measured peak memory, the farthest above of all cases",
     "stage_start": "seconds from process start to first work, over the stages, before the rooms over after",
 }
@@ -139,11 +140,41 @@ def shapes(results: Path) -> Table:
     return [["length term", *columns], *rows]
 
 
+def estimates(results: Path) -> Table:
+    """A row a case, a column a stage: estimated over measured peak memory, and that peak."""
+    cases = records.read_json(results / "estimate.json")["cases"]
+    told = {name: {row["stage"]: row for row in rows} for name, rows in cases.items()}
+    stages = list(dict.fromkeys(stage for rows in told.values() for stage in rows))
+
+    def cell(row: Mapping[str, Any] | None) -> str:
+        return f"{row['ratio']:.2f} of {row['measured'] / 1e9:.2f} GB" if row else "–"
+
+    return [["model", *stages], *([name, *(cell(rows.get(stage)) for stage in stages)] for name, rows in told.items())]
+
+
+def seven_b(results: Path) -> Table:
+    """A row a shape and a part: what a layer takes, what all do by that, by the estimate and as measured."""
+    table = [["shape", "part", "a layer", "all, by layers", "`emotune estimate`", "all, measured", "seconds"]]
+    for name, shape in records.read_json(results / "seven_b_shapes.json")["shapes"].items():
+        every = [part for layers, part in shape["layers"].items() if int(layers) > 4]
+        for part in filter(shape["bytes_per_layer"].__contains__, ("load", "sft", "dpo", "replies")):
+            layer = shape["bytes_per_layer"][part]
+            said, measured = shape["emotune_estimate_bytes"].get(part), every[0][part] if every else None
+            sizes = (shape["estimated_peak_bytes"][part], said, measured and measured["peak_bytes"])
+            cells = [f"{size / 1e9:.2f} GB" if size else "–" for size in sizes]
+            table.append(
+                [name, part, f"{layer / 1e9:.3f} GB", *cells, f"{measured['seconds']:.0f}" if measured else "–"]
+            )
+    return table
+
+
 # Each kind of block -> its table: of the folder of benchmarks, and of a run's folder by what follows the run's name.
 OF_BENCHMARKS: dict[str, Callable[[Path], Table]] = {
     "benchmarks": ratios,
     "benchmarks-sweep": sweep,
     "benchmarks-shapes": shapes,
+    "benchmarks-estimate": estimates,
+    "benchmarks-7b": seven_b,
 }
 OF_RUN: dict[str, Callable[[Path], Table]] = {
     "-pairs": lambda run: differences(records.read_metrics(run / "evaluate.json")),
@@ -162,10 +193,11 @@ def filled(pages: Mapping[str, str], metrics: Path, results: Path) -> dict[str, 
 
     BLOCK is RUN (the models side by side), RUN-pairs (what each step changed), RUN-prefs, RUN-judges, RUN-reward,
     RUN-replies or RUN-answers (some of what dpo said); the run `embedded` lies in metrics/ itself, any other in
-    metrics/real/RUN. Or it is benchmarks, benchmarks-sweep or benchmarks-shapes, from the JSON files in `results`; or
-    instruct (the models of the instruction pipeline), instruct-steps, -tasks, -curve or -history; or study-NAME,
-    from experiments/NAME.yaml and metrics/studies/NAME.csv, or study-instruct/NAME, from those below instruct/. A page
-    may have no block, but not every page. InputError names a block that is not closed or that no metrics belong to.
+    metrics/real/RUN. Or it is benchmarks, or benchmarks- and sweep, shapes, estimate or 7b, from the JSON files in
+    `results`; or instruct (the models of the instruction pipeline), instruct-steps, -tasks, -curve or -history; or
+    study-NAME, from experiments/NAME.yaml and metrics/studies/NAME.csv, or study-instruct/NAME, from those below
+    instruct/. A page may have no block, but not every page. InputError names a block that is not closed or that no
+    metrics belong to.
     """
     if not any(re.search(BEGIN, page) for page in pages.values()):
         raise InputError(f"{', '.join(pages)}: no block to fill; one begins with <!-- begin:embedded -->")
