@@ -9,12 +9,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from conftest import ROOT
@@ -73,10 +74,11 @@ class Repository:
     folder: Path
     first: str
     mirrored: list[str]
-    server: str
 
     def runs(self, name: str) -> dict[str, Any]:
         """The runs of the pipeline with this name, by stage; its own under ''."""
+        from mlflow import MlflowClient
+
         client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
         runs = client.search_runs([client.get_experiment_by_name("emotune").experiment_id])
         (parent,) = [run for run in runs if run.info.run_name == name]
@@ -85,12 +87,18 @@ class Repository:
         return {"": parent} | {run.info.run_name: run for run in own}
 
 
+def elsewhere() -> list[str]:
+    """What of the environment would lead a command to another store, cache or repository."""
+    return [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "EMOTUNE_", "GIT_"))]
+
+
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """One `dvc repro`; then an experiment that runs one stage of two, one in a temporary workspace, and one of none."""
+    from dvc.repo import Repo
+
     folder = tmp_path_factory.mktemp("repository")
-    own = ("MLFLOW_", "DVC_", "EMOTUNE_", "GIT_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere()} | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT / "src"),
         "GIT_CONFIG_GLOBAL": os.devnull,
@@ -111,7 +119,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     run("git init --quiet --initial-branch main")
     run("git config user.name Tester")
     run("git config user.email tester@localhost")
-    run("dvc init --quiet")
+    Repo.init(str(folder)).close()
     run("git add .")
     run("git commit --quiet -m code")
     run("dvc repro --quiet")
@@ -119,36 +127,21 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     run("git commit --quiet -m results")
     first = run("git rev-parse HEAD").strip()
 
-    port = _free_port()
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *store, "--workers", "1"],
-        cwd=tmp_path_factory.mktemp("server"),
-        env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as server:
-        try:
-            run("dvc exp run --quiet --name one-stage -S sft.knob=2")
-            run("dvc exp run --quiet --temp --name apart -S sft.knob=3")
-            run("dvc exp run --quiet --name no-stage -S sft.knob=1")
-            mirrored = run("python -m emotune.faces.cli mirror").splitlines()
-            yield Repository(folder, first, mirrored, f"http://127.0.0.1:{port}")
-        finally:
-            os.killpg(server.pid, 15)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    run("dvc exp run --quiet --name one-stage -S sft.knob=2")
+    run("dvc exp run --quiet --temp --name apart -S sft.knob=3")
+    run("dvc exp run --quiet --name no-stage -S sft.knob=1")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        for name in elsewhere():
+            patch.delenv(name)
+        patch.chdir(folder)
+        assert cli.main(["mirror"]) == 0
+    return Repository(folder, first, said.getvalue().splitlines())
 
 
 @pytest.fixture
 def here(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Repository:
     """In the small repository, as a user who tracks."""
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "EMOTUNE_"))]:
+    for name in elsewhere():
         monkeypatch.delenv(name)
     monkeypatch.chdir(repository.folder)
     return repository
@@ -357,22 +350,46 @@ def test_an_unknown_name_is_an_error_that_lists_what_was_looked_in(here: Reposit
 
 # --- a server
 
+# What `mlflow server` starts, which imports MLflow once more for that.
+SERVER = """
+import os, sys
+from mlflow.server import app, constants
+os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = sys.argv[1]
+os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+app.run("127.0.0.1", int(sys.argv[2]), threaded=True)
+"""
+
 
 @pytest.fixture
-def served(here: Repository, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """The small repository of a user whose tracker is a server, with an experiment of its own there."""
-    until = time.monotonic() + 120
-    while True:
+def served(here: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server of the small repository's store, which the user's tracker is, with an experiment of its own there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SERVER, f"sqlite:///{here.folder}/mlflow.db", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=tmp_path, **quiet) as process:
         try:
-            urllib.request.urlopen(f"{here.server}/health").close()
-            break
-        except OSError:
-            assert time.monotonic() < until
-            time.sleep(0.5)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", here.server)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    return here
+            url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
+            while not answers(f"{url}/health"):
+                assert time.monotonic() < until
+                assert process.poll() is None
+                time.sleep(0.1)
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+            monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+            yield url
+        finally:
+            process.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url).close()
+    except OSError:
+        return False
+    return True
 
 
 def asked(server: str, path: str, **body: Any) -> Any:
@@ -385,17 +402,17 @@ def asked(server: str, path: str, **body: Any) -> Any:
 
 
 def test_a_server_gets_parents_children_and_metrics_and_says_itself_where_artifacts_lie(
-    served: Repository, capsys: pytest.CaptureFixture[str]
+    served: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["mirror"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sorted(lines) == [f"mirrored {name}: prepare, sft" for name in ("apart", "no-stage", "one-stage")]
 
-    experiment = asked(served.server, "experiments/get-by-name?experiment_name=served")["experiment"]
+    experiment = asked(served, "experiments/get-by-name?experiment_name=served")["experiment"]
     assert experiment["artifact_location"].startswith("mlflow-artifacts:/")
     (parent,) = linked("apart", capsys)["MLflow run"]
     children = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.mlflow.parentRunId = '{parent}'"}
-    runs = {run["info"]["run_name"]: run["data"] for run in asked(served.server, "runs/search", **children)["runs"]}
+    runs = {run["info"]["run_name"]: run["data"] for run in asked(served, "runs/search", **children)["runs"]}
     assert set(runs) == {"prepare", "sft"}
     assert {metric["key"]: metric["value"] for metric in runs["sft"]["metrics"]} == {
         "loss": 1.0,
