@@ -4,6 +4,8 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
 from conftest import LABELS, ROOT, run_stage, write_params
 from emotune.core import records
 from emotune.core.dialogue import Dialogue
@@ -65,6 +67,11 @@ def test_what_one_models_template_leaves_no_room_for_no_perplexity_has(
     for model in ("baseline", "sft", "dpo", "human"):
         assert 0 < evaluated[model]["replies"]["learned_score"]["value"] < 10
     assert 0 <= evaluated["paired"]["sft_to_dpo"]["replies"]["learned_wins"]["value"] <= 1
+    for model in ("sft", "dpo"):
+        rows = list(records.read_jsonl(tmp_path / f"data/replies/{model}.jsonl"))
+        for name, metric in (("found", "hits_at_1"), ("learned_score", "learned_score")):
+            mean = sum(row[name] for row in rows) / len(rows)
+            assert mean == pytest.approx(evaluated[model]["replies"][metric]["value"], abs=2e-6)
 
 
 def test_every_emotion_but_neutral_is_guided_and_the_baseline_knows_none(

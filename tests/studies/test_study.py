@@ -49,10 +49,19 @@ def test_every_study_of_the_project_asks_for_params_that_are_accepted(path: Path
 
 
 def test_choices_never_look_at_the_test_split() -> None:
-    studies = [plan.read(path.parent, path.stem) for path in EVERY]
+    studies = [plan.read(path.parent, path.stem) for path in EVERY if not path.stem.endswith("-test")]
     # Of seeds nothing is chosen.
     assert {study.common["evaluate.split"] for study in studies if not study.seeds} == {"validation"}
     assert all("evaluate.split" not in study.common for study in studies if study.seeds)
+
+
+def test_what_was_chosen_is_looked_at_once_on_test_beside_the_default() -> None:
+    for name in (name for name in NAMES if name.endswith("-test")):
+        study, chose = plan.read(FOLDER, name), plan.read(FOLDER, name.removesuffix("-test"))
+        assert study.common == chose.common | {"evaluate.split": "test"}
+        assert len(study.runs) == 2
+        assert study.against == chose.against == study.runs[0].name
+        assert all(run in chose.runs for run in study.runs)
 
 
 def test_a_grid_is_every_combination_named_after_its_values() -> None:
@@ -98,6 +107,7 @@ STUDY_RUNS = STUDY[STUDY.index("runs:") : STUDY.index("published:")].strip()
         ("against: best\n", "", r"against must be best or one of small, large, huge, got None"),
         ("tests: [accuracy]", "tests: [luck]", r"tests takes accuracy, .*; got luck"),
         ("tests: [accuracy]", "tests: [words]", r"tests takes accuracy, .*; got words"),
+        ("tests: [accuracy]", "tests: [fit]", r"tests takes accuracy, .*; got fit"),
         ("name: large", "name: small", r"must name each run once, and two are small"),
         ("name: large", "name: la rge", r"runs\.1\.name: String should match pattern"),
         ("runs:", "queue: 3\nruns:", r"size.yaml: queue: Extra inputs are not permitted"),
@@ -214,6 +224,15 @@ def test_a_metric_of_a_study_is_by_the_verdict_that_a_runs_is() -> None:
     assert values == {"accuracy": 0.5, "weighted F1": f1, "F1 w/o neutral": f1, "macro F1": 1, "control": 1}
 
 
+def test_what_rows_say_of_a_reply_is_tested_by_its_mean() -> None:
+    same = answers("f" * 100, 4.0)
+    first, other = ([row | {"found": 0.5, "learned_score": score} for row in same] for score in (4.0, 6.5))
+    learned = difference("learned score", first, other, 100)
+    assert (learned["difference"], learned["low"], learned["high"]) == (2.5, 2.5, 2.5)
+    assert difference("fit", first, other, 100)["difference"] == 0
+    assert differences.drawn("fit", first, LABELS, "neutral", 100, 7)[0] == 0.5
+
+
 def test_equal_answers_do_not_differ() -> None:
     same = answers("f" * 50 + "n" * 50, 4.0)
     assert difference("macro F1", same, same, 100) == {
@@ -300,7 +319,7 @@ def test_a_grid_of_seeds_says_what_a_change_does_over_them_and_no_seed_is_a_chan
     assert over["low"] < 2 - 1.96 * np.sqrt(1 / 3 + 1)
 
 
-@pytest.mark.parametrize(("name", "tests"), [("bases", 4), ("templates", 12), ("loss-on", 8), ("sweep", 72)])
+@pytest.mark.parametrize(("name", "tests"), [("bases", 4), ("learned-reward", 12), ("loss-on", 8), ("sweep", 72)])
 def test_the_tests_of_a_study_are_counted_over_runs_changes_models_and_metrics(name: str, tests: int) -> None:
     assert evidence.comparisons(plan.read(FOLDER, name)) == tests
 

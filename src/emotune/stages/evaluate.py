@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from emotune.evaluation.params import PROMPTED, Examination
 from emotune.prompts.prompter import Prompter
 
 if TYPE_CHECKING:
-    from emotune.evaluation.answers import Rows
+    from emotune.evaluation.answers import Answers, Rows
     from emotune.evaluation.fit import Exam
 
 PARALLEL = True
@@ -78,18 +79,29 @@ def main(
     train = records.read_dialogues(dialogues / "train.jsonl")
     exam = fit.exam(held_out, train, files.load_matcher(judges / "fit.skops"), labels, p.history_turns, p.evaluate)
     lifts = likelier(p, base, exam, replies)
-    reward_model = bradley_terry.opened(base, p.model, reward, p.system_prompt)
-    by_reward = learned.side_by_side(answers, by_human, exam.natural, reward_model, p.evaluate)
+    reward_model, scale = bradley_terry.opened(base, p.model, reward, p.system_prompt)
+    rewards = learned.rewards_of(replies, exam.natural, reward_model)
     if not processes.first():
         return {}
     measured = measures.side_by_side(answers, by_human, labels, neutral, p.evaluate)
-    measured = overlaid(overlaid(measured, fit.side_by_side(answers, by_human, lifts, exam, p.evaluate)), by_reward)
+    measured = overlaid(measured, fit.side_by_side(answers, by_human, lifts, exam, p.evaluate))
+    measured = overlaid(measured, learned.side_by_side(rewards, exam.natural, scale, p.evaluate))
     pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
     records.write_json(headline, measures.headline(measured, pairs, training))
-    write(answers["sft"], sft_replies, sft_control, sft_confusion)
-    write(answers["dpo"], dpo_replies, dpo_control, dpo_confusion)
+    sft_own, dpo_own = (scored(answers[name], exam, map(scale.score, rewards[name])) for name in ("sft", "dpo"))
+    write(sft_own, sft_replies, sft_control, sft_confusion)
+    write(dpo_own, dpo_replies, dpo_control, dpo_confusion)
     records.write_csv(comparison, ["model", "metric", "value", "low", "high"], measures.table(measured))
     return measured
+
+
+def scored(own: Answers, exam: Exam, scores: Iterable[float]) -> Answers:
+    """A model's answers; each natural one says whether the matcher finds it, and its learned score, for studies."""
+    from emotune.evaluation import fit
+
+    hits = fit.credits(own.replies, exam.natural, exam.matcher)[:, 0]
+    natural = zip(own.replies, hits, scores, strict=True)
+    return replace(own, replies=[row | {"found": hit, "learned_score": score} for row, hit, score in natural])
 
 
 def likelier(p: Params, base: Path, exam: Exam, replies: Mapping[str, Rows]) -> dict[str, Rows]:

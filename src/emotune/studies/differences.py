@@ -15,6 +15,8 @@ K = TypeVar("K", bound=Hashable)
 # What a model answered and what was measured of it, a row of JSON a reply.
 ReplyRows = Sequence[Mapping[str, Any]]
 LEVEL = 0.05
+# Metrics that are means over replies, and what each row has of them.
+MEANS = {"hits_at_1": "found", "learned_score": "learned_score"}
 
 
 def drawn(column: str, replies: ReplyRows, labels: Sequence[str], neutral: str, resamples: int, seed: int) -> Array:
@@ -22,7 +24,7 @@ def drawn(column: str, replies: ReplyRows, labels: Sequence[str], neutral: str, 
     part, metric, _ = COLUMNS[column]
     own = _contributions(part, metric, replies, labels)
     sums = np.concatenate([own.sum(axis=0, keepdims=True), scores.resampled(own, resamples, seed)])
-    if part in ("replies", "control"):
+    if part in ("replies", "control") and metric not in MEANS:
         at = labels.index(neutral) if neutral in labels else None
         return scores.metrics_of(sums, at)[metric]
     ratio = sums[..., 0] / sums[..., 1]
@@ -32,14 +34,16 @@ def drawn(column: str, replies: ReplyRows, labels: Sequence[str], neutral: str, 
 def _contributions(part: str, metric: str, replies: ReplyRows, labels: Sequence[str]) -> Array:
     """What each dialogue adds to a metric, in order of first appearance."""
     ids = [row["dialogue"] for row in replies]
-    if part in ("replies", "control"):
+    if part in ("replies", "control") and metric not in MEANS:
         verdict = scores.verdict_of(part, metric)
         return scores.confusions(ids, [row["emotion"] for row in replies], [row[verdict] for row in replies], labels)
-    return _by_id(ids, [_adds(part, metric, row) for row in replies])
+    return scores.summed(ids, [_adds(part, metric, row) for row in replies])
 
 
 def _adds(part: str, metric: str, row: Mapping[str, Any]) -> tuple[float, float]:
     """What a reply adds to both sums of a ratio: nothing where that is of human replies, and there is none."""
+    if metric in MEANS:
+        return row[MEANS[metric]], 1
     if part == "text":
         return scores.has_prompt_text(row["reply"]), 1
     if "reference" not in row:
@@ -48,19 +52,11 @@ def _adds(part: str, metric: str, row: Mapping[str, Any]) -> tuple[float, float]
     return row["reference_nats"], row["reference_tokens"] if is_by_token else len(row["reference"]) * math.log(2)
 
 
-def _by_id(ids: Sequence[str], adds: Sequence[Sequence[float]]) -> Array:
-    """What the rows of each id add together, in order of first appearance."""
-    places = {id: place for place, id in enumerate(dict.fromkeys(ids))}
-    sums = np.zeros((len(places), len(adds[0])))
-    np.add.at(sums, [places[id] for id in ids], np.asarray(adds, dtype=float))
-    return sums
-
-
 def drawn_of_outputs(metric: str, replies: ReplyRows, resamples: int, seed: int) -> Array:
     """The same of replies to instructions, over the rows that the metric is of, and samples of their sources."""
     kind = next(kind for kind in KINDS if metric in kind.metrics)
     own = [row for row in replies if kind.has(row)]
-    parts = _by_id([row["source"] for row in own], [kind.adds(row) for row in own])
+    parts = scores.summed([row["source"] for row in own], [kind.adds(row) for row in own])
     sums = np.concatenate([parts.sum(axis=0, keepdims=True), scores.resampled(parts, resamples, seed)])
     return kind.metrics[metric](sums)
 

@@ -18,7 +18,10 @@ from emotune.runs.tables import Column
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # All but the judge's are a model's own.
-COLUMNS = tables.COLUMNS | {"prompt text": Column("text", "prompt_text_share", 3)}
+COLUMNS = tables.COLUMNS | {
+    "learned score": Column("replies", "learned_score", 2),
+    "prompt text": Column("text", "prompt_text_share", 3),
+}
 JUDGE = "judge"
 # Of models of instructions.
 OUTPUTS = {
@@ -30,7 +33,9 @@ OUTPUTS = {
 # The stage that a study may go on to, and whose answers are compared then.
 MODELS = {"baseline": ("baseline",), "evaluate": ("sft", "dpo"), "compare": ("zero_shot", "few_shot", "sft")}
 # No function of sums over a model's dialogues, or of what no row of a reply says, so no paired test.
-UNTESTED = ("control of human", "fit", "joint", "distinct-2", "words")
+UNTESTED = ("control of human", "joint", "distinct-2", "words")
+# What rows of sft and dpo say, and the baseline's do not.
+OF_TUNED = ("fit", "learned score")
 # What a study of seeds sets, together: all that is drawn after base and judges. Questions and data stay the same.
 SEEDS = ("sft.seed", "prefs.seed", "dpo.seed")
 
@@ -73,7 +78,8 @@ class Study(Section):
     def _consistent(self) -> Self:
         if sum(map(bool, (self.runs, self.grid, self.seeds))) != 1:
             raise ValueError("must have either runs, grid or seeds")
-        tested = [column for column in self.columns if column not in UNTESTED]
+        untested = UNTESTED + (OF_TUNED if self.target == "baseline" else ())
+        tested = [column for column in self.columns if column not in untested]
         shown = [*self.columns, *([] if self.of_instructions else [JUDGE])]
         for key, known in (("models", MODELS[self.target]), ("show", shown), ("tests", tested)):
             if wrong := [name for name in getattr(self, key) if name not in known]:
