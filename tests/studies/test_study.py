@@ -56,7 +56,7 @@ def test_choices_never_look_at_the_test_split() -> None:
 
 
 def test_what_was_chosen_is_looked_at_once_on_test_beside_the_default() -> None:
-    for name in (name for name in NAMES if name.endswith("-test")):
+    for name in (path.stem for path in EVERY if path.stem.endswith("-test")):
         study, chose = plan.read(FOLDER, name), plan.read(FOLDER, name.removesuffix("-test"))
         assert study.common == chose.common | {"evaluate.split": "test"}
         assert len(study.runs) == 2
