@@ -1,10 +1,11 @@
 """Many prompts x many candidates -> replies, batched, where each reply depends on its own seed and prompt alone.
 
 The prompt of several candidates is read once, and they share its cache where the model's layers allow it; there what
-many prompts begin with is read once for all of them too. Each draws by a noise of its own (noise.py), so what is left
-is arithmetic: a matrix product rounds differently in another batch. Where rounding could decide, that is where two
-tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are computed again for it alone. A row that
-is guided is read twice, on its prompt and on the prompt's twin, in the same batch and cache, and draws once.
+many prompts begin with is read once for all of them too, and mostly held once (beginnings.py). Each draws by a noise of
+its own (noise.py), so what is left is arithmetic: a matrix product rounds differently in another batch. Where rounding
+could decide, that is where two tokens are closer than noise.TOLERANCE of the largest logit, a row's logits are computed
+again for it alone. A row that is guided is read twice, on its prompt and on the prompt's twin, in the same batch and
+cache, and draws once.
 """
 
 import gc
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from emotune.generation import noise
+from emotune.generation.beginnings import Beginnings, attending
 from emotune.generation.engine import Reply, Request, leading
 from emotune.generation.params import Sampling
 from emotune.models import memory, prefixes
@@ -188,6 +190,8 @@ class _Batch:
         self.lines = torch.arange(len(lines), device=self.device)
         self.writers = self.owner.new_empty((len(lines), 0))
         self.shared = shares_cache(model.config, requests, sampling)
+        # What lines begin with, where it is held once for all of them: the cache then holds the rest of each alone.
+        self.beginnings: Beginnings | None = None
         self._read_prompts()
         if not self.shared:
             self._part_lines()
@@ -216,6 +220,8 @@ class _Batch:
             logits_to_keep=LAST,
         )
         self.cache = output.past_key_values
+        if self.beginnings is not None:
+            self.beginnings.cut(self.cache)
         self.logits, self.scale = self._weighed(output.logits[self.owner, -1].float(), self.alive)
         counts = torch.zeros(self.logits.shape, dtype=torch.int64, device=self.device)
         own = self.owner[self.alive]
@@ -227,6 +233,8 @@ class _Batch:
         own, place = lines.unique(return_inverse=True)
         mask = self.held[own, : ids.shape[1]]
         cache = self.model(input_ids=ids[own], attention_mask=mask, use_cache=True, logits_to_keep=LAST).past_key_values
+        beginnings = Beginnings(cache, place)
+        self.beginnings = beginnings if beginnings.serve(self.model) else None
         cache.reorder_cache(place)
         return cache
 
@@ -289,13 +297,15 @@ class _Batch:
         ids = torch.full_like(rows, self.tokenizer.pad_token_id)
         ids[line, place] = tokens[torch.searchsorted(self.alive, readers)]
         self.writers = torch.cat([self.writers, rows], dim=1)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=self._mask(rows),
-            position_ids=(self.held[self.lines].sum(1, keepdim=True) + step).expand(-1, rows.shape[1]),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with attending(self.model, self.beginnings) as beginnings:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self._mask(rows),
+                position_ids=(self.held[self.lines].sum(1, keepdim=True) + step).expand(-1, rows.shape[1]),
+                past_key_values=self.cache,
+                use_cache=True,
+                **beginnings,
+            )
         self.cache = output.past_key_values
         self.logits, self.scale = self._weighed(output.logits[line, place].float(), self.alive)
 
@@ -305,6 +315,8 @@ class _Batch:
             left = torch.searchsorted(self.lines, needed)
             self.cache.reorder_cache(left)
             self.lines, self.writers = needed, self.writers[left]
+            if self.beginnings is not None:
+                self.beginnings.keep(left)
 
     def _places(self, owner: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each reading, whose line is `owner`: that line among those held, and its number among its readings."""
