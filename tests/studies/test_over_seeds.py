@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,19 @@ def done(folder: Path, setups: dict[str, plan.Setup], hits: list[dict[str, float
     return trials
 
 
-@pytest.fixture
-def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[evidence.Row], list[evidence.Row]]:
-    """The tables of three runs, whose dpo is better twice, and in one of the seeds not."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    setups = plan.setups("seeds", STUDY, CONTENT, ROOT / "profiles")
-    shares = [{"sft": 0.4, "dpo": 0.7}, {"sft": 0.4, "dpo": 0.4}, {"sft": 0.5, "dpo": 0.8}]
-    own = evidence.tables_of(STUDY, setups, done(tmp_path, setups, shares), tmp_path / "costs.jsonl")
-    for name, table in zip(("seeds", "seeds-effects"), own, strict=True):
-        evidence.write(tmp_path / f"metrics/studies/{name}.csv", table)
-    return own
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[evidence.Row], list[evidence.Row]]]:
+    """The tables of three runs, whose dpo is better twice, and in one of the seeds not, in the folder that has them."""
+    folder = tmp_path_factory.mktemp("seeds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        setups = plan.setups("seeds", STUDY, CONTENT, ROOT / "profiles")
+        shares = [{"sft": 0.4, "dpo": 0.7}, {"sft": 0.4, "dpo": 0.4}, {"sft": 0.5, "dpo": 0.8}]
+        own = evidence.tables_of(STUDY, setups, done(folder, setups, shares), folder / "costs.jsonl")
+        for name, table in zip(("seeds", "seeds-effects"), own, strict=True):
+            evidence.write(folder / f"metrics/studies/{name}.csv", table)
+        yield own
 
 
 def test_the_mean_and_the_spread_are_of_the_runs_and_the_interval_beside_them_of_the_first(ran: Any) -> None:
@@ -122,15 +125,13 @@ def test_the_gate_s_test_is_over_seeds_where_the_study_has_this_very_run_and_onl
     assert tables.steps_over_seeds(Path("nowhere"), whole) == {}
 
 
-def test_the_block_is_the_table_and_says_so_where_nobody_has_run_it(ran: Any, tmp_path: Path) -> None:
-    text = findings.block("seeds-effects", tmp_path / "metrics", FOLDER)
+def test_the_block_is_the_table_and_says_so_where_nobody_has_run_it(ran: Any) -> None:
+    text = findings.block("seeds-effects", Path("metrics"), FOLDER)
     assert text.startswith("|  | metric | mean over seeds | sd | lowest–highest | p | one seed, over dialogues |\n")
     assert "\n| sft → dpo | control | +0." in text
-    runs = findings.block("seeds", tmp_path / "metrics", FOLDER)
+    runs = findings.block("seeds", Path("metrics"), FOLDER)
     assert runs.startswith("| run | model | accuracy | macro F1 | control | perplexity |\n")
-    assert findings.block("seeds-effects", tmp_path / "none", FOLDER) == (
-        "Not measured yet: `emotune study seeds` does."
-    )
+    assert findings.block("seeds-effects", Path("none"), FOLDER) == ("Not measured yet: `emotune study seeds` does.")
 
 
 def test_one_run_has_no_spread(ran: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.evaluation import instructions, scores
-from emotune.evaluation.params import Outputs
+from emotune.evaluation.instruction_params import Outputs
+from emotune.faces import cli
 from emotune.studies import differences, evidence, findings, plan, queue
 
 PROJECT = Path(__file__).parents[2]
@@ -379,7 +382,7 @@ class Repository:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
-        self.env |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(PROJECT / "src")}
+        self.env |= {"DVC_NO_ANALYTICS": "1", "EMOTUNE_TRACKING": "off", "PYTHONPATH": str(PROJECT / "src")}
         shutil.copytree(PROJECT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         ours = folder / "src/emotune/stages/baseline.py"
         ours.rename(ours.with_name("ours.py"))
@@ -409,7 +412,16 @@ class Repository:
         return self(sys.executable, "-m", "dvc", *words)
 
     def emotune(self, *words: str) -> str:
-        return self(sys.executable, "-m", "emotune.faces.cli", *words)
+        """What a command prints, which must not fail, in this process: another would import pandas and DVC first."""
+        for known in (evidence._read, evidence._samples):
+            known.cache_clear()
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            for name, value in self.env.items():
+                patch.setenv(name, value)
+            assert cli.main(words) == 0, out.getvalue() + err.getvalue()
+        return out.getvalue()
 
     def commit(self, message: str) -> None:
         self("git", "add", "--all")

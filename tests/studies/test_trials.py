@@ -59,16 +59,18 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for path in ("early/a.py", "early/deep/b.py", "late.py"):
-            (folder / "src" / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "src" / path).write_text(f"# {path}\n")
-        self.write("dvc.yaml", {"stages": STAGES})
         self.setups = plan.setups("size", STUDY, CONTENT, ROOT / "profiles")
+
+    def begin(self) -> None:
+        for path in ("early/a.py", "early/deep/b.py", "late.py"):
+            (self.folder / "src" / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / "src" / path).write_text(f"# {path}\n")
+        self.write("dvc.yaml", {"stages": STAGES})
         self.write("params.yaml", CONTENT)
         self.git("init", "--quiet")
         self.git("config", "user.email", "somebody@example.org")
         self.git("config", "user.name", "somebody")
-        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=self.folder, check=True)
         self.locked("baseline", "evaluate")
         self.commit("start")
 
@@ -123,13 +125,27 @@ class Repository:
         return {experiment.name: experiment.revision for experiment in mirror.experiments()}
 
 
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+def away_from_the_users_dvc(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in ("DVC_GLOBAL_CONFIG_DIR", "DVC_SITE_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "dvc"))
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    (tmp_path / "repository").mkdir()
+        patch.setenv(name, str(folder))
+    patch.setenv("DVC_NO_ANALYTICS", "1")
+    patch.delenv("DVC_ROOT", raising=False)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a repository as it begins: look, do not touch."""
+    folder = tmp_path_factory.mktemp("begun") / "repository"
+    with pytest.MonkeyPatch.context() as patch:
+        away_from_the_users_dvc(patch, folder.with_name("dvc"))
+        Repository(folder).begin()
+    return folder
+
+
+@pytest.fixture
+def repository(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    away_from_the_users_dvc(monkeypatch, tmp_path / "dvc")
+    shutil.copytree(begun, tmp_path / "repository")
     monkeypatch.chdir(tmp_path / "repository")
     return Repository(tmp_path / "repository")
 
