@@ -29,6 +29,8 @@ from emotune.runs.params import Params, parse
 
 # By what the simulated voters prefer, the worst first.
 RANK = ("baseline", "sft", "dpo")
+# Of each of two voters: so many that chance hides no order.
+VOTES = 100
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
 
@@ -90,7 +92,7 @@ def test_two_voters_at_once_lose_no_vote_and_their_strengths_are_in_the_order_of
     def sit(voter: str) -> None:
         rng = random.Random(voter)
         with client(url) as open:
-            for number in range(200):
+            for number in range(VOTES):
                 drawn = ballot(open, voter)
                 assert drawn["counted"] == number
                 choice = simulated(polls.open[drawn["ballot"]], rng)
@@ -105,15 +107,15 @@ def test_two_voters_at_once_lose_no_vote_and_their_strengths_are_in_the_order_of
     for thread in threads:
         thread.join()
     votes = [vote for voter in ("ann", "bob") for vote in read(polls.folder / f"{voter}.jsonl", LABELS)]
-    assert len(votes) == 2 * 220
-    assert len(counted(votes)) == 2 * 200
+    assert len(votes) == 2 * VOTES * 11 // 10
+    assert len(counted(votes)) == 2 * VOTES
     # Both were asked the same, so that whether they agree can be told; each saw either model on either side.
-    assert len({vote.question for vote in votes}) == 200
+    assert len({vote.question for vote in votes}) == VOTES
     assert {(vote.left.model, vote.voter) for vote in votes} == {(name, v) for name in RANK for v in ("ann", "bob")}
     merged = tmp_path / "all.jsonl"
     merged.write_bytes(b"".join((polls.folder / f"{voter}.jsonl").read_bytes() for voter in ("bob", "ann", "bob")))
     told = faces_votes.measured(merged, tuned, p)
-    assert (told["votes"], told["voters"], told["questions"]) == (400, 2, 200)
+    assert (told["votes"], told["voters"], told["questions"]) == (2 * VOTES, 2, VOTES)
     names = {one["adapter"]: one["model"] for one in told["models"]}
     strengths = {names[row["adapter"]]: row for row in told["strengths"]}
     assert strengths["baseline"]["high"] < strengths["sft"]["low"]
@@ -123,7 +125,7 @@ def test_two_voters_at_once_lose_no_vote_and_their_strengths_are_in_the_order_of
         assert pair["win_rate"]["low"] < (0.9 if better else 0.1) < pair["win_rate"]["high"]
     # Two that err apart agree in .82 of the votes; by chance it would be half.
     assert 0.45 < told["agreement"]["value"] < 0.8
-    assert told["agreement"]["questions"] == 200
+    assert told["agreement"]["questions"] == VOTES
 
 
 def test_no_ballot_names_a_model_and_equal_seeds_ask_the_same(url: str, polls: blind.Polls) -> None:

@@ -95,6 +95,22 @@ def here(repository, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.fixture(scope="module")
+def report(repository, tmp_path_factory):
+    """The file of its page: look, do not touch."""
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository)
+        patch.delenv("DVC_ROOT", raising=False)
+        assert cli.main(["report", "--html", str(file)]) == 0
+    return file
+
+
+@pytest.fixture
+def html(report):
+    return report.read_text("utf-8")
+
+
 def written(*options: str) -> str:
     assert cli.main(["report", "--html", "report.html", *options]) == 0
     return Path("report.html").read_text("utf-8")
@@ -113,9 +129,9 @@ def cells(html: str, head: str) -> list[str]:
     return [re.sub(r"<[^>]*>", " ", cell).split() for cell in re.findall(r"<td.*?</td>", row[0], re.DOTALL)]
 
 
-def test_the_models_stand_side_by_side_with_their_intervals_and_tests(here):
-    html = section(written(), "models")
-    evaluated = records.read_metrics(Path("metrics/evaluate.json"))
+def test_the_models_stand_side_by_side_with_their_intervals_and_tests(repository, html):
+    html = section(html, "models")
+    evaluated = records.read_metrics(repository / "metrics/evaluate.json")
     found = evaluated["dpo"]["replies"]["accuracy"]
     assert cells(html, "accuracy")[3] == [f"{found['value']:.3f}", f"{found['low']:.3f}–{found['high']:.3f}"]
     test = evaluated["paired"]["sft_to_dpo"]["control"]["macro_accuracy"]
@@ -130,11 +146,10 @@ def test_the_models_stand_side_by_side_with_their_intervals_and_tests(here):
     ]
 
 
-def test_the_human_replies_stand_beside_the_models_where_the_questions_are_the_humans_own(here):
-    page = written()
-    assert '<b class="human">human</b>' in section(page, "confusion")
-    assert '<th scope="col" class="human">human</th>' in section(page, "models")
-    assert '<b class="human">' not in section(page, "control")
+def test_the_human_replies_stand_beside_the_models_where_the_questions_are_the_humans_own(html):
+    assert '<b class="human">human</b>' in section(html, "confusion")
+    assert '<th scope="col" class="human">human</th>' in section(html, "models")
+    assert '<b class="human">' not in section(html, "control")
 
 
 def test_a_confusion_row_is_shares_of_what_was_asked_for(here):
@@ -159,8 +174,8 @@ def test_control_shows_each_emotion_of_each_model(here):
     assert cells(section(written(), "control"), "fear") == [["12"], ["50"], ["100"]]
 
 
-def test_curves_are_drawn_of_what_the_histories_hold(here):
-    html = section(written(), "training")
+def test_curves_are_drawn_of_what_the_histories_hold(html):
+    html = section(html, "training")
     # What is not a number breaks no drawing: it is left out of the curve, and stands in the table.
     assert (
         'aria-label="sft loss: train 2.5 at step 1, 1.25 at step 20; validation 1.5 at step 20, 1.5 at step 20"' in html
@@ -189,8 +204,8 @@ def test_a_history_that_holds_no_numbers_is_refused_with_its_line(here, capsys):
     assert "metrics/dpo_history.csv:3: expected numbers, found ['2', 'low']" in capsys.readouterr().err
 
 
-def test_the_first_twenty_contexts_show_what_each_model_replied_in_each_emotion(here):
-    html = section(written(), "replies")
+def test_the_first_twenty_contexts_show_what_each_model_replied_in_each_emotion(html):
+    html = section(html, "replies")
     assert "The first 20 of 21 contexts" in html
     assert html.count("<details") == 20
     for model in ("baseline", "sft", "dpo"):
@@ -217,8 +232,8 @@ def test_a_base_model_that_was_told_emotions_stands_beside_the_models_and_what_i
     assert section(page, "replies").count("few-shot says fear 19 ") == 1
 
 
-def test_pairs_stand_beside_the_published_ones(here):
-    html = section(written(), "preferences")
+def test_pairs_stand_beside_the_published_ones(html):
+    html = section(html, "preferences")
     assert cells(html, "median<") == [["7.250"], ["17.547"]]
     assert cells(html, "mean")[1] == ["16.144"]
     assert cells(html, "sd")[1] == ["5.815"]
@@ -238,8 +253,8 @@ def test_what_other_thresholds_would_give_is_a_table_and_two_curves(here):
     assert "<td>8</td><td>4</td><td>6</td><td>0</td><td>0%</td><td>0%</td>" in html
 
 
-def test_a_stage_s_cost_is_what_it_did_wrote_and_took(here):
-    html = section(written(), "cost")
+def test_a_stage_s_cost_is_what_it_did_wrote_and_took(html):
+    html = section(html, "cost")
     assert cells(html, "prepare") == [["2,468", "dialogues"], *[["–"]] * 4]
     assert cells(html, "sft") == [["–"], ["–"], ["61.5"], ["1.25"], ["–"]]
     assert cells(html, "evaluate") == [["280", "replies"], ["2.50"], *[["–"]] * 3]
@@ -303,12 +318,11 @@ def test_sections_of_another_run_are_marked_by_their_stage(here):
     assert "what is here of generate_prefs (metrics/prefs.json is not that of dvc.lock)" in section(html, "preferences")
 
 
-def test_equal_inputs_make_equal_bytes(here):
-    assert written() == written()
+def test_equal_inputs_make_equal_bytes(here, html):
+    assert written() == html
 
 
-def test_the_page_asks_for_nothing_and_what_models_say_is_text(here):
-    html = written()
+def test_the_page_asks_for_nothing_and_what_models_say_is_text(html):
     assert "<script" not in html
     assert html.count("</style>") == 1
     assert "&lt;script&gt;document.title=&#39;taken&#39;&lt;/script&gt;&lt;/style&gt;&amp;amp;" in html
@@ -397,20 +411,18 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_all_text_can_be_read(here, page, scheme):
-    written()
+def test_in_a_browser_all_text_can_be_read(report, page, scheme):
     page.emulate_media(color_scheme=scheme)
-    page.goto((here / "report.html").as_uri())
+    page.goto(report.as_uri())
     found = page.evaluate(CONTRAST)
     assert len(found) > 500
     assert [text for contrast, text in found if contrast < 4.5] == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_no_section_is_wider_than_the_screen(here, page, width):
-    written()
+def test_in_a_browser_no_section_is_wider_than_the_screen(report, page, width):
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto((here / "report.html").as_uri())
+    page.goto(report.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     beyond = """width => [...document.querySelectorAll('main *')].filter(
