@@ -3,9 +3,10 @@
 import io
 import os
 import pty
+import select
 import signal
-import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,27 +285,38 @@ def test_what_the_user_says_is_cleaned_and_heard_in_an_emotion(tuned: Path, repo
     assert chat.heard(expecting, "We won the match!").emotion == said
 
 
-def test_on_a_terminal_it_asks_forgives_and_ends_with_ctrl_d(repository: Path) -> None:
+def test_on_a_terminal_it_asks_forgives_and_ends_with_ctrl_d(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "emotune.faces.cli", "chat"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        monkeypatch.setattr(sys, name, os.fdopen(os.dup(theirs), mode, encoding="utf-8"))
+    turns = [
+        ("you> ", "/joy\n"),
+        ("the nearest is /", "/sadness\n"),
+        ("(sadness from here on)", "Hello.\n"),
+        ("sadness> ", ""),
+        ("you> ", ""),
+    ]
+    met: list[str] = []
+
+    def type_what_is_asked_for() -> None:
+        seen = ""
+        try:
+            for awaited, typed in turns:
+                while awaited not in seen and select.select([ours], [], [], 60)[0]:
+                    seen += os.read(ours, 1000).decode()
+                met.extend([awaited] * (awaited in seen))
+                seen = seen.partition(awaited)[2]
+                os.write(ours, typed.encode())
+        finally:
+            # Whatever was seen.
+            os.write(ours, b"\x04")
+
+    person = threading.Thread(target=type_what_is_asked_for)
+    person.start()
+    assert cli.main(["chat"]) == 0
+    person.join()
+    assert met == [awaited for awaited, _ in turns]
+    for file in (sys.stdin, sys.stdout, sys.stderr):
+        file.close()
+    os.close(ours)
     os.close(theirs)
-    seen = ""
-    try:
-        for awaited, typed in [
-            ("you> ", "/joy\n"),
-            ("the nearest is /", "/sadness\n"),
-            ("(sadness from here on)", "Hello.\n"),
-            ("sadness> ", ""),
-            ("you> ", "\x04"),
-        ]:
-            while awaited not in seen:
-                seen += os.read(ours, 1000).decode()
-            seen = seen.partition(awaited)[2]
-            os.write(ours, typed.encode())
-        assert process.wait(timeout=20) == 0
-    finally:
-        os.close(ours)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()

@@ -2,12 +2,11 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import uvicorn
 
 from conftest import LABELS, ROOT, write_params
 from emotune.core.errors import InputError
-from emotune.faces import chat, compare
+from emotune.faces import chat, cli, compare
 from emotune.generation import local
 from emotune.generation.engine import Request
 from emotune.judges.verdicts import Classifier
@@ -186,30 +185,40 @@ def test_where_it_cannot_listen_it_says_so() -> None:
         compare.listen("127.0.0.1", 65536)
 
 
-def test_only_this_machine_is_listened_to_unless_told_otherwise_and_ctrl_c_ends_it(tmp_path: Path, tuned: Path) -> None:
+def listening() -> set[tuple[str, int]]:
+    """Where this process can be reached."""
+    return {tuple(one.laddr) for one in psutil.Process().net_connections() if one.status == "LISTEN"}
+
+
+def test_only_this_machine_is_listened_to_unless_told_otherwise_and_ctrl_c_ends_it(
+    tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_params(tmp_path, {})
     (tmp_path / "models").symlink_to(tuned)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "emotune.faces.cli", "compare", "--port", "0"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    monkeypatch.chdir(tmp_path)
+    before, ended, seen = listening(), threading.Event(), list[Any]()
+
+    def look() -> None:
+        while not (found := listening() - before) and not ended.wait(0.05):
+            pass
+        for host, port in found:
+            seen.append((host, port, httpx2.get(f"http://{host}:{port}/", trust_env=False, timeout=60).text))
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    person = threading.Thread(target=look)
+    person.start()
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])  # type: ignore[index]
-        assert [c.laddr for c in psutil.Process(process.pid).net_connections() if c.status == "LISTEN"] == [
-            ("127.0.0.1", port)
-        ]
-        assert "emotune compare" in httpx2.get(f"http://127.0.0.1:{port}/", trust_env=False).text
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-        assert (process.returncode, out, err) == (0, "", "")
+        assert cli.main(["compare", "--port", "0"]) == 0
     finally:
-        process.kill()
-        process.wait()
+        ended.set()
+        person.join()
+    [(host, port, page)] = seen
+    assert host == "127.0.0.1"
+    assert "emotune compare" in page
+    what = "baseline, sft, dpo side by side"
+    assert capsys.readouterr() == (f"{what}: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n", "")
+    assert listening() == before
 
 
 def test_where_adapters_stay_on_top_the_three_share_one_base_and_say_the_same(

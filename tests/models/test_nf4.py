@@ -10,8 +10,9 @@ import torch
 from emotune.models import nf4
 
 modules = pytest.importorskip("bitsandbytes.nn.modules", reason="needs bitsandbytes")
-# What a process prints that imports peft where the processor has AVX512-BF16, whatever that of this machine has.
-IMPORTS_PEFT = """
+# What a process prints that imports bitsandbytes, as peft does, where the processor has AVX512-BF16, whatever that of
+# this machine has.
+IMPORTS_IT = """
 import ctypes
 
 load = ctypes.cdll.LoadLibrary
@@ -23,8 +24,7 @@ def load_for_another_processor(path):
 
 ctypes.cdll.LoadLibrary = load_for_another_processor
 
-from emotune.models import pins
-import peft
+import emotune
 from bitsandbytes.nn.modules import has_avx512bf16
 
 assert has_avx512bf16()
@@ -78,5 +78,5 @@ def test_a_layer_computes_with_what_its_weights_stand_for(rows: int, columns: in
 
 
 def test_nothing_is_said_of_a_kernel_that_nobody_asked_for() -> None:
-    ended = subprocess.run([sys.executable, "-c", IMPORTS_PEFT], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", IMPORTS_IT], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
