@@ -42,6 +42,8 @@ def run(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dvc.repo import Repo
+
     folder = tmp_path_factory.mktemp("lock") / "repository"
     folder.mkdir()
     (folder / "dvc.yaml").write_text(DVC_YAML)
@@ -51,7 +53,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "init", "--quiet", "--initial-branch", "main")
     run(folder, "git", "config", "user.name", "A tester")
     run(folder, "git", "config", "user.email", "tester@localhost")
-    run(folder, "dvc", "init", "--quiet")
+    Repo.init(str(folder)).close()
     run(folder, "dvc", "repro", "--quiet")
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "--quiet", "-m", "What a run left")
@@ -74,6 +76,11 @@ def replaced(path: Path, old: str, new: str) -> None:
     assert old in text
     path.unlink()  # DVC may have made it read-only, and a link
     path.write_text(text.replace(old, new))
+
+
+def remote(repository: Path, url: object) -> None:
+    text = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {url}\n"
+    (repository / ".dvc/config.local").write_text(text)
 
 
 def without_data(repository: Path, cache: bool = True) -> None:
@@ -203,7 +210,7 @@ def test_a_folder_of_which_one_file_is_gone_is_lost(repository: Path) -> None:
 
 
 def test_outs_that_the_remote_has_make_nothing_stale(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(repository, "dvc", "remote", "add", "--quiet", "--default", "store", "../store")
+    remote(repository, repository.parent / "store")
     run(repository, "dvc", "push")
     without_data(repository)
     assert cli.main(["current"]) == 0
@@ -215,7 +222,7 @@ def test_outs_that_the_remote_has_make_nothing_stale(repository: Path, capsys: p
 
 
 def test_a_remote_that_lacks_an_out_is_named(repository: Path) -> None:
-    run(repository, "dvc", "remote", "add", "--quiet", "--default", "store", "../store")
+    remote(repository, repository.parent / "store")
     run(repository, "dvc", "push", "made")
     without_data(repository)
     assert lock.stale(repository) == [
@@ -224,9 +231,7 @@ def test_a_remote_that_lacks_an_out_is_named(repository: Path) -> None:
 
 
 def test_a_remote_that_does_not_answer_is_a_reason(repository: Path) -> None:
-    run(
-        repository, "dvc", "remote", "add", "--quiet", "--default", "store", "gs://nobody/there"
-    )  # its package is not installed
+    remote(repository, "gs://nobody/there")  # its package is not installed
     without_data(repository)
     reasons = lock.stale(repository)
     assert len(reasons) == 2
