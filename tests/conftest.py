@@ -175,6 +175,7 @@ TINY: dict[str, Any] = {
     # Some 30 steps, as a curve's rows are.
     "reward_model.contrast_pairs": 240,
     "reward_model.rank": 2,
+    "reward_model.batch_size": 8,
     "prefs.prompts": 60,
     "prefs.emotions": "dataset",
     # So small a model has hardly a clean reply to be a contrast.
