@@ -9,7 +9,7 @@ import pytest
 
 from conftest import LABELS
 from emotune.core.errors import InputError
-from emotune.preferences import votes
+from emotune.preferences import voted
 from emotune.preferences.votes import Vote, append, counted, preferences, read
 
 SFT, DPO = "a" * 64, "b" * 64
@@ -104,16 +104,20 @@ def test_a_pair_is_what_most_voters_prefer_and_none_where_they_are_as_many() -> 
     assert preferences([ann, eve]) == []
     assert preferences([vote("both good"), vote("both bad", voter="bob")]) == []
     assert len(preferences([ann, eve, bob, vote("both bad", voter="zoe")])) == 1
+    # The model of another round says the same.
+    again = {"right": {"model": "dpo", "adapter": "c" * 64, "reply": "I am afraid."}}
+    assert len(preferences([ann, vote("right", **again)])) == 1
+    assert preferences([ann, vote("left", **again)]) == []
 
 
 def test_a_prompt_is_what_a_model_is_asked_and_no_room_or_nothing_said_is_passed_over(tokenizer: Any) -> None:
     from emotune.prompts.prompter import Prompter
 
-    [row] = votes.rows(preferences([vote("right")]), Prompter(tokenizer, None, 256))
+    [row] = voted.rows(preferences([vote("right")]), Prompter(tokenizer, None, 256))
     asked = "<s>[INST] [EMOTION] happiness [/EMOTION] We won! [/INST] [EMOTION] fear [/EMOTION]"
     assert row["prompt"] == asked
     assert row["history"] == [{"role": "user", "content": "We won!", "emotion": "happiness"}]
     assert (row["dialogue"], row["emotion"], row["chosen"], row["rejected"]) == ("d1", "fear", "I am afraid.", "Oh no.")
-    assert votes.rows(preferences([vote("right")]), Prompter(tokenizer, None, 16)) == []
+    assert voted.rows(preferences([vote("right")]), Prompter(tokenizer, None, 16)) == []
     empty = {"left": {"model": "sft", "adapter": SFT, "reply": ""}}
-    assert votes.rows(preferences([vote("right", **empty)]), Prompter(tokenizer, None, 256)) == []
+    assert voted.rows(preferences([vote("right", **empty)]), Prompter(tokenizer, None, 256)) == []

@@ -14,7 +14,8 @@ from emotune.evaluation import scores
 from emotune.judges.files import open_judge
 from emotune.judges.verdicts import Classifier, divided
 from emotune.preferences import strengths
-from emotune.preferences.votes import BOTH_BAD, BOTH_GOOD, Vote, counted, preferences, read, rows
+from emotune.preferences.voted import rows
+from emotune.preferences.votes import BOTH_BAD, BOTH_GOOD, Vote, counted, preferences, read
 from emotune.prompts.prompter import Prompter
 from emotune.runs.params import Params
 
@@ -122,9 +123,7 @@ def by_judge(judge: Classifier, asked: Sequence[tuple[Sequence[Turn], str, str]]
 
 def agreeing(votes: Sequence[Vote], score: Score) -> dict[str, Any]:
     """How often a score is higher for the reply that a voter preferred, of where it is higher for either."""
-    contexts = [[Turn(turn.role, turn.content, turn.emotion) for turn in vote.context] for vote in votes]
-    sides = [[(context, v.emotion, v.left.reply) for context, v in zip(contexts, votes, strict=True)]]
-    sides += [[(context, v.emotion, v.right.reply) for context, v in zip(contexts, votes, strict=True)]]
+    sides = [[(v.turns, v.emotion, v.left.reply) for v in votes], [(v.turns, v.emotion, v.right.reply) for v in votes]]
     counts = strengths.agreeing(votes, list(zip(*map(score, sides), strict=True)))
     return {"equal": counts["equal"], **rate(counts["with"], counts["with"] + counts["against"])} | {
         "votes": counts["with"] + counts["against"]

@@ -1,13 +1,13 @@
-"""People's votes on two replies to one context: lines appended for good, which of them count, and their pairs."""
+"""People's votes on two replies to one context: lines appended for good, which of them count, and what they prefer."""
 
 import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -15,21 +15,19 @@ from emotune.core import records, seeds
 from emotune.core.dialogue import USER, Turn
 from emotune.core.errors import InputError
 from emotune.core.sections import NotNegative, Section, check
-from emotune.generation.engine import Reply
 from emotune.models import pins
-from emotune.preferences.candidates import JudgeReplies, Prompt
-from emotune.preferences.learned import Learned
-from emotune.preferences.outcomes import Outcome
-from emotune.preferences.params import Prefs, Reward
-from emotune.preferences.reward import candidate
-from emotune.preferences.selection import Pair
-from emotune.prompts.prompter import Prompter
 
 # A name of the voter's own, or the one that his browser drew: it is the name of a file too.
 Voter = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,40}$")]
 LEFT, RIGHT, BOTH_GOOD, BOTH_BAD, WITHDRAWN = "left", "right", "both good", "both bad", "withdrawn"
 Choice = Literal["left", "right", "both good", "both bad", "withdrawn"]
 Note = Annotated[str, Field(max_length=2_000)]
+
+
+class VotesAt(Section):
+    """Of all that `prefs` says, where people's votes lie."""
+
+    votes: str
 
 
 class Said(Section):
@@ -69,6 +67,15 @@ class Vote(Section):
         """What was asked: the same to every voter, whichever reply stands on the left."""
         sides = sorted((side.adapter, side.reply) for side in (self.left, self.right))
         return str(seeds.key(*(turn.content for turn in self.context), self.emotion, *sum(sides, ())))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return tuple(Turn(turn.role, turn.content, turn.emotion) for turn in self.context)
+
+    @property
+    def origin(self) -> str:
+        """The dialogue that the context is of; one of its own where the voter typed it."""
+        return self.dialogue.rpartition("/")[0] if self.dialogue else f"typed/{self.question}"
 
     @property
     def winner(self) -> Side | None:
@@ -149,7 +156,7 @@ def counted(votes: Sequence[Vote]) -> list[Vote]:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The reply to one question that more voters preferred than its other."""
+    """The reply that more votes preferred than its other, and the first vote on the two."""
 
     vote: Vote
     chosen: str
@@ -157,114 +164,32 @@ class Preference:
 
 
 def preferences(votes: Sequence[Vote]) -> list[Preference]:
-    """What the majority of those preferred who preferred one, question by question; nothing where they are as many."""
-    wins: dict[str, Counter[tuple[str, str]]] = {}
-    asked: dict[str, Vote] = {}
-    for vote in counted(votes):
-        asked.setdefault(vote.question, vote)
-        if vote.winner and vote.loser:
-            wins.setdefault(vote.question, Counter())[vote.winner.reply, vote.loser.reply] += 1
-    most = {question: own.most_common(1)[0] for question, own in wins.items()}
-    return [
-        Preference(asked[question], *replies)
-        for question, (replies, count) in most.items()
-        if 2 * count > wins[question].total()
-    ]
+    """What the majority of those preferred who preferred one of two replies; nothing where they are as many.
 
-
-def questions(preferences: Sequence[Preference], prompter: Prompter) -> list[tuple[Preference, Prompt]]:
-    """Each preference with the prompt that asks for its replies, where it leaves them room and neither is empty."""
-    fitting = []
-    for preferred in preferences:
-        vote = preferred.vote
-        room = 1 + max(len(prompter.encoded(side.reply)) for side in (vote.left, vote.right))
-        turns = [Turn(turn.role, turn.content, turn.emotion) for turn in vote.context]
-        history = prompter.fitting_history(turns, vote.emotion, room)
-        text = prompter.text(history, vote.emotion)
-        ids = tuple(prompter.encoded(text))
-        dialogue = vote.dialogue.rpartition("/")[0] if vote.dialogue else f"typed/{vote.question}"
-        is_empty = not (vote.left.reply.strip() and vote.right.reply.strip())
-        if len(ids) + room <= prompter.context and not is_empty:
-            id = f"{dialogue}/{vote.question}/{vote.emotion}"
-            fitting.append((preferred, Prompt(id, dialogue, history, vote.emotion, text, ids)))
-    return fitting
-
-
-def rows(preferences: Sequence[Preference], prompter: Prompter) -> list[dict[str, Any]]:
-    """The pairs that people made, as the first columns of data/prefs have them."""
-    return [
-        {
-            "id": prompt.id,
-            "dialogue": prompt.dialogue,
-            "prompt": prompt.text,
-            "history": [asdict(turn) for turn in prompt.history],
-            "emotion": prompt.emotion,
-            "chosen": preferred.chosen,
-            "rejected": preferred.rejected,
-        }
-        for preferred, prompt in questions(preferences, prompter)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Voted:
-    """The pairs that people made, as a search gives its own, and in `counts` of how many votes and questions."""
-
-    prompts: list[Prompt]
-    outcomes: list[Outcome]
-    counts: dict[str, dict[str, int]]
-
-
-def voted(
-    p: Prefs,
-    labels: Sequence[str],
-    prompter: Prompter,
-    judge: JudgeReplies,
-    r: Reward,
-    learned: Learned | None = None,
-) -> Voted:
-    """The pairs of the votes that `prefs` pins, where its `source` wants them; InputError where it wants no others.
-
-    The judges score both replies, and so does `learned` where it is given; they decide nothing.
+    Two replies to one context in one emotion are one pair, also where models of several rounds gave them.
     """
-    if p.source == "generated":
-        return Voted([], [], {})
-    votes = counted(read(pinned(p), labels))
-    preferred = preferences(votes)
-    fitting = questions(preferred, prompter)
-    if p.source == "votes" and not fitting:
-        raise InputError(f"prefs.source: votes: of {len(votes)} votes in {p.votes} none prefers a reply that fits")
-    texts = [(one.chosen, one.rejected) for one, _ in fitting]
-    judged = judge([[Reply(text, len(prompter.encoded(text)), True) for text in both] for both in texts])
-    prompts = [prompt for _, prompt in fitting]
-    scores: list[dict[str, float | None]] = [dict.fromkeys(both) for both in texts]
-    if learned:
-        # In an order that no later vote changes; no attempt made them, and attempts are counted from 1.
-        sides = [sorted(both) for both in texts]
-        values = learned([(prompt, 0) for prompt in prompts], sides)
-        scores = [dict(zip(*own, strict=True)) for own in zip(sides, values, strict=True)]
-    outcomes = [
-        Outcome(Pair(*(candidate(reply, prompt.emotion, r, own[reply.text]) for reply in both)), 0, ())
-        for prompt, both, own in zip(prompts, judged, scores, strict=True)
+    wins: dict[Hashable, Counter[tuple[str, str]]] = {}
+    asked: dict[Hashable, Vote] = {}
+    for vote in counted(votes):
+        said = tuple(turn.content for turn in vote.context)
+        pair = said, vote.emotion, frozenset((vote.left.reply, vote.right.reply))
+        asked.setdefault(pair, vote)
+        if vote.winner and vote.loser:
+            wins.setdefault(pair, Counter())[vote.winner.reply, vote.loser.reply] += 1
+    most = {pair: own.most_common(1)[0] for pair, own in wins.items()}
+    return [
+        Preference(asked[pair], *replies) for pair, (replies, count) in most.items() if 2 * count > wins[pair].total()
     ]
-    counts = {
-        "votes": len(votes),
-        "questions": len({vote.question for vote in votes}),
-        "preferred": len(preferred),
-        "unfit": len(preferred) - len(fitting),
-        "pairs": len(fitting),
-    }
-    return Voted(prompts, outcomes, {"votes": counts})
 
 
-def pinned(p: Prefs) -> Path:
-    """Where the votes lie that `prefs` names; InputError where they are not those that it pins."""
-    path = pins.located(p.votes)
+def pinned(votes: str, revision: str | None, key: str) -> Path:
+    """Where the votes of `prefs.votes` lie; InputError where they are not those that `key` of params.yaml pins."""
+    path = pins.located(votes)
     if not path.exists():
         raise InputError(f"prefs.votes: {path}: no such file or folder; `emotune compare --blind` writes data/votes")
-    if p.votes_revision != (content := records.digest(path)):
+    if revision != (content := records.digest(path)):
         raise InputError(
-            f"prefs.votes_revision must pin the content of {p.votes}, which DVC cannot hash: found sha256 {content}, "
-            f"params.yaml has {p.votes_revision}"
+            f"{key} must pin the content of {votes}, which DVC cannot hash: found sha256 {content}, "
+            f"params.yaml has {revision}"
         )
     return path

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emotune.preferences.candidates import Prompt
     from emotune.preferences.learned import Answer, Learned, Said
     from emotune.preferences.outcomes import Outcome
-    from emotune.preferences.votes import Voted
+    from emotune.preferences.voted import Voted
 
 PARALLEL = True
 # What over-optimisation is measured of: first attempts at so many prompts; and what its curve has.
@@ -59,12 +59,12 @@ def main(
     reward: Dep,
     out: Out,
     best_of_n: Out,
-    # The metrics of the round before: they say how many places for a reply were taken, and this one goes on there.
+    # The metrics of the round before: this one goes on behind the places for a reply that it took, and repeats no vote.
     before: MaybeDep = None,
 ) -> Metrics:
     """Sample candidates for train prompts, reward them, and write the pairs that they make."""
     from emotune.models import bradley_terry, loading
-    from emotune.preferences import attempts, human, learned, votes
+    from emotune.preferences import attempts, human, learned, voted
     from emotune.preferences.candidates import engine_of, judging, known_replies, sampling
     from emotune.preferences.outcomes import paired
     from emotune.preferences.pairs import HUMAN, VOTES, audit, rows, split
@@ -74,9 +74,9 @@ def main(
     tokenizer = loading.load_tokenizer(sft, None)
     train = records.read_dialogues(dialogues / "train.jsonl")
     prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, p.prefs.sampling.twin(neutral))
-    first = records.read_metrics(before)["places"] if before else 0
+    earlier: dict[str, Any] = records.read_metrics(before) if before else {"places": 0}
     by_people = p.prefs.source == "votes"
-    prompts = [] if by_people else attempts.choose_prompts(train, prompter, labels, p.prefs, first)
+    prompts = [] if by_people else attempts.choose_prompts(train, prompter, labels, p.prefs, earlier["places"])
     engine = engine_of(p.generation, partial(loading.load_tuned, base, p.model, sft), tokenizer)
     sample = sampling(engine, p.prefs)
     judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
@@ -104,14 +104,15 @@ def main(
         outcomes = search(prompts, p.prefs)
         outcomes = attempts.spend(prompts, outcomes, p.prefs, search) if p.prefs.spare else outcomes
         outcomes = paired(prompts, outcomes, p.prefs, p.reward)
-        voted = votes.voted(p.prefs, labels, prompter, judge, p.reward, term)
-        pairs = rows(prompts, outcomes) + rows(voted.prompts, voted.outcomes, VOTES)
+        by_votes = voted.voted(p.prefs, labels, prompter, judge, p.reward, term, earlier.get("votes"))
+        pairs = rows(prompts, outcomes) + rows(by_votes.prompts, by_votes.outcomes, VOTES)
         have, taken = Counter(pair["emotion"] for pair in pairs), {pair["id"] for pair in pairs}
         pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge, term), HUMAN)
         curve, chosen = over_optimised(prompts, outcomes, heard, p.prefs.seed, said)
 
-    more = {"best_of_n": chosen, "places": first + (0 if by_people else attempts.places_of(p.prefs, labels))}
-    measured = measured_of(p, dialogues, labels, prompts, outcomes, pairs, voted) | more
+    places = earlier["places"] + (0 if by_people else attempts.places_of(p.prefs, labels))
+    measured = measured_of(p, dialogues, labels, prompts, outcomes, pairs, by_votes)
+    measured |= {"best_of_n": chosen, "places": places}
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
     if processes.first():
