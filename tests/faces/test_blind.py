@@ -271,7 +271,8 @@ def test_the_terminal_tells_what_votes_say_and_writes_it_for_page_and_cards(
     assert out.startswith("votes 4, voters 1, questions 4\n")
     assert "evaluating judge" in out
     assert "reward model" in out
-    assert f"prefs.votes_revision: {records.digest(repository / 'data/votes')}" in out
+    content = records.digest(repository / "data/votes")
+    assert f"prefs.votes_revision: {content}\nreward_model.pairs: [contrast, votes@{content}]" in out
     assert err == f"not in models, so of another run: {gone['left']['model']} ffffffffffff\n"
     assert f"{gone['left']['model']} ffffffff" in out
     told = records.read_metrics(repository / "metrics/votes.json")

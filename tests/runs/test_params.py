@@ -249,4 +249,5 @@ def test_what_was_loaded_cannot_be_changed() -> None:
 def test_who_learns_from_votes_on_validation_contexts_is_not_measured_on_these() -> None:
     told = "evaluate.split must be test where prefs.source is votes or both"
     assert told in error(("evaluate.split", "validation"), ("prefs.source", "both"))
+    assert told in error(("evaluate.split", "validation"), ("reward_model.pairs", ["contrast", "votes@1"]))
     assert parsed(("evaluate.split", "test"), ("prefs.source", "both")).prefs.source == "both"

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from test_votes import vote
 
+from conftest import LABELS
 from emotune.core import records
 from emotune.core.contract import Log
 from emotune.core.dialogue import USER, Dialogue, Turn, alternate
@@ -20,6 +22,7 @@ from emotune.judges.params import EmotionChoice, EmotionJudge, Judges
 from emotune.models import bradley_terry, lexical, loading
 from emotune.models.bradley_terry import Scale
 from emotune.models.params import Model
+from emotune.preferences.votes import VotesAt, append
 from emotune.prompts.prompter import Prompter
 from emotune.stages.reward_model import (
     Data,
@@ -61,8 +64,15 @@ TALKS = [
 def params(choice: Model = CHOICE, **changes: Any) -> Params:
     judge = EmotionJudge(emotion_judge=EmotionChoice(name="embedded", revision=None, labels=None, tau=0))
     own = changed(LEARNED, **changes)
-    shared = Judges(share_dialogues=False)
-    return Params(data=Data(seed=7), judges=shared, model=choice, reward=judge, reward_model=own, system_prompt=None)
+    return Params(
+        data=Data(seed=7),
+        judges=Judges(share_dialogues=False),
+        model=choice,
+        prefs=VotesAt(votes="data/votes"),
+        reward=judge,
+        reward_model=own,
+        system_prompt=None,
+    )
 
 
 def trained(base: Path, folder: Path, choice: Model = CHOICE, log: Log = ignore, **changes: Any) -> Any:
@@ -252,7 +262,7 @@ def test_people_s_votes_on_validation_and_an_earlier_round_s_pairs_share_no_dial
     records.write_jsonl(tmp_path / "own.jsonl", own)
     sources = ("contrast", f"{tmp_path / 'own.jsonl'}@{records.sha256(tmp_path / 'own.jsonl')}")
     talks = records.read_dialogues(tmp_path / "train.jsonl")
-    train, held_out = pairs_of(tmp_path, talks, changed(LEARNED, pairs=sources))
+    train, held_out = pairs_of(tmp_path, talks, changed(LEARNED, pairs=sources), "none")
     trained, held = {pair.dialogue for pair in train}, {group[0].dialogue for group in held_out}
     assert not trained & held
     assert {f"train/{n}" for n in range(1, 20, 2)} <= trained
@@ -262,7 +272,37 @@ def test_people_s_votes_on_validation_and_an_earlier_round_s_pairs_share_no_dial
     assert sum(pair.source != "contrast" for pair in (*train, *chain(*held_out))) == len(own)
 
 
-@pytest.mark.parametrize("pairs", ["generated", [], ["contrast", "mine"]])
+def test_votes_are_pairs_at_their_pin_and_count_once_beside_a_file_that_has_them(tmp_path: Path) -> None:
+    records.write_json(tmp_path / "labels.json", {"labels": LABELS})
+    contexts = [[{"role": "user", "content": f"We won {n}!", "emotion": "happiness"}] for n in range(30)]
+    for n, said in enumerate(contexts):
+        append(tmp_path / "votes/ann.jsonl", vote("right", context=said, dialogue=f"d{n}/1" if n else None))
+    append(tmp_path / "votes/bob.jsonl", vote("left", voter="bob", context=contexts[1]))
+    empty = {"left": {"model": "sft", "adapter": "a" * 64, "reply": " "}}
+    append(tmp_path / "votes/bob.jsonl", vote("right", voter="bob", context=contexts[2], **empty))
+    same = {"dialogue": "d3", "prompt": "We won 3!", "chosen": "I am afraid.", "rejected": "Oh no."}
+    records.write_jsonl(tmp_path / "own.jsonl", [same, same | {"prompt": "We lost!"}])
+    sources = (
+        f"votes@{records.digest(tmp_path / 'votes')}",
+        f"{tmp_path / 'own.jsonl'}@{records.sha256(tmp_path / 'own.jsonl')}",
+    )
+    train, held_out = pairs_of(tmp_path, changed(LEARNED, pairs=sources), str(tmp_path / "votes"))
+    pairs = [*train, *chain(*held_out)]
+    # Of the second ann and bob do not agree.
+    assert sorted(pair.history[-1].content for pair in pairs if pair.source == "votes") == sorted(
+        f"We won {n}!" for n in range(30) if n != 1
+    )
+    assert [pair.history[-1].content for pair in pairs if pair.source != "votes"] == ["We lost!"]
+    assert {(pair.chosen, pair.rejected) for pair in pairs} == {("I am afraid.", "Oh no.")}
+    typed = next(pair for pair in pairs if pair.history[-1].content == "We won 0!")
+    assert typed.dialogue.startswith("typed/")
+    assert {pair.dialogue for pair in pairs} > {f"d{n}" for n in range(2, 30)}
+    for wrong in ("votes", f"votes@{'0' * 64}"):
+        with pytest.raises(InputError, match=rf"reward_model\.pairs: votes@sha256 must pin .* sha256 {sources[0][6:]}"):
+            pairs_of(tmp_path, changed(LEARNED, pairs=wrong), str(tmp_path / "votes"))
+
+
+@pytest.mark.parametrize("pairs", ["voted", [], ["contrast", "mine"]])
 def test_pairs_that_are_nowhere_are_refused(pairs: Any) -> None:
-    with pytest.raises(ValidationError, match=r"contrast, file\.jsonl@sha256, owner/name@commit"):
+    with pytest.raises(ValidationError, match=r"contrast, generated@commit, votes@sha256, file\.jsonl@sha"):
         Learned.model_validate_json(LEARNED.model_copy(update={"pairs": pairs}).model_dump_json(warnings=False))

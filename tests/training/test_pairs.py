@@ -1,6 +1,7 @@
 """Laws of the pairs that a reward model learns from: what contrast differs in, what a foreign row may look like."""
 
 import json
+import subprocess
 from itertools import chain
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, alternate, normal_form
 from emotune.core.errors import InputError
-from emotune.training.pairs import contrast, foreign, split
+from emotune.training.pairs import contrast, foreign, once, split
 
 # Sad and glad replies in turn, of two dialogues each the same text but for its case.
 SAID = ("fear", "sadness", "fear", "joy")
@@ -112,3 +113,53 @@ def test_a_dialogue_s_pairs_are_all_on_one_side(tmp_path: Path) -> None:
     assert len(train) + len(held_out) == 200
     assert 0 < len(held_out) < 60
     assert not {pair.dialogue for pair in train} & {pair.dialogue for pair in held_out}
+
+
+def test_a_pair_that_two_sources_have_counts_once(tmp_path: Path) -> None:
+    said = [{"role": role, "content": text} for role, text in (("user", "Hm."), ("assistant", "So?"), ("user", "No."))]
+    row = {"prompt": "No.", "chosen": "A.", "rejected": "B.", "dialogue": "d"}
+    longer, other = row | {"prompt": said, "emotion": "joy"}, row | {"chosen": "B.", "rejected": "A."}
+    elsewhere = row | {"dialogue": "e"}
+    first, again, mirrored, another = foreign(pinned(tmp_path, row, longer, other, elsewhere))
+    # What a model reads is the last turn alone, or more.
+    assert once([first, again, mirrored, another], 1) == [first, mirrored, another]
+    assert once([first, again, mirrored], 3) == [first, again, mirrored]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The commit of a run whose pairs DVC has in its cache; other pairs have taken their place since."""
+    from dvc.repo import Repo
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    prefs = tmp_path / "data/prefs"
+    for part in ("train", "validation"):
+        row = {"history": [{"role": "user", "content": "Hm.", "emotion": "joy"}], "emotion": "joy", "dialogue": part}
+        records.write_jsonl(prefs / f"{part}.jsonl", [row | {"chosen": f"A {part}.", "rejected": "B."}])
+
+    def git(*words: str) -> str:
+        own = ("git", "-C", str(tmp_path), "-c", "user.name=ann", "-c", "user.email=ann@example.org")
+        return subprocess.run([*own, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    with Repo.init(str(tmp_path)) as repo:
+        repo.add(str(prefs))
+    git("add", ".")
+    git("commit", "-qm", "A run")
+    records.write_jsonl(prefs / "train.jsonl", [])
+    return git("rev-parse", "HEAD")
+
+
+def test_generated_pairs_are_those_of_an_earlier_run_s_commit_whatever_lies_there_now(earlier: str) -> None:
+    pairs = foreign(f"generated@{earlier}")
+    assert [(pair.source, pair.dialogue, pair.emotion, pair.chosen, pair.rejected) for pair in pairs] == [
+        ("generated", part, "joy", f"A {part}.", "B.") for part in ("train", "validation")
+    ]
+
+
+def test_a_circle_is_told_with_the_commit_that_breaks_it_and_a_run_that_is_nowhere_by_its_name(earlier: str) -> None:
+    with pytest.raises(InputError, match=rf"generate_prefs reads this model, .*: generated@{earlier} \(HEAD\); "):
+        foreign("generated")
+    nowhere = "0" * 40
+    with pytest.raises(InputError, match=rf"generated@{nowhere}: cannot read its data/prefs/train\.jsonl: "):
+        foreign(f"generated@{nowhere}")

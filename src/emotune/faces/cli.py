@@ -367,8 +367,9 @@ def _votes(chosen: argparse.Namespace) -> None:
     print(f"votes {measured['votes']}, voters {measured['voters']}, questions {measured['questions']}")
     for head, table in tables.votes(measured).items():
         print(f"\n{head}\n{tables.aligned(table)}")
-    pin = f"prefs.votes: {chosen.path}\nprefs.votes_revision: {records.digest(chosen.path)}"
-    print(f"\n{METRICS / 'votes.json'} has this for page and cards. For dpo to learn from them, in params.yaml\n{pin}")
+    pin = records.digest(chosen.path)
+    print(f"\n{METRICS / 'votes.json'} has this for page and cards. For dpo and the reward model, in params.yaml")
+    print(f"prefs.votes: {chosen.path}\nprefs.votes_revision: {pin}\nreward_model.pairs: [contrast, votes@{pin}]")
     if absent := votes.unknown(measured):
         print(f"not in {MODELS}, so of another run: {', '.join(absent)}", file=sys.stderr)
 

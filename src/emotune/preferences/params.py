@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from emotune.core.sections import Count, NotNegative, Positive, Section, Share
 from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionChoice, JudgeChoice
+from emotune.preferences.votes import VotesAt
 
 
 class Length(Section):
@@ -52,9 +53,8 @@ class Audit(Section):
     max_prompts_in_test: Share
 
 
-class Prefs(Section):
+class Prefs(VotesAt):
     source: Literal["generated", "votes", "both"]
-    votes: str
     votes_revision: str | None
     prompts: Count
     emotions: Literal["dataset", "balanced", "every"]

@@ -27,6 +27,7 @@ from emotune.stages.instruct import sft as instruct
 from emotune.stages.instruct.questions import Questions
 from emotune.stages.reward_model import Learned
 from emotune.stages.sft import Sft
+from emotune.training.pairs import VOTES
 from emotune.training.params import Training
 
 PARAMS = Path("params.yaml")
@@ -115,10 +116,11 @@ class Params(Whole):
 
     @model_validator(mode="after")
     def _votes_apart(self) -> Self:
-        if self.prefs.source != "generated" and self.evaluate.split == "validation":
+        pairs = [source.partition("@")[0] for source in self.reward_model.sources]
+        if self.evaluate.split == "validation" and (self.prefs.source != "generated" or VOTES in pairs):
             raise ValueError(
-                "evaluate.split must be test where prefs.source is votes or both: people voted on contexts of the "
-                f"validation split, and dpo would learn them; got {self.evaluate.split}"
+                "evaluate.split must be test where prefs.source is votes or both, or reward_model.pairs has votes: "
+                f"people voted on contexts of the validation split, which are learned then; got {self.evaluate.split}"
             )
         return self
 

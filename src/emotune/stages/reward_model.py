@@ -25,8 +25,9 @@ from emotune.judges.halves import halves
 from emotune.judges.params import EmotionJudge, Judges
 from emotune.judges.verdicts import Judge
 from emotune.models.params import Model
+from emotune.preferences.votes import VotesAt, pinned, preferences, read
 from emotune.prompts.prompter import Prompter
-from emotune.training.pairs import ACCEPTED, CONTRAST, Pair, contrast, foreign, split
+from emotune.training.pairs import ACCEPTED, CONTRAST, VOTES, WORDS, Pair, contrast, foreign, once, split
 from emotune.training.params import Training
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Learned(Training):
     @classmethod
     def _pinned(cls, pairs: str | tuple[str, ...]) -> str | tuple[str, ...]:
         sources = (pairs,) if isinstance(pairs, str) else pairs
-        if not sources or any(source != CONTRAST and not ("@" in source or ".jsonl" in source) for source in sources):
+        if not sources or any(source not in WORDS and not ("@" in source or ".jsonl" in source) for source in sources):
             raise ValueError(f"must be one or a list, {ACCEPTED}; got {list(sources)}")
         return pairs
 
@@ -77,11 +78,12 @@ class Data(Section):
 
 
 class Params(Section):
-    """The base model, the pairs, how it learns from them, and the judge that it is held against."""
+    """The base model, the pairs and where votes lie, how it learns, and the judge that it is held against."""
 
     data: Data
     judges: Judges
     model: Model
+    prefs: VotesAt
     reward: EmotionJudge
     reward_model: Learned
     system_prompt: str | None
@@ -111,7 +113,7 @@ def main(
 
     judge = files.open_judge(judges / "reward.skops", p.reward.emotion_judge)
     talks = own_dialogues(dialogues, p)
-    train, held_out = pairs_of(dialogues, talks, p.reward_model)
+    train, held_out = pairs_of(dialogues, talks, p.reward_model, p.prefs.votes)
     prompter = bradley_terry.prompter(base, p.system_prompt, p.model.context, p.reward_model.history_turns)
     with workspace("reward_model", p.model_dump(mode="json"), inputs) as folder:
         model = bradley_terry.untrained(base, p.model, prompter)
@@ -145,19 +147,15 @@ def own_dialogues(dialogues: Path, p: Params) -> list[Dialogue]:
     return train if p.judges.share_dialogues else halves(train, p.data.seed)[0]
 
 
-def pairs_of(dialogues: Path, talks: Sequence[Dialogue], p: Learned) -> tuple[Sequence[Pair], Groups]:
+def pairs_of(dialogues: Path, talks: Sequence[Dialogue], p: Learned, votes: str) -> tuple[Sequence[Pair], Groups]:
     """The pairs to train on, and those held out, which share no dialogue with them, in groups of one chosen reply.
 
     Contrast is made of `talks`, and held out is that of the validation split, but for dialogues of which other
-    pairs are on the other side: people vote on those of validation, and an earlier round's pairs are of train.
+    pairs are on the other side: people vote on those of validation, and an earlier run's pairs are of train.
     """
-    train: list[Pair] = []
-    held_out: list[list[Pair]] = []
-    for source in p.sources:
-        if source != CONTRAST:
-            to_train, to_hold = split(foreign(source), p.seed)
-            train += to_train
-            held_out += [[pair] for pair in to_hold]
+    others = (pairs_at(source, votes, dialogues) for source in p.sources if source != CONTRAST)
+    train, to_hold = split(once(chain(*others), p.history_turns), p.seed)
+    held_out = [[pair] for pair in to_hold]
     if CONTRAST in p.sources:
         other = records.read_dialogues(dialogues / "validation.jsonl")
         trained, held = {pair.dialogue for pair in train}, {group[0].dialogue for group in held_out}
@@ -183,6 +181,19 @@ def by_tokens(talks: Sequence[Dialogue], held_out: Groups, prompter: Prompter, p
     held = {group[0].dialogue for group in held_out}
     own = [talk for talk in talks if CONTRAST in p.sources and talk.id not in held]
     return fit(own, prompter.tokenizer, p.history_turns, p.seed) if own else None
+
+
+def pairs_at(source: str, votes: str, dialogues: Path) -> list[Pair]:
+    """The pairs of a source; of votes, of two replies, neither of them empty, the one that more of them preferred."""
+    name, _, pin = source.partition("@")
+    if name != VOTES:
+        return foreign(source)
+    path = pinned(votes, pin, "reward_model.pairs: votes@sha256")
+    return [
+        Pair(VOTES, one.vote.origin, one.vote.turns, one.vote.emotion, one.chosen, one.rejected)
+        for one in preferences(read(path, records.read_json(dialogues / "labels.json")["labels"]))
+        if one.chosen.strip() and one.rejected.strip()
+    ]
 
 
 def learn(

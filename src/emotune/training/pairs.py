@@ -1,21 +1,25 @@
 """Pairs that a reward model learns from: of two replies to one context the one that is preferred."""
 
 import hashlib
+import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emotune.core import records, seeds
+from emotune.core import git, processes, records, seeds
 from emotune.core.dialogue import ASSISTANT, USER, Dialogue, Turn, bare, history, normal_form
 from emotune.core.errors import InputError
 from emotune.models import pins
 
-# Made from human dialogues; anything else is a file or a data set of the Hub at its pin.
-CONTRAST = "contrast"
-ACCEPTED = f"accepted: {CONTRAST}, file.jsonl@sha256, owner/name@commit"
+# Made from human dialogues, by generate_prefs of an earlier run, by people; others are a file or a data set of the Hub.
+CONTRAST, GENERATED, VOTES = "contrast", "generated", "votes"
+WORDS = (CONTRAST, GENERATED, VOTES)
+ACCEPTED = f"accepted: {CONTRAST}, {GENERATED}@commit, {VOTES}@sha256, file.jsonl@sha256, owner/name@commit"
+# What of a commit is read.
+EARLIER = "data/prefs"
 # Of a file's dialogues one in so many is held out.
 HELD_OUT = 10
 # A wrong reply is looked for so often.
@@ -68,7 +72,7 @@ def contrast(
 
 
 def foreign(source: str) -> list[Pair]:
-    """The pairs of a JSONL file or a Hub data set (its split train), each at its pin; InputError where one is not.
+    """The pairs of a JSONL file, a Hub data set (its split train) or an earlier run, at its pin; InputError without it.
 
     A row has `chosen` and `rejected`, and `history`, `context` or `prompt`: a text is said by the user, texts in turn,
     the user last; messages have a role and content. Replies may be messages that begin with what was said. `emotion`
@@ -85,6 +89,15 @@ def foreign(source: str) -> list[Pair]:
     return pairs
 
 
+def once(pairs: Iterable[Pair], history_turns: int) -> list[Pair]:
+    """Each pair where it stands first: of two replies behind the same last turns of one dialogue, whoever has them."""
+    own: dict[Hashable, Pair] = {}
+    for pair in pairs:
+        said = tuple(turn.content for turn in pair.history[-history_turns:])
+        own.setdefault((pair.dialogue, said, pair.chosen, pair.rejected), pair)
+    return list(own.values())
+
+
 def split(pairs: Iterable[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train on and those held out: a dialogue's are all in one of the two, by its name and the seed."""
     parts: tuple[list[Pair], list[Pair]] = ([], [])
@@ -95,6 +108,9 @@ def split(pairs: Iterable[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
 
 def _rows(name: str, pin: str, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each row, and where it stands."""
+    if name == GENERATED:
+        yield from _earlier(pin, source)
+        return
     path = pins.located(name)
     if path.is_file():
         if pin != (content := records.sha256(path)):
@@ -112,6 +128,29 @@ def _rows(name: str, pin: str, source: str) -> Iterator[tuple[str, Mapping[str, 
         raise InputError(f"reward_model.pairs: cannot load {source}: {' '.join(str(error).split())}") from error
     for number, row in enumerate(table, start=1):
         yield f"{source}: pair {number}", row
+
+
+def _earlier(commit: str, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The pairs that generate_prefs made for a commit of this repository, from DVC's cache or its remote."""
+    root = str(processes.root())
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        last = git.ask("-C", root, "rev-parse", "HEAD") or "COMMIT"
+        raise InputError(
+            f"reward_model.pairs: generate_prefs reads this model, so to learn from what it makes now were a circle; "
+            f"an earlier run's pairs are those of its commit: {GENERATED}@{last} (HEAD); got {source}; {ACCEPTED}"
+        )
+    import dvc.api  # a second, and only this source needs it
+    from dvc.exceptions import DvcException
+
+    for part in ("train", "validation"):
+        path = f"{EARLIER}/{part}.jsonl"
+        try:
+            lines = dvc.api.read(path, repo=root, rev=commit, encoding="utf-8").split("\n")
+        except (DvcException, OSError) as error:
+            told = " ".join(str(error).split())
+            raise InputError(f"reward_model.pairs: {source}: cannot read its {path}: {told}") from error
+        for number, line in enumerate(filter(None, lines), start=1):
+            yield f"{source}: {path}:{number}", json.loads(line)
 
 
 def _said(row: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
