@@ -21,12 +21,14 @@ class Clone:
     """A git repository with the project's files as they are now, tiny params, and a DVC cache of its own."""
 
     folder: Path
+    # The folder of the python that it finds first: warm.py has one.
+    python: Path = Path(sys.executable).parent
 
     @property
     def environment(self) -> dict[str, str]:
         """What keeps its commands away from the user's own git and DVC."""
         return {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join([str(self.python), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self.folder / "src"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "DVC_NO_ANALYTICS": "1",
@@ -99,7 +101,7 @@ class Clone:
             path.write_bytes(before)
 
 
-def project(folder: Path) -> Clone:
+def project(folder: Path, python: Path = Clone.python) -> Clone:
     """The project's files as they are now in a new repository, with tiny params, committed.
 
     But for another round and the instruction pipeline, whose outs no clone has.
@@ -110,7 +112,7 @@ def project(folder: Path) -> Clone:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     write_params(folder, TINY)
-    made = Clone(folder)
+    made = Clone(folder, python)
     made("git", "init", "--quiet", "--initial-branch", "main")
     made("git", "config", "user.name", "A tester")
     made("git", "config", "user.email", "tester@localhost")
@@ -120,9 +122,9 @@ def project(folder: Path) -> Clone:
     return made
 
 
-def reproduced(folder: Path, pipeline: Pipeline) -> Clone:
+def reproduced(folder: Path, pipeline: Pipeline, python: Path = Clone.python) -> Clone:
     """The project with every out of a pipeline in its workspace and cache, and dvc.lock and metrics committed."""
-    made = project(folder)
+    made = project(folder, python)
     for path in [path for stage in STAGES for path in declared(stage)]:
         copy = shutil.copytree if (pipeline.folder / path).is_dir() else shutil.copyfile
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
+import warm
 from emotune.core import processes
 
 # Each worker imports torch, and so do most stages that the tests start.
@@ -292,10 +293,26 @@ class Pipeline:
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The whole embedded pipeline with tiny settings, once for all workers: look, do not touch."""
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what is made once for all workers, under a lock."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "pipeline"
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def warm_python(of_all_workers: Path) -> Path:
+    """The folder of a python that starts a stage in a moment."""
+    folder = of_all_workers / "warm"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            warm.start(folder, os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def pipeline(of_all_workers: Path) -> Pipeline:
+    """The whole embedded pipeline with tiny settings, once for all workers: look, do not touch."""
+    folder = of_all_workers / "pipeline"
     note = folder.with_suffix(".json")
     with FileLock(folder.with_suffix(".lock")):
         if note.exists():

@@ -21,9 +21,9 @@ WEIGHTS = [0.5, 0.2, 0.3]
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def clone(warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The project after its first `dvc repro`, from an empty cache, with what came of it committed."""
-    made = project(tmp_path_factory.mktemp("repro") / "clone")
+    made = project(tmp_path_factory.mktemp("repro") / "clone", warm_python)
     assert sorted(made.ran(made("dvc", "repro"))) == sorted(STAGES)
     made("git", "add", ".")
     made("git", "commit", "--quiet", "-m", "What came of it")

@@ -286,7 +286,7 @@ def test_votes_are_pairs_at_their_pin_and_count_once_beside_a_file_that_has_them
         f"votes@{records.digest(tmp_path / 'votes')}",
         f"{tmp_path / 'own.jsonl'}@{records.sha256(tmp_path / 'own.jsonl')}",
     )
-    train, held_out = pairs_of(tmp_path, changed(LEARNED, pairs=sources), str(tmp_path / "votes"))
+    train, held_out = pairs_of(tmp_path, [], changed(LEARNED, pairs=sources), str(tmp_path / "votes"))
     pairs = [*train, *chain(*held_out)]
     # Of the second ann and bob do not agree.
     assert sorted(pair.history[-1].content for pair in pairs if pair.source == "votes") == sorted(
@@ -299,7 +299,7 @@ def test_votes_are_pairs_at_their_pin_and_count_once_beside_a_file_that_has_them
     assert {pair.dialogue for pair in pairs} > {f"d{n}" for n in range(2, 30)}
     for wrong in ("votes", f"votes@{'0' * 64}"):
         with pytest.raises(InputError, match=rf"reward_model\.pairs: votes@sha256 must pin .* sha256 {sources[0][6:]}"):
-            pairs_of(tmp_path, changed(LEARNED, pairs=wrong), str(tmp_path / "votes"))
+            pairs_of(tmp_path, [], changed(LEARNED, pairs=wrong), str(tmp_path / "votes"))
 
 
 @pytest.mark.parametrize("pairs", ["voted", [], ["contrast", "mine"]])

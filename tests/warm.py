@@ -1,0 +1,180 @@
+"""A `python` that starts a module of emotune in a moment: it asks a server that has imported the libraries to fork.
+
+A stage of a clone takes some twelve seconds to import torch, transformers, TRL and MLflow, and two to do its work. Here
+emotune alone is imported anew, from where PYTHONPATH says, with the environment, folder and files of whoever asked.
+"""
+
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# Nothing of ours, which each clone has another copy of.
+IMPORTED = (
+    "datasets",
+    "dvc.repo",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "peft",
+    "psutil",
+    "scipy.stats",
+    "skops.io",
+    "sklearn.linear_model",
+    "sklearn.pipeline",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.sft_trainer",
+)
+SOCKET = "socket"
+# Whose parent the parent of a process is that was forked for it.
+FOR = "EMOTUNE_TESTS_FOR"
+SHIM = """#!{python} -IS
+import os, sys
+words = [word for word in sys.argv[1:] if word != "-u"]
+if words[:1] != ["-m"] or not words[1].startswith("emotune."):
+    os.execv("{python}", ["python", *words])
+sys.path.append("{here}")
+import warm
+warm.ask("{folder}", words)
+"""
+
+
+def ask(folder: str, words: list[str]) -> None:
+    """Have what python was called with run by the server, and end as that ended; killed, it takes that along."""
+    said = {"cwd": str(Path.cwd()), "environ": dict(os.environ), "words": words, "pid": os.getpid()}
+    with socket.socket(socket.AF_UNIX) as server:
+        # The name of a socket is short, which that of a folder need not be.
+        os.chdir(folder)
+        server.connect(SOCKET)
+        message = json.dumps(said).encode()
+        socket.send_fds(server, [len(message).to_bytes(4, "big")], [0, 1, 2])
+        server.sendall(message)
+        answer = server.recv(4)
+    # No answer is a server that has ended.
+    code = int.from_bytes(answer, "big", signed=True) if answer else 1
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def serve(folder: str, session: int) -> None:
+    """Answer until the session of tests is over."""
+    os.chdir(folder)
+    # Where it is installed peft imports it, and with it torch's compiler; no clone quantises.
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    for name in IMPORTED:
+        import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    assert threading.active_count() == 1, "a thread does not outlive a fork"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(SOCKET)
+        server.listen(16)
+        server.settimeout(2)
+        Path("ready").touch()
+        while Path(f"/proc/{session}").exists():
+            try:
+                asking, _ = server.accept()
+            except TimeoutError:
+                continue
+            if os.fork() == 0:
+                server.close()
+                answer(asking, folder)
+            asking.close()
+
+
+def answer(asking: socket.socket, folder: str) -> None:
+    """In a process of its own: fork what was asked for, and tell how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asking.settimeout(None)
+    length, files, _, _ = socket.recv_fds(asking, 4, 3)
+    message = b""
+    while len(message) < int.from_bytes(length, "big"):
+        message += asking.recv(1 << 16)
+    run = os.fork()
+    if run == 0:
+        asking.close()
+        os._exit(child(json.loads(message), files, folder))
+    for file in files:
+        os.close(file)
+    ended = os.pidfd_open(run)
+    if ended not in select.select([ended, asking], [], [])[0]:
+        os.kill(run, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
+    with suppress(BrokenPipeError):  # whoever asked has been killed
+        asking.sendall(code.to_bytes(4, "big", signed=True))
+    os._exit(0)
+
+
+def child(said: dict[str, Any], files: list[int], folder: str) -> int:
+    """What `python -m MODULE ...` does; returns the exit code."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(said["cwd"])
+    os.environ.clear()
+    os.environ.update({FOR: str(said["pid"])} | said["environ"])
+    sys.argv = ["-m", *said["words"][2:]]
+    # Whatever it starts or becomes starts as soon.
+    sys.executable = f"{folder}/bin/python"
+    sys.orig_argv[:] = [sys.executable, *said["words"]]
+    sys.path[:] = [said["cwd"], *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[1:]]
+    sys.dont_write_bytecode, sys.pycache_prefix = False, f"{folder}/bytecode"
+    random.seed()
+    stand_in_for(int(os.environ[FOR]))
+    try:
+        runpy.run_module(said["words"][1], run_name="__main__", alter_sys=True)
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if isinstance(code, str):
+        print(code, file=sys.stderr, flush=True)
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def stand_in_for(pid: int) -> None:
+    """Let psutil find the process that asked above this one: by that a stage knows its `dvc repro`."""
+    import psutil
+
+    ppid, own = psutil.Process.ppid, os.getpid()
+    psutil.Process.ppid = lambda process: pid if process.pid == own else ppid(process)  # type: ignore[method-assign]
+
+
+def start(folder: Path, session: int) -> None:
+    """Start a server in a new folder, whose `bin` has the python that asks it; wait until it answers."""
+    (folder / "bin").mkdir(parents=True)
+    shim = folder / "bin" / "python"
+    shim.write_text(SHIM.format(python=sys.executable, here=Path(__file__).parent, folder=folder))
+    shim.chmod(0o755)
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+    with (folder / "said").open("w") as said:
+        server = subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(session)],
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+    while not (folder / "ready").exists():
+        assert server.poll() is None, (folder / "said").read_text()
+        select.select([], [], [], 0.05)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
