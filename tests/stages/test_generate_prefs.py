@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from conftest import LABELS, TINY, run_stage, write_params
+from conftest import LABELS, ROOT, TINY, run_stage, write_params
 from emotune.core import records
 from emotune.core.dialogue import Dialogue
 from emotune.core.errors import InputError, Refusal
+from emotune.core.sections import read_yaml
 from emotune.preferences import votes
 
 # What is kept of a candidate: its text first, and last whether it is a copy.
@@ -157,6 +158,27 @@ def test_people_s_pairs_come_beside_others_and_fill_up_an_emotion_before_people_
     assert (measured["prompts"], measured["pairs"], measured["votes"]["pairs"]) == (10, 7, 2)
     first_attempts(folder)
     assert "votes" not in records.read_metrics(folder / "metrics/prefs.json")
+
+
+def test_another_round_takes_no_vote_again_and_votes_alone_make_no_other_round(folder: Path) -> None:
+    shutil.copytree(folder / "models/sft", folder / "models/dpo", dirs_exist_ok=True)
+    voted(folder, "both")
+    first = records.read_metrics(folder / "metrics/prefs.json")["votes"]
+    rounds = read_yaml(ROOT / "rounds/stages.yaml")["stages"]
+    # A second round, and a third one, which goes on from the second.
+    for _ in range(2):
+        # So small a train split has places for one round.
+        before = records.read_metrics(folder / "metrics/prefs.json") | {"places": 0}
+        records.write_metrics(folder / "metrics/prefs.json", before)
+        with suppress(Refusal):
+            run_stage("generate_prefs", folder, rounds)
+        measured = records.read_metrics(folder / "metrics/rounds/prefs.json")
+        assert (measured["pairs"], measured["votes"]) == (0, first | {"pairs": 0})
+        records.write_metrics(folder / "metrics/prefs.json", measured)
+    params = (folder / "params.yaml").read_text().replace("source: both", "source: votes")
+    (folder / "params.yaml").write_text(params)
+    with pytest.raises(InputError, match="the round before learned from all of them"):
+        run_stage("generate_prefs", folder, rounds)
 
 
 def test_votes_that_are_not_those_of_the_pin_stop_the_stage(folder: Path) -> None:
