@@ -283,6 +283,12 @@ def run_shared(folder: Path, out: str, launcher: str, parallel: bool = True, **m
     return process.returncode, said, complained
 
 
+@pytest.fixture
+def warm_workers(warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun starts its processes by a python that has imported torch."""
+    monkeypatch.setenv("PYTHON_EXEC", f"{warm_python}/python")
+
+
 def test_one_process_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -301,6 +307,7 @@ def test_each_process_has_every_nth_row(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("warm_workers")
 def test_a_stage_starts_itself_under_the_users_launcher(tmp_path: Path) -> None:
     code, said, complained = run_shared(tmp_path, "out.txt", TWO)
     assert (code, complained) == (0, "")
@@ -325,6 +332,7 @@ def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("warm_workers")
 def test_bad_input_in_any_process_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert run_shared(tmp_path, "refused_by_one", TWO) == (2, "", "emotune square: numbers.txt:3: no number\n")
     [line] = costs(tmp_path)
@@ -343,6 +351,7 @@ def test_of_several_processes_with_bad_input_the_first_tells_it(
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("warm_workers")
 def test_a_bug_in_a_process_keeps_its_traceback_and_the_launchers_exit_code(tmp_path: Path) -> None:
     code, _, complained = run_shared(tmp_path, "bug", TWO)
     assert code == 1
