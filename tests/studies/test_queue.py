@@ -16,19 +16,19 @@ from conftest import TINY, Pipeline, run_stage, write_params
 
 pytestmark = pytest.mark.pipeline
 
-# Both train the same new sft model and sample from it, at the same moments; what they make of it differs.
-NEW = {"sft.seed": 8}
+# Both sample the same new candidates, at the same moments; what they make of them differs.
+NEW = {"prefs.seed": 8, "prefs.prompts": 30, "dpo.epochs": 2}
 WEIGHTS = {"even": [0.3, 0.3, 0.4], "keen": [0.9, 0.0, 0.1]}
 # Not to evaluate, whose processes would double the time: it shares nothing but the tracker.
 LAST, RUN = "dpo", ["generate_prefs", "dpo"]
-METRICS = ("metrics/sft.json", "metrics/prefs.json", "metrics/dpo.json", "metrics/dpo_history.csv")
+METRICS = ("metrics/prefs.json", "metrics/dpo.json", "metrics/dpo_history.csv")
 PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
-def queue(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def queue(pipeline: Pipeline, warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """The project after both experiments went through its queue; its workers are gone when the tests are."""
-    clone = reproduced(tmp_path_factory.mktemp("queue") / "clone", pipeline)
+    clone = reproduced(tmp_path_factory.mktemp("queue") / "clone", pipeline, warm_python)
     for name, weights in WEIGHTS.items():
         values = [word for key, value in NEW.items() for word in ("-S", f"{key}={value}")]
         clone("dvc", "exp", "run", "--queue", "--name", name, *values, "-S", f"reward.weights={weights}", LAST)
@@ -77,14 +77,11 @@ def workers(clone: Clone) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def alone(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder for each experiment in which its stages ran by themselves, with a journal of their own."""
-    trained = tmp_path_factory.mktemp("trained")
-    for kind in ("data", "models", "metrics"):
-        shutil.copytree(pipeline.folder / kind, trained / kind)
-    write_params(trained, TINY | NEW)
-    run_stage("sft", trained)
     folders = {}
     for name, weights in WEIGHTS.items():
-        folders[name] = shutil.copytree(trained, tmp_path_factory.mktemp(name), dirs_exist_ok=True)
+        folders[name] = tmp_path_factory.mktemp(name)
+        for kind in ("data", "models", "metrics"):
+            shutil.copytree(pipeline.folder / kind, folders[name] / kind)
         write_params(folders[name], TINY | NEW | {"reward.weights": weights})
         for stage in RUN:
             run_stage(stage, folders[name])
@@ -126,9 +123,7 @@ def test_each_experiment_is_one_run_with_its_own_stages_and_weights(queue: Clone
     for name, weights in WEIGHTS.items():
         parent, children = found[name]
         assert parent.info.status == "FINISHED"
-        # Whoever comes a little later may find the sft model in DVC's cache.
-        ran = sorted(run.data.tags["dvc.stage"] for run in children if run.data.tags["dvc.stage"] != "sft")
-        assert ran == ["dpo", "generate_prefs"]
+        assert sorted(run.data.tags["dvc.stage"] for run in children) == ["dpo", "generate_prefs"]
         (prefs,) = [run for run in children if run.data.tags["dvc.stage"] == "generate_prefs"]
         assert json.loads(prefs.data.params["reward.weights"]) == weights
 
