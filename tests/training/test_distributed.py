@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ SMALL = TINY | {
     "sft.epochs": 1,
     "sft.neutral_replies": None,
     "sft.batch_size": 8,
+    "reward_model.contrast_pairs": 60,
     "dpo.epochs": 1,
     "dpo.batch_size": 4,
     "dpo.accumulation": 2,
@@ -114,33 +114,23 @@ def pass_for_gpus(settings: Mapping[str, Any]) -> None:
     state.PartialState.__init__, distributed.whole = join_as_gpus, whole_of_parts
 
 
-def start(stage: str, folder: Path) -> subprocess.Popen[str]:
-    """A stage as dvc starts it, where the user's environment asks for two processes."""
+def launched(stage: str, folder: Path, python: Path) -> subprocess.CompletedProcess[str]:
+    """A stage as dvc starts it, where the user's environment asks for two processes, which torchrun starts by a python
+    of ours."""
     plain = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
-    ours = {"EMOTUNE_LAUNCH": TWO, "OMP_NUM_THREADS": "1", "EMOTUNE_TRACKING": "off"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "emotune.runs.stage", stage, *flags(stage)],
-        cwd=folder,
-        env=plain | ours,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def work_with_a_checkpoint(stage: str, folder: Path, runs: Callable[[], bool]) -> Path:
-    """The work folder of a stage, as soon as one checkpoint in it is complete."""
-    while not (complete := list(folder.glob(f".work/{stage}/*/checkpoint-*/complete"))):
-        assert runs(), "the stage ended before it could be stopped"
-        time.sleep(0.002)
-    return complete[0].parents[1]
+    ours = {"EMOTUNE_LAUNCH": TWO, "OMP_NUM_THREADS": "1", "EMOTUNE_TRACKING": "off", "PYTHON_EXEC": f"{python}/python"}
+    words = [sys.executable, "-m", "emotune.runs.stage", stage, *flags(stage)]
+    return subprocess.run(words, cwd=folder, env=plain | ours, capture_output=True, text=True)
 
 
 def kill_at_a_checkpoint(stage: str, folder: Path, prepare: Callable[[], None] = lambda: None) -> Path:
+    """Kill two processes as soon as one checkpoint of theirs is complete; returns their work folder."""
     two = Two(stage, folder, prepare)
-    work = work_with_a_checkpoint(stage, folder, lambda: all(process.is_alive() for process in two.processes))
+    while not (complete := list(folder.glob(f".work/{stage}/*/checkpoint-*/complete"))):
+        assert all(process.is_alive() for process in two.processes), "the stage ended before it could be stopped"
+        time.sleep(0.002)
     two.kill()
-    return work
+    return complete[0].parents[1]
 
 
 def curve(folder: Path, stage: str) -> list[dict[str, str]]:
@@ -225,11 +215,6 @@ def trained(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return by_two
 
 
-def assert_same_bytes(stage: str, folder: Path, other: Path) -> None:
-    for path in (TRAINED[stage], "metrics"):
-        assert contents(folder / path) == contents(other / path)
-
-
 @pytest.mark.parametrize("stage", TRAINED)
 def test_two_processes_take_the_steps_of_one(stage: str, trained: Callable[[str], Path], alone: Path) -> None:
     folder = trained(stage)
@@ -237,30 +222,17 @@ def test_two_processes_take_the_steps_of_one(stage: str, trained: Callable[[str]
     assert [path.name for path in folder.glob(f".work/{stage}/*") if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("stage", TRAINED)
-def test_two_processes_that_are_killed_go_on_to_the_same_bytes(
-    stage: str, trained: Callable[[str], Path], alone: Path, tmp_path: Path
-) -> None:
-    folder = without(stage, alone, tmp_path)
-    work = kill_at_a_checkpoint(stage, folder)
-    (work / "checkpoint-9999").mkdir()
-    assert "".join(Two(stage, folder).outputs()).count("going on from checkpoint-") == 1
-    assert_same_bytes(stage, folder, trained(stage))
-
-
-def test_what_a_launcher_started_is_stopped_as_one_and_goes_on_to_the_same_bytes(
-    trained: Callable[[str], Path], alone: Path, tmp_path: Path
+def test_what_a_launcher_starts_goes_on_from_two_that_were_killed_to_the_same_bytes(
+    trained: Callable[[str], Path], alone: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     folder = without("dpo", alone, tmp_path)
-    process = start("dpo", folder)
-    work_with_a_checkpoint("dpo", folder, lambda: process.poll() is None)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    out, err = (process := start("dpo", folder)).communicate()
-    assert process.returncode == 0, err
-    assert out.count("going on from checkpoint-") == out.count("dpo took ") == 1
-    assert_same_bytes("dpo", folder, trained("dpo"))
+    work = kill_at_a_checkpoint("dpo", folder)
+    (work / "checkpoint-9999").mkdir()
+    done = launched("dpo", folder, warm_python)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("going on from checkpoint-") == done.stdout.count("dpo took ") == 1
+    for path in (TRAINED["dpo"], "metrics"):
+        assert contents(folder / path) == contents(trained("dpo") / path)
 
 
 @pytest.mark.parametrize("stage", TRAINED)
