@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from test_attempts import PREFS, REWARD, clean, prefs
-from test_votes import vote
 
+from ballots import vote
 from conftest import LABELS
 from emotune.core import records
 from emotune.core.dialogue import Turn

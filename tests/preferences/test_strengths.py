@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_votes import DPO, SFT, swapped, vote
+from test_votes import swapped
 
+from ballots import DPO, SFT, vote
 from emotune.preferences import strengths
 
 BASE = "c" * 64

@@ -7,30 +7,11 @@ from typing import Any
 
 import pytest
 
+from ballots import DPO, SFT, vote
 from conftest import LABELS
 from emotune.core.errors import InputError
 from emotune.preferences import voted
 from emotune.preferences.votes import Vote, append, counted, preferences, read
-
-SFT, DPO = "a" * 64, "b" * 64
-
-
-def vote(choice: str, at: int = 0, **changes: Any) -> Vote:
-    row = {
-        "voter": "ann",
-        "at": f"2026-01-02T03:04:{at:02}.000000Z",
-        "dialogue": "d1/1",
-        "context": [{"role": "user", "content": "We won!", "emotion": "happiness"}],
-        "emotion": "fear",
-        "left": {"model": "sft", "adapter": SFT, "reply": "Oh no."},
-        "right": {"model": "dpo", "adapter": DPO, "reply": "I am afraid."},
-        "choice": choice,
-        "note": "",
-        "seed": 7,
-        "draw": 0,
-        "seconds": 1.5,
-    }
-    return Vote.model_validate_json(json.dumps(row | changes))
 
 
 def swapped(of: Vote) -> Vote:

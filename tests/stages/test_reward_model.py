@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from test_votes import vote
 
+from ballots import vote
 from conftest import LABELS
 from emotune.core import records
 from emotune.core.contract import Log
