@@ -1,5 +1,6 @@
 """The project in a git repository of its own, with tiny params, under real DVC and a real tracker."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -14,6 +15,16 @@ import pytest
 
 from conftest import ROOT, STAGES, TINY, Pipeline, declared, write_params
 from emotune.core import records
+
+
+@contextmanager
+def dvc_init(folder: Path) -> Iterator[Any]:
+    """A new DVC repository, opened in this process: what DVC would say goes to a stdout that pytest has long closed."""
+    from dvc.logger import set_loggers_level
+    from dvc.repo import Repo
+
+    with set_loggers_level(logging.ERROR), Repo.init(str(folder)) as repo:
+        yield repo
 
 
 @dataclass(frozen=True)

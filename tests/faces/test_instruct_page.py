@@ -73,7 +73,7 @@ def test_models_steps_and_tasks_stand_there_with_intervals_and_what_was_publishe
     html = written()
     models = section(html, "models")
     assert cells(models, "few-shot") == ["100  [50, 200]", "0.250  [0.000, 1.000]", "4.74"]
-    assert cells(models, "zero-shot → sft") == ["-90.500  [-120.000, -60.000]", "0.002"]
+    assert cells(models, "zero-shot → sft") == ["-90.5  [-120, -60]", "0.002"]
     assert "2.5 on the mean" in models
     assert "same 1,234 held-out rows" in models
     assert cells(section(html, "tasks"), "say") == ["7", "1000", "0.000", "100", "0.250", "10", "0.750"]

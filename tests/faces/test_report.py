@@ -399,7 +399,7 @@ def test_benchmarks_have_blocks_of_their_own(metrics, tmp_path):
     blocks = "".join(f"<!-- begin:{name} -->\n<!-- end:{name} -->\n" for name in names)
     text = filled(blocks, metrics, tmp_path)
     assert "\n| `sft_throughput.py` | 1.8 | trained tokens per second, over `trl sft` |\n" in text
-    assert "\n| `stage_start.py` | 1.3 | seconds from process start to first work, over the eight stages, " in text
+    assert "\n| `stage_start.py` | 1.3 | seconds from process start to first work, over the stages, " in text
     assert "`scaling.py`" not in text  # a claim without a result is not shown
     assert "\n| first run | 100% | 161 |\n| the same again | 0% | 7.7 |\n| [0.6, 0.0, 0.4] | 12.5% | 9.0 |\n" in text
     assert "\n| published | 9 | 38 | 80% | 0% | 51 |\n" in text

@@ -243,9 +243,9 @@ def alone(ready: Path, start: Start) -> dict[str, Alone]:
 def progress(stage: str, folder: Path) -> int:
     """What a killed stage can go on from: attempts in the journal, or the step of its last complete checkpoint."""
     if stage == "generate_prefs":
-        # Beside attempts it holds what the reward model said of their replies.
+        # Beside attempts it holds what the reward model and the evaluating judges said of their replies.
         kept = journal.contents(folder / JOURNAL).held
-        return sum(held.attempts for held in kept if "reward_model" not in held.made_of)
+        return sum(held.attempts for held in kept if not {"reward_model", "evaluate"} & held.made_of.keys())
     complete = folder.glob(f".work/{stage}/*/checkpoint-*/complete")
     return max((int(path.parent.name.split("-")[1]) for path in complete), default=0)
 

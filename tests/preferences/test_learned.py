@@ -13,7 +13,7 @@ from conftest import LABELS
 from emotune.core import records
 from emotune.core.dialogue import Turn
 from emotune.generation.engine import Reply
-from emotune.preferences import attempts, votes
+from emotune.preferences import attempts, voted, votes
 from emotune.preferences.candidates import Prompt, Wanted, judging
 from emotune.preferences.learned import Learned, memos
 from emotune.preferences.outcomes import Outcome
@@ -142,7 +142,7 @@ def test_people_s_replies_keep_their_scores_when_further_votes_turn_the_pair(
         votes.append(tmp_path / "votes.jsonl", vote(choice, at=len(scores)))
         pin = {"votes": str(tmp_path / "votes.jsonl"), "votes_revision": records.digest(tmp_path / "votes.jsonl")}
         p = prefs(source="votes", **pin)
-        [outcome] = votes.voted(p, LABELS, Prompter(tokenizer, None, 256), judge, FOUR, learned).outcomes
+        [outcome] = voted.voted(p, LABELS, Prompter(tokenizer, None, 256), judge, FOUR, learned).outcomes
         assert outcome.pair
         scores.append({reply.text: reply.learned_score for reply in (outcome.pair.chosen, outcome.pair.rejected)})
     assert list(scores[0]) != list(scores[1])

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from clones import dvc_init
 from conftest import ROOT
 from emotune.faces import cli
 from emotune.runs import link, mirror, tracking
@@ -95,8 +96,6 @@ def elsewhere() -> list[str]:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """One `dvc repro`; then an experiment that runs one stage of two, one in a temporary workspace, and one of none."""
-    from dvc.repo import Repo
-
     folder = tmp_path_factory.mktemp("repository")
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere()} | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -119,7 +118,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     run("git init --quiet --initial-branch main")
     run("git config user.name Tester")
     run("git config user.email tester@localhost")
-    Repo.init(str(folder)).close()
+    with dvc_init(folder):
+        pass
     run("git add .")
     run("git commit --quiet -m code")
     run("dvc repro --quiet")

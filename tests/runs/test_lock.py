@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clones import dvc_init
 from emotune.core.errors import InputError
 from emotune.faces import cli
 from emotune.runs import lock
@@ -42,8 +43,6 @@ def run(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dvc.repo import Repo
-
     folder = tmp_path_factory.mktemp("lock") / "repository"
     folder.mkdir()
     (folder / "dvc.yaml").write_text(DVC_YAML)
@@ -53,7 +52,8 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "init", "--quiet", "--initial-branch", "main")
     run(folder, "git", "config", "user.name", "A tester")
     run(folder, "git", "config", "user.email", "tester@localhost")
-    Repo.init(str(folder)).close()
+    with dvc_init(folder):
+        pass
     run(folder, "dvc", "repro", "--quiet")
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "--quiet", "-m", "What a run left")

@@ -125,13 +125,16 @@ def test_the_gate_s_test_is_over_seeds_where_the_study_has_this_very_run_and_onl
     assert tables.steps_over_seeds(Path("nowhere"), whole) == {}
 
 
-def test_the_block_is_the_table_and_says_so_where_nobody_has_run_it(ran: Any) -> None:
+def test_the_block_is_the_table_and_says_so_where_nobody_has_run_it(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = findings.block("seeds-effects", Path("metrics"), FOLDER)
     assert text.startswith("|  | metric | mean over seeds | sd | lowest–highest | p | one seed, over dialogues |\n")
     assert "\n| sft → dpo | control | +0." in text
     runs = findings.block("seeds", Path("metrics"), FOLDER)
     assert runs.startswith("| run | model | accuracy | macro F1 | control | perplexity |\n")
-    assert findings.block("seeds-effects", Path("none"), FOLDER) == ("Not measured yet: `emotune study seeds` does.")
+    monkeypatch.chdir(ROOT)
+    for folder, name in ((Path("experiments"), "seeds"), (Path("instruct/experiments"), "instruct/prompt")):
+        block = findings.block(f"{Path(name).name}-effects", Path("none"), folder)
+        assert block == f"Not measured yet: `emotune study {name}` does."
 
 
 def test_one_run_has_no_spread(ran: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clones import dvc_init
 from emotune.core import records
 from emotune.core.dialogue import Dialogue, alternate, normal_form
 from emotune.core.errors import InputError
@@ -129,8 +130,6 @@ def test_a_pair_that_two_sources_have_counts_once(tmp_path: Path) -> None:
 @pytest.fixture
 def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The commit of a run whose pairs DVC has in its cache; other pairs have taken their place since."""
-    from dvc.repo import Repo
-
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     prefs = tmp_path / "data/prefs"
     for part in ("train", "validation"):
@@ -142,7 +141,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         return subprocess.run([*own, *words], check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
-    with Repo.init(str(tmp_path)) as repo:
+    with dvc_init(tmp_path) as repo:
         repo.add(str(prefs))
     git("add", ".")
     git("commit", "-qm", "A run")
