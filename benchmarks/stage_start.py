@@ -96,7 +96,9 @@ class Side:
         self._made.mkdir(parents=True)
         (self._made / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
         shutil.copy(checkout / "params.yaml", self._made)
-        scratch.turn(self._made, SMALL)
+        # A base model from nothing was the embedded one before a trained one was.
+        trained = (checkout / "src/emotune/models/embedded.yaml").exists()
+        scratch.turn(self._made, SMALL if trained else SMALL | {"model.base": "embedded"})
         for stage in self.stages:
             self._run(stage, self._made)
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from emotune.core.seeds import key
 from emotune.generation import local
-from emotune.generation.engine import Reply, Request
+from emotune.generation.engine import Local, Reply, Request
 from emotune.generation.local import end_tokens, replies
 from emotune.generation.noise import draw, guided, gumbel, largest
 from emotune.generation.params import Sampling
@@ -644,7 +644,7 @@ def test_an_engine_that_was_closed_holds_no_model_and_loads_it_again(
     base: Path, tokenizer: Any, requests: list[Request]
 ) -> None:
     choice = Model(base="embedded", revision=None, dtype="float32", attention="sdpa", quantization="none", context=256)
-    engine = local.Local(lambda: loading.load_base(base, choice), tokenizer)
+    engine = Local(lambda: loading.load_base(base, choice), tokenizer)
     said = engine.replies(requests, NUCLEUS)
     held = weakref.ref(engine.model)
     engine.close()

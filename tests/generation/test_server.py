@@ -534,7 +534,9 @@ def test_pairs_are_those_of_one_server_where_one_of_two_dies_in_mid_run(
     def outcomes(name: str) -> Any:
         with journal.opened(tmp_path / name, {}) as memo:
             sample = sampling(Server("sft"), p)
-            return attempts.generate(asked, p, whole.reward, sample, judging(lambda: (unsure, unsure)), memo, ahead=1)
+            return attempts.generate(
+                asked, p, whole.reward, sample, judging(lambda: (unsure, unsure)), memo, ahead=lambda: 1
+            )
 
     def dies(body: dict[str, Any]) -> Answer:
         if len(other.bodies) > 12:
@@ -656,8 +658,8 @@ def test_preferences_are_sampled_by_a_server_as_they_are_here(
     judge = judging(lambda: (unsure, unsure))
     with journal.opened(tmp_path / "journal.sqlite", {}) as memo:
         sample = sampling(Server(str(merged)), p)
-        first = attempts.generate(asked, p, whole.reward, sample, judge, memo, ahead=1)
-        again = attempts.generate(asked, p, whole.reward, sampling(Server("absent"), p), judge, memo, ahead=1)
+        first = attempts.generate(asked, p, whole.reward, sample, judge, memo, ahead=lambda: 1)
+        again = attempts.generate(asked, p, whole.reward, sampling(Server("absent"), p), judge, memo, ahead=lambda: 1)
         kept = [memo.find(prompt.digest, attempt) for prompt in asked for attempt in (1, 2)]
     assert first == again
     assert [outcome.attempts for outcome in first] == [2, 2, 2]

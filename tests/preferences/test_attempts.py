@@ -15,8 +15,7 @@ from emotune.core import records
 from emotune.core.dialogue import Dialogue, Turn, alternate
 from emotune.core.errors import InputError
 from emotune.generation import local
-from emotune.generation.engine import Reply
-from emotune.generation.local import Local
+from emotune.generation.engine import Local, Reply
 from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.judges.verdicts import Judge
@@ -252,7 +251,7 @@ class Speaker:
         order: slice,
         judge: Judge,
         memo: Journal,
-        ahead: int = 0,
+        ahead: Callable[[], int] = lambda: 0,
         r: Reward = REWARD,
         begun: Sequence[Outcome] = (),
         **changes: Any,
@@ -301,7 +300,7 @@ class TestWithAModelThatSpeaks:
         together = speaker.generate(slice(None), by_length, empty())
         monkeypatch.setattr(local, "CPU_ROWS", 8)
         assert speaker.generate(slice(None), by_length, empty()) == together
-        assert speaker.generate(slice(None), by_length, empty(), ahead=1) == together
+        assert speaker.generate(slice(None), by_length, empty(), ahead=lambda: 1) == together
 
     def test_only_what_failed_is_sampled_again(self, speaker: Speaker, empty: Callable[[], Journal]) -> None:
         outcomes = speaker.generate(slice(None), by_length, empty())

@@ -8,10 +8,7 @@ again for it alone. A row that is guided is read twice, on its prompt and on the
 cache, and draws once.
 """
 
-import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -31,33 +28,6 @@ DROPPED = 1 / 8
 # What the head scores of a prompt. Of a slice, whose lines are apart, torch makes a product a line, and in 16 bits on a
 # CPU copies the whole head for each; what an index picks is a tensor of its own.
 LAST = torch.tensor([-1])
-
-
-@dataclass(frozen=True)
-class Local:
-    """The engine that samples here, by the model that `open_model` loads when the first reply is wanted."""
-
-    open_model: Callable[[], Any]
-    tokenizer: Any
-
-    @cached_property
-    def model(self) -> Any:
-        return self.open_model()
-
-    def at_once(self, requests: Sequence[Request], sampling: Sampling) -> int:
-        """As many as one batch holds, by what memory is free now."""
-        most = requests[: leading(requests, GPU_ROWS)]
-        return leading(most, fitting_rows(self.model, most, sampling.max_new_tokens))
-
-    def replies(
-        self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], None] = lambda count: None
-    ) -> list[list[Reply]]:
-        return replies(self.model, self.tokenizer, requests, sampling, done=done)
-
-    def close(self) -> None:
-        if vars(self).pop("model", None):
-            # What wraps a model's parts knows them, and they it: they go when garbage is looked for.
-            gc.collect()
 
 
 def replies(

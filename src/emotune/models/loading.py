@@ -1,14 +1,14 @@
 """Tokenizer, base model (quantised or not), adapters, attention, dtype, device: as params.yaml says, or not at all."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from emotune.core import records
@@ -18,11 +18,16 @@ from emotune.models.params import Model
 from emotune.models.pins import BASE_FILE, where
 from emotune.prompts.prompter import template_text
 
+if TYPE_CHECKING:
+    import torch
+
 transformers_logging.disable_progress_bar()
 
 
 def device() -> torch.device:
     """The GPU of this process where there is one, else the CPU."""
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -52,7 +57,7 @@ def load_tokenizer(folder: Path, template: str | None) -> Any:
     It pads on the right, with a token that no reply trains: its own, else the unknown token, else the end token (then
     masks, never token ids, say what is padding).
     """
-    tokenizer = opened(AutoTokenizer, "model.base", where(folder))
+    tokenizer = opened(_kind(folder), "model.base", where(folder))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -64,6 +69,21 @@ def load_tokenizer(folder: Path, template: str | None) -> Any:
     return tokenizer
 
 
+def _kind(folder: Path) -> Any:
+    """What loads its tokenizer: AutoTokenizer, which imports every kind of model to find out.
+
+    Beside an adapter it would go by the class's name alone, so the commonest is loaded as what it is.
+    """
+    alone = not (folder / "config.json").exists() and (folder / "tokenizer_config.json").is_file()
+    if alone and records.read_json(folder / "tokenizer_config.json").get("tokenizer_class") == "TokenizersBackend":
+        from transformers import TokenizersBackend
+
+        return TokenizersBackend
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
 def load_base(base: Path, choice: Model, scored: bool = False) -> Any:
     """The base model in the dtype, attention and quantisation asked for, on this process's device, in eval mode.
 
@@ -71,7 +91,8 @@ def load_base(base: Path, choice: Model, scored: bool = False) -> Any:
     the machine lacks what was asked for; nothing falls back in silence.
     """
     _assert_possible(choice)
-    # These and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
+    # These, torch and peft take seconds to import, and whoever only re-ranks replies needs no more than a tokenizer.
+    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     dtype, is_nf4 = getattr(torch, choice.dtype), choice.quantization == "nf4"
@@ -110,6 +131,8 @@ def _silent() -> Iterator[None]:
 
 def _assert_possible(choice: Model) -> None:
     """InputError where this machine lacks a GPU or a package for what was asked for."""
+    import torch
+
     if choice.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise InputError(
             "model.attention: flash_attention_2 needs the package flash-attn (pip install -e '.[gpu]' with nvcc); "

@@ -1,12 +1,15 @@
 """4-bit weights: how they are made, and on a CPU what bitsandbytes 0.50.2 does wrong with AVX-512, set right."""
 
+from __future__ import annotations
+
 import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def quantization(dtype: torch.dtype) -> Any:
@@ -50,6 +53,8 @@ def _dequantize_block_by_block() -> torch.library.Library:
     With AVX-512 it counts whole blocks a row: where rows of 16, 32, 48 ... columns end within a block of 64, it takes
     the scales of other blocks for all that follow, and says nothing.
     """
+    import torch
+
     native = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
 
     def dequantize(

@@ -80,7 +80,7 @@ def generate(
     sample: Sample,
     judge: JudgeReplies,
     memo: Journal,
-    ahead: int = 0,
+    ahead: Callable[[], int] = lambda: 0,
     begun: Sequence[Outcome] = (),
     learned: Learned | None = None,
 ) -> list[Outcome]:
@@ -91,8 +91,8 @@ def generate(
     An attempt that `memo` holds is not made again. Whatever else is wanted is sampled shortest prompts first, and a
     prompt that fails joins the next batch at once; where another run that shares `memo` is at the same prompts, this
     one goes on at a place of its own. What a prompt's n-th attempt samples depends on the seed, the prompt
-    and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead` batches
-    are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
+    and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead()`
+    batches are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
     """
     search = Search(prompts, p, r, memo, begun, learned)
     under_way: deque[tuple[list[Attempt], Future[list[list[Judged]]]]] = deque()
@@ -105,7 +105,7 @@ def generate(
                 for attempt in wanted[len(sampled) :]:
                     insort(search.queue, attempt)
                 under_way.append((wanted[: len(sampled)], judges.submit(judge, sampled)))
-            if under_way and (len(under_way) > ahead or not search.queue):
+            if under_way and (len(under_way) > ahead() or not search.queue):
                 batch, verdicts = under_way.popleft()
                 search.keep(batch, verdicts.result())
                 accepted = sum(outcome.pair is not None for outcome in search.outcomes.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from emotune.core import seeds
 from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form
-from emotune.generation.engine import Engine, Reply, Request
+from emotune.generation.engine import Engine, Local, Reply, Request
 from emotune.generation.params import Generation
 from emotune.judges.verdicts import Judge
 from emotune.preferences.params import Prefs
@@ -55,8 +55,6 @@ def engine_of(generation: Generation, open_model: Callable[[], Any], tokenizer: 
         from emotune.generation.server import Server
 
         return Server(str(generation.model))
-    from emotune.generation.local import Local
-
     return Local(open_model, tokenizer)
 
 

@@ -25,6 +25,7 @@ from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.prompter import Prompter
 
 if TYPE_CHECKING:
+    from emotune.models.bradley_terry import RewardModel, Scale
     from emotune.preferences.candidates import Prompt
     from emotune.preferences.learned import Answer, Learned, Said
     from emotune.preferences.outcomes import Outcome
@@ -63,7 +64,7 @@ def main(
     before: MaybeDep = None,
 ) -> Metrics:
     """Sample candidates for train prompts, reward them, and write the pairs that they make."""
-    from emotune.models import bradley_terry, loading
+    from emotune.models import loading
     from emotune.preferences import attempts, human, learned, voted
     from emotune.preferences.candidates import engine_of, judging, known_replies, sampling
     from emotune.preferences.outcomes import paired
@@ -80,13 +81,13 @@ def main(
     engine = engine_of(p.generation, partial(loading.load_tuned, base, p.model, sft), tokenizer)
     sample = sampling(engine, p.prefs)
     judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
-    # Judges run on this machine's cores: a GPU or a server samples the next batch meanwhile.
-    ahead = 0 if p.generation.engine == "local" and loading.device().type == "cpu" else 1
 
-    def ask() -> tuple[bradley_terry.RewardModel, bradley_terry.Scale]:
+    def ask() -> tuple[RewardModel, Scale]:
         if not p.reward.model:
             # It is asked in the end alone: two models at once would be twice the memory.
             engine.close()
+        from emotune.models import bradley_terry
+
         return bradley_terry.opened(base, p.model, reward, p.system_prompt)
 
     made = attempts.made_of(inputs, p.model_dump(mode="json"))
@@ -99,7 +100,9 @@ def main(
 
         def search(asked: Sequence[Prompt], prefs: Prefs, begun: Sequence[Outcome] = ()) -> list[Outcome]:
             mine, ours = processes.share(asked), processes.share(begun)
-            return processes.gather(attempts.generate(mine, prefs, p.reward, sample, judge, memo, ahead, ours, term))
+            return processes.gather(
+                attempts.generate(mine, prefs, p.reward, sample, judge, memo, engine.ahead, ours, term)
+            )
 
         outcomes = search(prompts, p.prefs)
         outcomes = attempts.spend(prompts, outcomes, p.prefs, search) if p.prefs.spare else outcomes
