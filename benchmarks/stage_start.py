@@ -7,8 +7,8 @@ else lies before it is little. The tracker is on, as for a user. `whole` is the 
 tracking included.
 
 The older commit is a checkout: `git worktree add /some/where b60a4d5`. Both run under this interpreter, one after the
-other, stage by stage, in one sitting; figures are medians, and `ratio` is the sum over the stages before over the sum
-after. Prints one JSON object last.
+other, stage by stage, in one sitting, those that both have; figures are medians, and `ratio` is the sum over the stages
+before over the sum after. Prints one JSON object last.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         sides = {"before": Side(chosen.before, Path(name, "before")), "after": Side(scratch.ROOT, Path(name, "after"))}
-        stages = list(sides["after"].stages)
+        stages = [stage for stage in sides["after"].stages if stage in sides["before"].stages]
         times: dict[str, dict[str, list[tuple[float, float]]]] = {side: {s: [] for s in stages} for side in sides}
         for _ in range(chosen.repeats):
             for stage in stages:
