@@ -184,7 +184,7 @@ def by_rounds(asked: Sequence[Any], at_once: int, one_by_one: bool, seed: int, w
 
 def emotune(asked: Sequence[Any], seed: int, work: tuple[Any, ...]) -> Done:
     """The stage's own loop, journal and all."""
-    from emotune.generation.engine import Local
+    from emotune.generation.here import Local
     from emotune.preferences import attempts, journal
     from emotune.preferences.candidates import judging, sampling
 

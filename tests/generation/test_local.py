@@ -31,7 +31,8 @@ from transformers import (
 
 from emotune.core.seeds import key
 from emotune.generation import local
-from emotune.generation.engine import Local, Reply, Request
+from emotune.generation.engine import Reply, Request
+from emotune.generation.here import Local
 from emotune.generation.local import end_tokens, replies
 from emotune.generation.noise import draw, guided, gumbel, largest
 from emotune.generation.params import Sampling

@@ -15,7 +15,8 @@ from emotune.core import records
 from emotune.core.dialogue import Dialogue, Turn, alternate
 from emotune.core.errors import InputError
 from emotune.generation import local
-from emotune.generation.engine import Local, Reply
+from emotune.generation.engine import Reply
+from emotune.generation.here import Local
 from emotune.generation.params import Sampling
 from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.judges.verdicts import Judge

@@ -8,7 +8,8 @@ from typing import Any
 
 from emotune.core import seeds
 from emotune.core.dialogue import ASSISTANT, Dialogue, Turn, normal_form
-from emotune.generation.engine import Engine, Local, Reply, Request
+from emotune.generation.engine import Engine, Reply, Request
+from emotune.generation.here import Local
 from emotune.generation.params import Generation
 from emotune.judges.verdicts import Judge
 from emotune.preferences.params import Prefs
