@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from emotune.core import git, nested
+from emotune.core import git, nested, processes
 from emotune.core.errors import InputError
 from emotune.core.sections import read_yaml
 from emotune.runs import lock, mirror, params
@@ -101,7 +101,9 @@ def _md5(commit: str, path: str) -> str | None:
 def _md5_of(object_id: str) -> str:
     if git.told("cat-file", "-t", object_id) == "blob":
         return lock.md5({"": git.run("cat-file", "blob", object_id)})
-    with tarfile.open(fileobj=BytesIO(git.run("archive", "--format=tar", object_id))) as archive:
+    # Asked below the root, git looks for that folder in the tree.
+    packed = git.run("-C", str(processes.root()), "archive", "--format=tar", object_id)
+    with tarfile.open(fileobj=BytesIO(packed)) as archive:
         files = {file.name: archive.extractfile(file) for file in archive}
         return lock.md5({name: file.read() for name, file in files.items() if file})
 
