@@ -1,9 +1,10 @@
 """The 7B profiles on random numbers in their models' shapes, on this machine: every stage, and what a layer takes.
 
 Without `--full`, of each shape two layers at full width and vocabulary: all stages of its profile, from prepare to
-evaluate, and one step of sft, one of dpo and four replies, with two layers and with four; what the second two add is
-what a layer takes, and from it follows what all of them do. With `--full`, the steps and replies with all layers,
-measured beside that estimate. Rows fill the context; a step has one row, unless `--rows` says more.
+evaluate, and one step of sft, one of dpo and four replies, with two layers and with `--more`. What those more add is
+what a layer takes, and from it follows what all of them do: the more, the less a moment that was missed counts. With
+`--full`, the steps and replies with all layers, measured beside that estimate. Rows fill the context; a step has one
+row, unless `--rows` says more.
 Memory is the most that the process held in each part, weights included; on a CPU that is without the pages of files,
 which Linux gives up where memory is short: while a checkpoint is loaded it maps all of it. Beside it stands what
 `emotune estimate` says of the stage. Prints one JSON object last.
@@ -36,12 +37,13 @@ PROFILES = {
     "mistral-7b": "mistral-7b-12gb",
     "gemma-7b": "gemma-7b-12gb",
 }
-FEW, MORE = 2, 4
+FEW = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", metavar="shape", help=f"of {', '.join(PROFILES)} (default: all)")
+    parser.add_argument("--more", type=int, default=4, metavar="LAYERS", help="(default %(default)s)")
     parser.add_argument("--full", action="store_true", help="all layers; one shape takes 14 GB of disk")
     parser.add_argument("--rows", type=int, default=1, help="of a step (default %(default)s)")
     parser.add_argument("--context", type=int, default=128, help="tokens a row has (default %(default)s)")
@@ -56,10 +58,10 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     results = {}
     for name in chosen.shapes or PROFILES:
         all_layers = shapes.SHAPES[name][1]["num_hidden_layers"]
-        few, more = (apart(name, layers, chosen) for layers in (FEW, MORE))
-        layer = {part: (more[part]["peak_bytes"] - few[part]["peak_bytes"]) / (MORE - FEW) for part in few}
+        few, more = (apart(name, layers, chosen) for layers in (FEW, chosen.more))
+        layer = {part: (more[part]["peak_bytes"] - few[part]["peak_bytes"]) / (chosen.more - FEW) for part in few}
         results[name] = {
-            "layers": {FEW: few, MORE: more},
+            "layers": {FEW: few, chosen.more: more},
             "bytes_per_layer": {part: round(size) for part, size in layer.items()},
             "estimated_peak_bytes": {
                 part: round(few[part]["peak_bytes"] + (all_layers - FEW) * size) for part, size in layer.items()
@@ -67,7 +69,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         }
         results[name]["emotune_estimate_bytes"] = estimates(name, chosen)
         if chosen.full:
-            results[name]["layers"][all_layers] = apart(name, all_layers, chosen)
+            results[name]["all"] = apart(name, all_layers, chosen)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 model = shapes.build(name, Path(folder, "model"), texts(), num_hidden_layers=FEW)

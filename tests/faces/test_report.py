@@ -411,7 +411,7 @@ def test_what_was_estimated_stands_beside_what_was_measured(metrics, tmp_path):
     load = {"seconds": 61.7, "peak_bytes": 5.25e9}
     shape = {"bytes_per_layer": {"load": 1.16e8}, "estimated_peak_bytes": {"load": 5.1e9}}
     shape |= {"emotune_estimate_bytes": {"sft": 6e9}, "layers": {"2": {}, "4": {}}}
-    shapes = {"full": shape | {"layers": {"2": {}, "4": {}, "32": {"load": load}}}, "few": shape}
+    shapes = {"full": shape | {"all": {"load": load}}, "few": shape}
     records.write_json(tmp_path / "seven_b_shapes.json", {"shapes": shapes})
     names = ("benchmarks-estimate", "benchmarks-7b")
     text = filled("".join(f"<!-- begin:{name} -->\n<!-- end:{name} -->\n" for name in names), metrics, tmp_path)

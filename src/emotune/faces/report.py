@@ -156,10 +156,9 @@ def seven_b(results: Path) -> Table:
     """A row a shape and a part: what a layer takes, what all do by that, by the estimate and as measured."""
     table = [["shape", "part", "a layer", "all, by layers", "`emotune estimate`", "all, measured", "seconds"]]
     for name, shape in records.read_json(results / "seven_b_shapes.json")["shapes"].items():
-        every = [part for layers, part in shape["layers"].items() if int(layers) > 4]
         for part in filter(shape["bytes_per_layer"].__contains__, ("load", "sft", "dpo", "replies")):
             layer = shape["bytes_per_layer"][part]
-            said, measured = shape["emotune_estimate_bytes"].get(part), every[0][part] if every else None
+            said, measured = shape["emotune_estimate_bytes"].get(part), shape.get("all", {}).get(part)
             sizes = (shape["estimated_peak_bytes"][part], said, measured and measured["peak_bytes"])
             cells = [f"{size / 1e9:.2f} GB" if size else "–" for size in sizes]
             table.append(
