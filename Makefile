@@ -32,11 +32,8 @@ endif
 	cd instruct && ../.venv/bin/emotune mirror || true
 	cd instruct && ../.venv/bin/emotune report
 
-# One worker more than cores: what a worker waits for (a process it started, a page, a lock) costs no time then.
-workers = $$((1 + $$(.venv/bin/python -c 'import os; print(min(os.cpu_count(), 4))')))
-
 test: $(installed) ## run the tests, side by side on up to four cores
-	.venv/bin/pytest --numprocesses $(workers) --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 quick: $(installed) ## the laws that run no stage, in seconds
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 tests/core tests/laws/test_docs.py tests/laws/test_pipeline.py \
