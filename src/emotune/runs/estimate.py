@@ -226,9 +226,9 @@ def _judges(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
 
 
 def _base_model(p: Params, s: Shape, text: Text, machine: Machine) -> Memory:
-    """Nothing, but for a model trained from nothing: float32, every weight of it, every position scored."""
+    """Nothing, not even dialogues, but for a model trained from nothing: float32, every position scored."""
     if p.model.base != pins.SCRATCH:
-        return {}
+        return {"data": 0}
     tokens = p.pretrain.batch_size * min(p.model.context, text.longest)
     layer = sizes.saved(s, "float32", 0, False, p.model.context) + 2 * s.hidden * 4
     return {
