@@ -18,12 +18,12 @@ from emotune.core import records
 
 
 @contextmanager
-def dvc_init(folder: Path) -> Iterator[Any]:
+def dvc_init(folder: Path, **how: Any) -> Iterator[Any]:
     """A new DVC repository, opened in this process: what DVC would say goes to a stdout that pytest has long closed."""
     from dvc.logger import set_loggers_level
     from dvc.repo import Repo
 
-    with set_loggers_level(logging.ERROR), Repo.init(str(folder)) as repo:
+    with set_loggers_level(logging.ERROR), Repo.init(str(folder), **how) as repo:
         yield repo
 
 

@@ -52,7 +52,9 @@ def answers(exam: fit.Exam, reply: str, judged: str | None = None) -> Answers:
 def measured(exam: fit.Exam, dpo: Answers, sft: Answers | None = None) -> dict[str, Any]:
     human = said(exam.natural.questions, "That {} is mine.")
     models = {"baseline": dpo, "sft": sft or dpo, "dpo": dpo}
-    return fit.side_by_side(models, human, {}, exam, EVALUATE)
+    replies = {name: own.replies for name, own in models.items()} | {"human": human}
+    hits = {name: fit.credits(own, exam.natural, exam.matcher) for name, own in replies.items()}
+    return fit.side_by_side(models, human, hits, {}, exam, EVALUATE)
 
 
 def test_the_questions_are_those_that_every_model_is_asked(exam: fit.Exam) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch  # noqa: F401  before a test sets OMP_NUM_THREADS, which torch reads once for all that follow
 from huggingface_hub import constants
 
+from clones import dvc_init
 from conftest import ROOT, write_params
 from emotune.core.errors import InputError
 from emotune.faces import cli, doctor
@@ -52,15 +53,13 @@ FREE_PORT = 9  # "discard", which nobody serves
 @pytest.fixture(scope="module")
 def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What doctor reads of the project, under a DVC of its own."""
-    from dvc.repo import Repo
-
     folder = tmp_path_factory.mktemp("doctor")
     for name in ("dvc.yaml", "dvc.lock", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     write_params(folder, EMBEDDED)
-    Repo.init(str(folder), no_scm=True).close()
-    return folder
+    with dvc_init(folder, no_scm=True):
+        return folder
 
 
 @pytest.fixture

@@ -80,13 +80,17 @@ def exam(
 
 
 def side_by_side(
-    answers: Mapping[str, Answers], by_human: Rows, lifts: Mapping[str, Rows], exam: Exam, p: Evaluate
+    answers: Mapping[str, Answers],
+    by_human: Rows,
+    hits: Mapping[str, np.ndarray],
+    lifts: Mapping[str, Rows],
+    exam: Exam,
+    p: Evaluate,
 ) -> dict[str, Any]:
     """What to lay over measures.side_by_side: of each model, of the human replies, and of what each step changed.
 
-    `lifts` is what `lifts` said of each of them.
+    `hits` are the `credits` of each one's natural replies, and `lifts` is what `lifts` said of them.
     """
-    hits = {name: credits(own.replies, exam.natural, exam.matcher) for name, own in answers.items()}
     in_all = {name: credits(own.control, exam.control, exam.matcher) for name, own in answers.items()}
     measured: dict[str, Any] = {
         name: {
@@ -95,7 +99,7 @@ def side_by_side(
         }
         for name, own in answers.items()
     }
-    measured["human"] = {"replies": natural(by_human, credits(by_human, exam.natural, exam.matcher), exam, p)}
+    measured["human"] = {"replies": natural(by_human, hits["human"], exam, p)}
     for name, rows in lifts.items():
         measured[name]["replies"]["lift"] = _mean(rows, np.array([row["lift"] for row in rows]), p) if rows else None
     joint = {name: in_all[name][:, 0] * _obeys(own.control) for name, own in answers.items()}

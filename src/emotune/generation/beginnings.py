@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
 
 # A product is over a grid of beginnings and their lines: at most so many of its places may there be for each line.
 PLACES = 2
@@ -58,9 +59,6 @@ def attending(model: Any, beginnings: Beginnings | None) -> Iterator[dict[str, A
     if beginnings is None:
         yield {}
         return
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("beginnings", attention)
     config = model.config.get_text_config()
     implementation = config._attn_implementation
     config._attn_implementation = "beginnings"
@@ -92,3 +90,6 @@ def attention(
     first, rest = weights.split([keys.shape[2], key.shape[2]], dim=3)
     attended = beginnings.times(first, values) + rest @ value
     return attended.view(lines, heads, rows, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("beginnings", attention)

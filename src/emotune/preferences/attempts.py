@@ -86,6 +86,7 @@ def generate(
 ) -> list[Outcome]:
     """One outcome a prompt, in order: its attempts are looked at until one makes a pair, at most `p.attempts`.
 
+    Each process searches its share of the prompts, and has the outcomes of all in the end.
     They follow those of `begun`, an outcome a prompt, where that is given. `learned` is asked for a term of the reward.
 
     An attempt that `memo` holds is not made again. Whatever else is wanted is sampled shortest prompts first, and a
@@ -94,14 +95,15 @@ def generate(
     and n alone, so neither the order nor the company nor an interruption changes anything. While up to `ahead()`
     batches are judged, the next is sampled: that pays where sampling leaves this machine's cores idle.
     """
-    search = Search(prompts, p, r, memo, begun, learned)
+    mine = processes.share(prompts)
+    search = Search(mine, p, r, memo, processes.share(begun), learned)
     under_way: deque[tuple[list[Attempt], Future[list[list[Judged]]]]] = deque()
-    total, there = len(prompts), len(search.outcomes)
+    total, there = len(mine), len(search.outcomes)
     bar = tqdm(total=total, initial=there, desc="pairs", unit="prompt", mininterval=5, disable=not processes.first())
     with ThreadPoolExecutor(1) as judges, bar:
         while search.queue or under_way:
             if wanted := search.wanted():
-                sampled = sample([(prompts[attempt.place], attempt.number) for attempt in wanted])
+                sampled = sample([(mine[attempt.place], attempt.number) for attempt in wanted])
                 for attempt in wanted[len(sampled) :]:
                     insort(search.queue, attempt)
                 under_way.append((wanted[: len(sampled)], judges.submit(judge, sampled)))
@@ -112,7 +114,7 @@ def generate(
                 bar.set_postfix(accepted=accepted, refresh=False)
                 bar.update(len(search.outcomes) - bar.n)
     print(f"generate_prefs: {search.sampled} attempts sampled, {search.known} taken from the journal", flush=True)
-    return [search.outcomes[place] for place in range(len(prompts))]
+    return processes.gather([search.outcomes[place] for place in range(total)])
 
 
 def spend(

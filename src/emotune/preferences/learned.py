@@ -3,28 +3,29 @@
 It is kept beside the replies in the journal, so that other weights ask nobody.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from emotune.core.dialogue import Turn
 from emotune.preferences import journal
 from emotune.preferences.candidates import Wanted
 from emotune.preferences.journal import Journal
 
 if TYPE_CHECKING:
     from emotune.models.bradley_terry import RewardModel, Scale
+    from emotune.models.lexical import Answer
+
+    # A number from 0 to 10 for each.
+    Score = Callable[[Sequence[Answer]], list[float]]
 
 T = TypeVar("T")
-# What was said, and a reply to it.
-Answer = tuple[Sequence[Turn], str]
-# A number from 0 to 10 for each.
-Score = Callable[[Sequence[Answer]], list[float]]
 
 
-def scoring(opened: Callable[[], "tuple[RewardModel, Scale]"]) -> Score:
+def scoring(opened: Callable[[], tuple[RewardModel, Scale]]) -> Score:
     """Scoring by the reward model that `opened` loads, when the first reply is there."""
     once = cache(opened)
 
@@ -70,7 +71,7 @@ def memos(
     made_of: Mapping[str, Any],
     model: str,
     context: int,
-    opened: Callable[[], "tuple[RewardModel, Scale]"],
+    opened: Callable[[], tuple[RewardModel, Scale]],
 ) -> Iterator[tuple[Journal, Learned]]:
     """The journal at `path` of attempts that were made alike, and of what the reward model says of them.
 

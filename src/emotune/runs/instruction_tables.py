@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from emotune.core import records
-from emotune.runs.tables import INTERVAL, Figure, Table, number
+from emotune.runs.tables import INTERVAL, Figure, Table, difference, number
 
 MODELS = {"zero_shot": "zero-shot", "few_shot": "few-shot", "sft": "sft"}
 # What is measured of the outputs: its heading and its form.
@@ -41,14 +41,10 @@ def steps(metrics: Path) -> Table:
     table = [["", *(heading for name in known for heading in (METRICS[name][0], "p"))]]
     for step, tests in paired.items():
         cells = (
-            cell for name in known for cell in (_difference(tests[name], METRICS[name][1]), f"{tests[name]['p']:.3f}")
+            cell for name in known for cell in (difference(tests[name], METRICS[name][1]), f"{tests[name]['p']:.3f}")
         )
         table.append([" → ".join(MODELS[model] for model in step.split("_to_")), *cells])
     return table
-
-
-def _difference(test: Mapping[str, float], form: str) -> str:
-    return number((test["difference"], test["low"], test["high"]), f"+{form}", INTERVAL)
 
 
 def tasks(metrics: Path) -> Table:

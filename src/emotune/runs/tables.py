@@ -151,9 +151,9 @@ def prompting(evaluated: Mapping[str, Any]) -> tuple[bool, str] | None:
     return enough, f"{words} in control than {evaluated['best_prompt']}: {difference(test)}, p {test['p']:.3f}"
 
 
-def difference(test: Mapping[str, float]) -> str:
+def difference(test: Mapping[str, float], form: str = ".3f") -> str:
     """`+0.051 [+0.021, +0.080]`: the difference of two models by a paired test, with its interval."""
-    return number((test["difference"], test["low"], test["high"]), "+.3f", INTERVAL)
+    return number((test["difference"], test["low"], test["high"]), f"+{form}", INTERVAL)
 
 
 def steps_over_seeds(studies: Path, evaluated: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -56,21 +56,17 @@ def main(
     from emotune.judges import files  # isort: skip  (skops searches every module that is loaded: before torch)
 
     from emotune.evaluation import fit, learned, measures
-    from emotune.evaluation.answers import answer, human, read, with_the_same_references, write
+    from emotune.evaluation.answers import answer, human, with_the_same_references, write
     from emotune.models import bradley_terry, loading
 
     labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
     held_out = records.read_dialogues(dialogues / f"{p.evaluate.split}.jsonl")
     evaluating = files.open_judge(judges / "evaluate.skops", p.evaluate.emotion_judge)
     gibberish = files.open_judge(judges / "evaluate_gibberish.skops", p.evaluate.gibberish_judge)
-    answers = {"baseline": read(baseline_replies, baseline_control)}
-    for way in PROMPTED:
-        if (prompted / f"{way}.jsonl").is_file():
-            answers[way] = read(prompted / f"{way}.jsonl", prompted / f"{way}.control.jsonl")
-    twin = p.evaluate.sampling.twin(neutral)
+    answers = untuned(baseline_replies, baseline_control, prompted)
+    shown = p.system_prompt, p.model.context, p.history_turns, p.evaluate.sampling.twin(neutral)
     for name, adapter in (("sft", sft), ("dpo", dpo)):
-        tokenizer = loading.load_tokenizer(adapter, None)
-        prompter = Prompter(tokenizer, p.system_prompt, p.model.context, p.history_turns, twin)
+        prompter = Prompter(loading.load_tokenizer(adapter, None), *shown)
         how = prompter, held_out, labels, p.evaluate, evaluating, gibberish, log
         answers[name] = answer(loading.load_tuned(base, p.model, adapter), *how)
     answers = with_the_same_references(answers)
@@ -84,22 +80,28 @@ def main(
     if not processes.first():
         return {}
     measured = measures.side_by_side(answers, by_human, labels, neutral, p.evaluate)
-    measured = overlaid(measured, fit.side_by_side(answers, by_human, lifts, exam, p.evaluate))
+    hits = {name: fit.credits(own, exam.natural, exam.matcher) for name, own in replies.items()}
+    measured = overlaid(measured, fit.side_by_side(answers, by_human, hits, lifts, exam, p.evaluate))
     measured = overlaid(measured, learned.side_by_side(rewards, exam.natural, scale, p.evaluate))
-    pairs, training = (records.read_metrics(path) for path in (prefs_metrics, dpo_metrics))
-    records.write_json(headline, measures.headline(measured, pairs, training))
-    sft_own, dpo_own = (scored(answers[name], exam, map(scale.score, rewards[name])) for name in ("sft", "dpo"))
-    write(sft_own, sft_replies, sft_control, sft_confusion)
-    write(dpo_own, dpo_replies, dpo_control, dpo_confusion)
+    records.write_json(headline, measures.headline(measured, *map(records.read_metrics, (prefs_metrics, dpo_metrics))))
+    written = {"sft": (sft_replies, sft_control, sft_confusion), "dpo": (dpo_replies, dpo_control, dpo_confusion)}
+    for name, paths in written.items():
+        write(scored(answers[name], hits[name][:, 0], map(scale.score, rewards[name])), *paths)
     records.write_csv(comparison, ["model", "metric", "value", "low", "high"], measures.table(measured))
     return measured
 
 
-def scored(own: Answers, exam: Exam, scores: Iterable[float]) -> Answers:
-    """A model's answers; each natural one says whether the matcher finds it, and its learned score, for studies."""
-    from emotune.evaluation import fit
+def untuned(replies: Path, control: Path, prompted: Path) -> dict[str, Answers]:
+    """What the base model answered, in each way in which `baseline` asked it."""
+    from emotune.evaluation.answers import read
 
-    hits = fit.credits(own.replies, exam.natural, exam.matcher)[:, 0]
+    ways = [way for way in PROMPTED if (prompted / f"{way}.jsonl").is_file()]
+    told = {way: read(prompted / f"{way}.jsonl", prompted / f"{way}.control.jsonl") for way in ways}
+    return {"baseline": read(replies, control)} | told
+
+
+def scored(own: Answers, hits: Iterable[float], scores: Iterable[float]) -> Answers:
+    """A model's answers; each natural one says whether the matcher finds it, and its learned score, for studies."""
     natural = zip(own.replies, hits, scores, strict=True)
     return replace(own, replies=[row | {"found": hit, "learned_score": score} for row, hit, score in natural])
 

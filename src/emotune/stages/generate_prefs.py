@@ -25,9 +25,11 @@ from emotune.preferences.params import Prefs, Reward
 from emotune.prompts.prompter import Prompter
 
 if TYPE_CHECKING:
+    from emotune.generation.engine import Engine
     from emotune.models.bradley_terry import RewardModel, Scale
+    from emotune.models.lexical import Answer
     from emotune.preferences.candidates import Prompt
-    from emotune.preferences.learned import Answer, Learned, Said
+    from emotune.preferences.learned import Learned, Said
     from emotune.preferences.outcomes import Outcome
     from emotune.preferences.voted import Voted
 
@@ -68,7 +70,7 @@ def main(
     from emotune.preferences import attempts, human, learned, voted
     from emotune.preferences.candidates import engine_of, judging, known_replies, sampling
     from emotune.preferences.outcomes import paired
-    from emotune.preferences.pairs import HUMAN, VOTES, audit, rows, split
+    from emotune.preferences.pairs import HUMAN, VOTES, audit, rows
 
     loading.assert_served(p.generation.engine, sft)
     labels, neutral = (records.read_json(dialogues / "labels.json")[name] for name in ("labels", "neutral"))
@@ -79,17 +81,8 @@ def main(
     by_people = p.prefs.source == "votes"
     prompts = [] if by_people else attempts.choose_prompts(train, prompter, labels, p.prefs, earlier["places"])
     engine = engine_of(p.generation, partial(loading.load_tuned, base, p.model, sft), tokenizer)
-    sample = sampling(engine, p.prefs)
-    judge = judging(partial(open_judges, judges, p.reward), known_replies(train))
-
-    def ask() -> tuple[RewardModel, Scale]:
-        if not p.reward.model:
-            # It is asked in the end alone: two models at once would be twice the memory.
-            engine.close()
-        from emotune.models import bradley_terry
-
-        return bradley_terry.opened(base, p.model, reward, p.system_prompt)
-
+    sample, judge = sampling(engine, p.prefs), judging(partial(open_judges, judges, p.reward), known_replies(train))
+    ask = partial(open_reward_model, p, base, reward, engine)
     made = attempts.made_of(inputs, p.model_dump(mode="json"))
     path, evaluating = processes.work("journal.sqlite"), {"evaluate": p.evaluate.emotion_judge.model_dump(mode="json")}
     with (
@@ -99,10 +92,7 @@ def main(
         term = said if p.reward.model else None
 
         def search(asked: Sequence[Prompt], prefs: Prefs, begun: Sequence[Outcome] = ()) -> list[Outcome]:
-            mine, ours = processes.share(asked), processes.share(begun)
-            return processes.gather(
-                attempts.generate(mine, prefs, p.reward, sample, judge, memo, engine.ahead, ours, term)
-            )
+            return attempts.generate(asked, prefs, p.reward, sample, judge, memo, engine.ahead, begun, term)
 
         outcomes = search(prompts, p.prefs)
         outcomes = attempts.spend(prompts, outcomes, p.prefs, search) if p.prefs.spare else outcomes
@@ -113,16 +103,22 @@ def main(
         pairs += rows(*human.fill(have, taken, train, prompter, p.prefs, p.reward, search, judge, term), HUMAN)
         curve, chosen = over_optimised(prompts, outcomes, heard, p.prefs.seed, said)
 
-    places = earlier["places"] + (0 if by_people else attempts.places_of(p.prefs, labels))
-    measured = measured_of(p, dialogues, labels, prompts, outcomes, pairs, by_votes)
-    measured |= {"best_of_n": chosen, "places": places}
+    measured = measured_of(p, dialogues, labels, prompts, outcomes, pairs, by_votes) | {"best_of_n": chosen}
+    measured["places"] = earlier["places"] + (0 if by_people else attempts.places_of(p.prefs, labels))
     if broken := audit(measured, p.prefs.audit):
         raise Refusal("\n".join(broken), measured)
     if processes.first():
-        for name, part in zip(("train", "validation"), split(pairs, p.prefs.validation), strict=True):
-            records.write_jsonl(out / f"{name}.jsonl", part)
+        write(pairs, p.prefs, out)
         records.write_csv(best_of_n, BEST_OF_N, curve)
     return measured
+
+
+def write(pairs: list[dict[str, Any]], p: Prefs, out: Path) -> None:
+    """The pairs to train on and those that validate, apart."""
+    from emotune.preferences.pairs import split
+
+    for name, part in zip(("train", "validation"), split(pairs, p.validation), strict=True):
+        records.write_jsonl(out / f"{name}.jsonl", part)
 
 
 def measured_of(
@@ -190,3 +186,12 @@ def open_judges(trained: Path, r: Reward) -> tuple[Judge, Judge]:
 
     rewarding = files.open_judge(trained / "reward.skops", r.emotion_judge)
     return rewarding, files.open_judge(trained / "reward_gibberish.skops", r.gibberish_judge)
+
+
+def open_reward_model(p: Params, base: Path, reward: Path, engine: Engine) -> tuple[RewardModel, Scale]:
+    """The reward model; asked in the end alone, in the place of the one that answered: two are twice the memory."""
+    from emotune.models import bradley_terry
+
+    if not p.reward.model:
+        engine.close()
+    return bradley_terry.opened(base, p.model, reward, p.system_prompt)

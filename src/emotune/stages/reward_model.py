@@ -300,7 +300,9 @@ def measure(
         "accuracy": share(pairs, first),
         "accuracy_per_source": grouped(pairs, first, lambda pair: pair.source),
         "accuracy_per_emotion": grouped(pairs, first, lambda pair: pair.emotion or "none"),
-        "tokens_alone": share(pairs, tokens_margins(pairs, trained)) if trained.lexical else None,
+        "tokens_alone": share(pairs, tokens_margins(pairs, trained.lexical, trained.prompter))
+        if trained.lexical
+        else None,
         "dummies": {"length": share(pairs, by_length), "emotion": share(pairs, emotion_margins(pairs, judge))},
         "best_of_4": ranking.mean([pairs[n].dialogue for n in fours], found, RESAMPLES, 0) if fours else None,
         "calibration_error": error,
@@ -337,10 +339,10 @@ def grouped(pairs: Sequence[Pair], margins: Sequence[float], of: Callable[[Pair]
     }
 
 
-def tokens_margins(pairs: Sequence[Pair], trained: RewardModel) -> list[float]:
+def tokens_margins(pairs: Sequence[Pair], lexical: Lexical, prompter: Prompter) -> list[float]:
     """How much higher the lexical part alone rates the chosen reply."""
     answers = [(pair.history, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    scores = trained.lexical.scores(trained.prompter.tokenizer, answers) if trained.lexical else [0.0] * len(answers)
+    scores = lexical.scores(prompter.tokenizer, answers)
     return [better - worse for better, worse in zip(scores[::2], scores[1::2], strict=True)]
 
 

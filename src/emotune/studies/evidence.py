@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emotune.core import git, records
+from emotune.core import git, processes, records
 from emotune.evaluation import scores
 from emotune.evaluation.scores import Array
 from emotune.runs import costs, mirror, tables
@@ -328,7 +328,7 @@ def _read(commit: str | None, path: Path) -> ReplyRows | None:
     from dvc.exceptions import DvcException
 
     try:
-        own = path.absolute().relative_to(queue.root()).as_posix()
+        own = path.absolute().relative_to(processes.root()).as_posix()
         text = dvc.api.read(own, rev=commit, encoding="utf-8")
     except (DvcException, OSError):
         return None

@@ -110,7 +110,7 @@ def _md5_of(object_id: str) -> str:
 
 def _targets(commit: str) -> Sequence[str]:
     """The stages that an entry of the queue was told to run, as DVC packs them into its commit."""
-    path = os.path.relpath(root() / ".dvc/tmp/repro.dat")
+    path = os.path.relpath(processes.root() / ".dvc/tmp/repro.dat")
     packed: Mapping[str, Any] = pickle.loads(git.run("show", f"{commit}:./{path}"))["kwargs"]
     return packed.get("targets") or ()
 
@@ -158,15 +158,10 @@ def code_of(stages: Mapping[str, Any], target: str) -> list[str]:
     return list(dict.fromkeys(re.sub(r"\$\{.*?\}", "*", dep) for dep in deps if dep.startswith(CODE)))
 
 
-def root() -> Path:
-    """The folder of DVC's repository, in which its queue works; another pipeline's lies below."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
-
-
 def _address(file: str, name: str) -> str:
     """A stage of dvc.yaml, or a value of params.yaml, of this folder, as DVC is told of it in its root."""
-    return name if Path.cwd() == root() else f"{(Path.cwd() / file).relative_to(root()).as_posix()}:{name}"
+    here, root = Path.cwd(), processes.root()
+    return name if here == root else f"{(here / file).relative_to(root).as_posix()}:{name}"
 
 
 def _queue() -> Any:
@@ -280,7 +275,7 @@ def _dvc(*words: str) -> None:
             stderr=said,
             env=os.environ | {"PATH": path},
             # Where a worker starts, there it runs every entry of the queue.
-            cwd=root(),
+            cwd=processes.root(),
             start_new_session=True,
         )
         try:
