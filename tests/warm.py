@@ -1,4 +1,4 @@
-"""A `python` that starts a module of emotune in a moment: it asks a server that has imported the libraries to fork.
+"""A `python` that starts a module of emotune in a moment, and such a `dvc`: they ask a server of all libraries to fork.
 
 A stage of a clone takes some twelve seconds to import torch, transformers, TRL and MLflow, and two to do its work. Here
 emotune alone is imported anew, from where PYTHONPATH says, with the environment, folder and files of whoever asked.
@@ -23,6 +23,7 @@ from typing import Any
 # Nothing of ours, which each clone has another copy of.
 IMPORTED = (
     "datasets",
+    "dvc.cli.parser",
     "dvc.repo",
     "mlflow.store.tracking.sqlalchemy_store",
     "peft",
@@ -36,21 +37,30 @@ IMPORTED = (
     "trl.trainer.sft_trainer",
 )
 SOCKET = "socket"
-# Whose parent the parent of a process is that was forked for it.
-FOR = "EMOTUNE_TESTS_FOR"
+# By the id of a process that was forked: for which one.
+FOR = "for"
 SHIM = """#!{python} -IS
 import os, sys
-words = [word for word in sys.argv[1:] if word != "-u"]
-if words[:1] != ["-m"] or not words[1].startswith("emotune."):
-    os.execv("{python}", ["python", *words])
+words = {words}
+if {apart}:
+    os.execv("{python}", ["{python}", *words])
 sys.path.append("{here}")
 import warm
 warm.ask("{folder}", words)
 """
+# What each was called with as words of `python`, and which of these a python of its own runs: of DVC what lives in the
+# background and is killed there.
+SHIMS = {
+    "python": (
+        '[word for word in sys.argv[1:] if word != "-u"]',
+        'words[:1] != ["-m"] or not words[1].startswith("emotune.")',
+    ),
+    "dvc": ('["-m", "dvc", *sys.argv[1:]]', '{"queue-worker", "exec-run"} & set(words)'),
+}
 
 
 def ask(folder: str, words: list[str]) -> None:
-    """Have what python was called with run by the server, and end as that ended; killed, it takes that along."""
+    """Have the server run what python would be called with, and end as that ended; killed, it takes that along."""
     said = {"cwd": str(Path.cwd()), "environ": dict(os.environ), "words": words, "pid": os.getpid()}
     with socket.socket(socket.AF_UNIX) as server:
         # The name of a socket is short, which that of a folder need not be.
@@ -110,6 +120,7 @@ def answer(asking: socket.socket, folder: str) -> None:
     if ended not in select.select([ended, asking], [], [])[0]:
         os.kill(run, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
+    Path(folder, FOR, str(run)).unlink(missing_ok=True)
     with suppress(BrokenPipeError):  # whoever asked has been killed
         asking.sendall(code.to_bytes(4, "big", signed=True))
     os._exit(0)
@@ -122,7 +133,7 @@ def child(said: dict[str, Any], files: list[int], folder: str) -> int:
         os.close(file)
     os.chdir(said["cwd"])
     os.environ.clear()
-    os.environ.update({FOR: str(said["pid"])} | said["environ"])
+    os.environ.update(said["environ"])
     sys.argv = ["-m", *said["words"][2:]]
     # Whatever it starts or becomes starts as soon.
     sys.executable = f"{folder}/bin/python"
@@ -130,7 +141,7 @@ def child(said: dict[str, Any], files: list[int], folder: str) -> int:
     sys.path[:] = [said["cwd"], *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[1:]]
     sys.dont_write_bytecode, sys.pycache_prefix = False, f"{folder}/bytecode"
     random.seed()
-    stand_in_for(int(os.environ[FOR]))
+    stand_in_for(said["pid"], Path(folder, FOR))
     try:
         runpy.run_module(said["words"][1], run_name="__main__", alter_sys=True)
         code: Any = 0
@@ -147,20 +158,29 @@ def child(said: dict[str, Any], files: list[int], folder: str) -> int:
     return code if isinstance(code, int) else int(code is not None)
 
 
-def stand_in_for(pid: int) -> None:
-    """Let psutil find the process that asked above this one: by that a stage knows its `dvc repro`."""
+def stand_in_for(pid: int, forked: Path) -> None:
+    """Let psutil find above a process that was forked the one that asked for it: so a stage knows its `dvc repro`."""
     import psutil
 
-    ppid, own = psutil.Process.ppid, os.getpid()
-    psutil.Process.ppid = lambda process: pid if process.pid == own else ppid(process)  # type: ignore[method-assign]
+    (forked / str(os.getpid())).write_text(str(pid))
+    ppid = psutil.Process.ppid
+
+    def asked(process: Any) -> int:
+        known = forked / str(process.pid)
+        return int(known.read_text()) if known.exists() else ppid(process)
+
+    psutil.Process.ppid = asked  # type: ignore[method-assign]
 
 
 def start(folder: Path, session: int) -> None:
     """Start a server in a new folder, whose `bin` has the python that asks it; wait until it answers."""
     (folder / "bin").mkdir(parents=True)
-    shim = folder / "bin" / "python"
-    shim.write_text(SHIM.format(python=sys.executable, here=Path(__file__).parent, folder=folder))
-    shim.chmod(0o755)
+    (folder / FOR).mkdir()
+    for name, (words, apart) in SHIMS.items():
+        shim = folder / "bin" / name
+        told = {"python": sys.executable, "here": Path(__file__).parent, "folder": folder}
+        shim.write_text(SHIM.format(words=words, apart=apart, **told))
+        shim.chmod(0o755)
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
     with (folder / "said").open("w") as said:
         server = subprocess.Popen(

@@ -18,8 +18,8 @@ CACHED = [out for stage in STAGES.values() for out in stage["outs"] if isinstanc
 
 
 @pytest.fixture(scope="module")
-def source(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    return reproduced(tmp_path_factory.mktemp("source") / "clone", pipeline)
+def source(pipeline: Pipeline, warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return reproduced(tmp_path_factory.mktemp("source") / "clone", pipeline, warm_python)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def pushed(request: pytest.FixtureRequest, source: Clone, tmp_path_factory: pyte
 @pytest.fixture
 def second(pushed: Clone, tmp_path: Path) -> Clone:
     """Another clone, with a cache of its own and no data."""
-    clone = Clone(tmp_path / "second")
+    clone = Clone(tmp_path / "second", pushed.python)
     clone.folder.mkdir()
     clone("git", "clone", "--quiet", str(pushed.folder), ".")
     return clone

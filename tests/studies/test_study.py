@@ -100,6 +100,7 @@ published:
   Llama-2-7B: {accuracy: 0.718, f1: 0.760}
 """
 STUDY_RUNS = STUDY[STUDY.index("runs:") : STUDY.index("published:")].strip()
+GRID = STUDY[: STUDY.index("runs:")] + "grid: {pretrain.hidden_size: [64, 128], pretrain.heads: [4, 2]}\n"
 
 
 @pytest.mark.parametrize(
@@ -377,10 +378,10 @@ DVC_YAML = """stages:
 
 
 class Repository:
-    """A small repository with a real DVC pipeline of one stage, and a study of it."""
+    """A small repository with a real DVC pipeline of one stage, and two studies of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.folder, self.python = folder, python
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
         self.env |= {"DVC_NO_ANALYTICS": "1", "EMOTUNE_TRACKING": "off", "PYTHONPATH": str(PROJECT / "src")}
         shutil.copytree(PROJECT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -390,6 +391,7 @@ class Repository:
             "src/emotune/stages/baseline.py": STAGE,
             "dvc.yaml": DVC_YAML,
             "experiments/size.yaml": STUDY,
+            "experiments/both.yaml": GRID,
             "data/replies/.gitignore": "*.jsonl\n",
             ".gitignore": "__pycache__/\n",
             ".dvcignore": "__pycache__/\n",
@@ -409,7 +411,7 @@ class Repository:
         return done.stdout
 
     def dvc(self, *words: str) -> str:
-        return self(sys.executable, "-m", "dvc", *words)
+        return self(f"{self.python}/dvc", *words)
 
     def emotune(self, *words: str) -> str:
         """What a command prints, which must not fail, in this process: another would import pandas and DVC first."""
@@ -418,6 +420,8 @@ class Repository:
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.folder)
+            # Whose dvc it starts.
+            patch.setattr(sys, "executable", f"{self.python}/python")
             for name, value in self.env.items():
                 patch.setenv(name, value)
             assert cli.main(words) == 0, out.getvalue() + err.getvalue()
@@ -433,14 +437,18 @@ class Repository:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, str]]:
-    """A study that was interrupted while its first run ran, then continued to its end; and what it printed then."""
-    repository = Repository(tmp_path_factory.mktemp("repository"))
+def ran(warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, str]]:
+    """A study that was interrupted while its first run ran, then continued to its end; and what it printed then.
+
+    The other one was queued behind it, for the same worker.
+    """
+    repository = Repository(tmp_path_factory.mktemp("repository"), warm_python)
     # Of another day's attempt at one of its experiments.
     older = {"experiment": "size-small", "attempt": "0" * 40, "stage": "baseline", "seconds": 9000.0, "failed": None}
     records.write_jsonl(repository.folder / ".work/costs.jsonl", [older | {"peak_memory_bytes": 5}])
     said = repository.emotune("study", "size", "--queue-only")
     assert said.splitlines() == ["size-small: queued", "size-large: queued", "size-huge: queued"]
+    repository.emotune("study", "both", "--queue-only")
     # As in a terminal: Ctrl-C reaches the foreground's process group.
     watching = subprocess.Popen(
         [sys.executable, "-m", "emotune.faces.cli", "study", "size"],
@@ -458,7 +466,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, 
     rest = watching.communicate(timeout=30)[0]
     assert watching.returncode == 130
     assert "What is queued goes on without this terminal." in rest
-    yield repository, repository.emotune("study", "size")
+    said = repository.emotune("study", "size")
+    repository.emotune("study", "both")
+    yield repository, said
     repository.dvc("queue", "stop", "--kill")
 
 
@@ -552,8 +562,6 @@ def test_a_study_of_which_nothing_ran_leaves_its_file_alone(ran: tuple[Repositor
 @pytest.mark.pipeline
 def test_of_a_grid_the_table_says_what_each_change_does_all_else_alike(ran: tuple[Repository, str]) -> None:
     repository, _ = ran
-    runs, grid = STUDY.index("runs:"), "grid: {pretrain.hidden_size: [64, 128], pretrain.heads: [4, 2]}\n"
-    (repository.folder / "experiments/both.yaml").write_text(STUDY[:runs] + grid)
     said = repository.emotune("study", "both").split("What one change does, all else alike\n")[1]
     with (repository.folder / "metrics/studies/both-effects.csv").open() as file:
         rows = {row["param"]: row for row in csv.DictReader(file)}

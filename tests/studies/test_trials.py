@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from clones import dvc_init
 from conftest import ROOT
 from emotune.core import records
 from emotune.core.sections import read_yaml
@@ -70,7 +71,8 @@ class Repository:
         self.git("init", "--quiet")
         self.git("config", "user.email", "somebody@example.org")
         self.git("config", "user.name", "somebody")
-        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=self.folder, check=True)
+        with dvc_init(self.folder):
+            pass
         self.locked("baseline", "evaluate")
         self.commit("start")
 
