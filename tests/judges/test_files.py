@@ -66,3 +66,8 @@ def test_a_file_of_anything_else_is_refused_before_it_is_loaded(tmp_path: Path) 
     skops.io.dump({"model": LinearRegression(), "open": Path.unlink}, tmp_path / "bad.skops")
     with pytest.raises(InputError, match=r"bad\.skops: holds .*unlink.*accepted: emotune"):
         files.load(tmp_path / "bad.skops")
+
+
+def test_no_judge_waits_for_pandas_which_can_be_had_afterwards() -> None:
+    code = "import sys; from emotune.judges import files; assert 'pandas' not in sys.modules; import pandas"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,21 +1,26 @@
 """A judge as a file: by skops, never pickle, the same bytes for the same estimator, and of trusted types alone."""
 
+from __future__ import annotations
+
 import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
-import sklearn.utils
-from sklearn.pipeline import Pipeline
 
 from emotune.core import records
 from emotune.core.errors import InputError
 from emotune.judges.hub import load_hub
+from emotune.judges.light import skops
 from emotune.judges.matcher import Matcher
 from emotune.judges.params import EmotionChoice, JudgeChoice
 from emotune.judges.verdicts import Classifier
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 # What our judges are made of, beside plain numbers, texts and arrays.
 TRUSTED = [
@@ -33,12 +38,6 @@ TRUSTED = [
     "sklearn.preprocessing._label.LabelBinarizer",
     "sklearn.svm._classes.LinearSVC",
 ]
-# By itself skops trusts every estimator of scikit-learn, and imports them all to list them: more trust and more time
-# than our judges need.
-_all_estimators, sklearn.utils.all_estimators = sklearn.utils.all_estimators, list
-import skops.io  # noqa: E402
-
-sklearn.utils.all_estimators = _all_estimators
 
 
 def open_judge(trained: Path, choice: JudgeChoice) -> Classifier:
