@@ -1,10 +1,12 @@
 """What several test modules share: a tiny tokenizer and model of our own, and the inputs beside the project."""
 
+import gc
 import importlib
 import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -28,6 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# What the tests start need not compile the package each time, which is what an environment such as CI's may ask for.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A shell starts what runs in the background deaf to Ctrl-C, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,6 +45,13 @@ LABELS = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surpri
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first: no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_imported_is_never_garbage() -> None:
+    """And a trainer that looks for some there, as each does, looks for half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -160,11 +172,11 @@ TINY: dict[str, Any] = {
     "data.dialogues": 400,
     "model.base": "scratch",
     "pretrain.vocabulary": 1000,
-    "pretrain.learning_rate": 0.01,
-    "pretrain.hidden_size": 64,
+    "pretrain.learning_rate": 0.015,
+    "pretrain.hidden_size": 48,
     "pretrain.layers": 2,
     "pretrain.heads": 2,
-    "pretrain.epochs": 6,
+    "pretrain.epochs": 3,
     "evaluate.prompts": 40,
     "evaluate.control_contexts": 5,
     "evaluate.resamples": 100,
@@ -198,7 +210,7 @@ TINY: dict[str, Any] = {
     "prefs.sampling.temperature": 0.7,
     "prefs.sampling.max_new_tokens": 32,
     "prefs.sampling.repetition_penalty": 1.0,
-    "dpo.epochs": 4,
+    "dpo.epochs": 3,
     "dpo.learning_rate": 0.0005,
     "dpo.checkpoints": 4,
     "dpo.batch_size": 2,
@@ -307,6 +319,20 @@ def warm_python(of_all_workers: Path) -> Path:
         if not folder.exists():
             warm.start(folder, os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
     return folder / "bin"
+
+
+@pytest.fixture
+def warm_processes(warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test starts by `sys.executable` or from beside it, and what that starts, has imported the libraries."""
+    monkeypatch.setattr(sys, "executable", f"{warm_python}/python")
+
+
+@pytest.fixture(scope="module")
+def warm_module(warm_python: Path) -> Iterator[None]:
+    """The same for a whole module, its fixtures with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", f"{warm_python}/python")
+        yield
 
 
 @pytest.fixture(scope="session")

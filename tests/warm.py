@@ -1,9 +1,10 @@
-"""A `python` that starts a module of emotune in a moment, and such a `dvc`: they ask a server of all libraries to fork.
+"""A `python` that starts emotune in a moment, such a `dvc` and `torchrun`: they ask a server of all libraries to fork.
 
 A stage of a clone takes some twelve seconds to import torch, transformers, TRL and MLflow, and two to do its work. Here
 emotune alone is imported anew, from where PYTHONPATH says, with the environment, folder and files of whoever asked.
 """
 
+import gc
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from typing import Any
 
 # Nothing of ours, which each clone has another copy of.
 IMPORTED = (
+    "skops.io",  # which searches every module that is loaded: before torch
+    "accelerate.commands.launch",
     "datasets",
     "dvc.cli.parser",
     "dvc.repo",
@@ -29,9 +32,9 @@ IMPORTED = (
     "peft",
     "psutil",
     "scipy.stats",
-    "skops.io",
     "sklearn.linear_model",
     "sklearn.pipeline",
+    "torch.distributed.launcher.api",
     "transformers.models.llama.modeling_llama",
     "trl.trainer.dpo_trainer",
     "trl.trainer.sft_trainer",
@@ -49,18 +52,23 @@ import warm
 warm.ask("{folder}", words)
 """
 # What each was called with as words of `python`, and which of these a python of its own runs: of DVC what lives in the
-# background and is killed there.
+# background and is looked for there.
 SHIMS = {
     "python": (
         '[word for word in sys.argv[1:] if word != "-u"]',
-        'words[:1] != ["-m"] or not words[1].startswith("emotune.")',
+        '"queue-worker" in words or words[:1] != ["-m"] and not "".join(words[:1]).endswith(".py")',
     ),
-    "dvc": ('["-m", "dvc", *sys.argv[1:]]', '{"queue-worker", "exec-run"} & set(words)'),
+    "dvc": ('["-m", "dvc", *sys.argv[1:]]', '"queue-worker" in words'),
+    "torchrun": ('["-m", "torch.distributed.run", *sys.argv[1:]]', "False"),
+    "accelerate": ('["-m", "accelerate.commands.accelerate_cli", *sys.argv[1:]]', "False"),
 }
 
 
 def ask(folder: str, words: list[str]) -> None:
-    """Have the server run what python would be called with, and end as that ended; killed, it takes that along."""
+    """Have the server run what python would be called with, hand on what it is told, and end as that ended.
+
+    Killed, it takes that along.
+    """
     said = {"cwd": str(Path.cwd()), "environ": dict(os.environ), "words": words, "pid": os.getpid()}
     with socket.socket(socket.AF_UNIX) as server:
         # The name of a socket is short, which that of a folder need not be.
@@ -69,6 +77,8 @@ def ask(folder: str, words: list[str]) -> None:
         message = json.dumps(said).encode()
         socket.send_fds(server, [len(message).to_bytes(4, "big")], [0, 1, 2])
         server.sendall(message)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: server.sendall(bytes([number])))
         answer = server.recv(4)
     # No answer is a server that has ended.
     code = int.from_bytes(answer, "big", signed=True) if answer else 1
@@ -85,6 +95,8 @@ def serve(folder: str, session: int) -> None:
     for name in IMPORTED:
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Which is never garbage, and takes half a second to be looked through.
+    gc.freeze()
     assert threading.active_count() == 1, "a thread does not outlive a fork"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(SOCKET)
@@ -117,8 +129,11 @@ def answer(asking: socket.socket, folder: str) -> None:
     for file in files:
         os.close(file)
     ended = os.pidfd_open(run)
-    if ended not in select.select([ended, asking], [], [])[0]:
-        os.kill(run, signal.SIGKILL)
+    while ended not in select.select([ended, asking], [], [])[0]:
+        told = asking.recv(1)
+        os.kill(run, told[0] if told else signal.SIGKILL)
+        if not told:
+            break
     code = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
     Path(folder, FOR, str(run)).unlink(missing_ok=True)
     with suppress(BrokenPipeError):  # whoever asked has been killed
@@ -127,23 +142,28 @@ def answer(asking: socket.socket, folder: str) -> None:
 
 
 def child(said: dict[str, Any], files: list[int], folder: str) -> int:
-    """What `python -m MODULE ...` does; returns the exit code."""
+    """What `python -m MODULE ...` or `python SCRIPT ...` does; returns the exit code."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     os.chdir(said["cwd"])
     os.environ.clear()
     os.environ.update(said["environ"])
-    sys.argv = ["-m", *said["words"][2:]]
+    module = said["words"][1] if said["words"][0] == "-m" else None
+    sys.argv = ["-m", *said["words"][2:]] if module else said["words"]
     # Whatever it starts or becomes starts as soon.
     sys.executable = f"{folder}/bin/python"
     sys.orig_argv[:] = [sys.executable, *said["words"]]
-    sys.path[:] = [said["cwd"], *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[1:]]
+    first = said["cwd"] if module else str(Path(sys.argv[0]).absolute().parent)
+    sys.path[:] = [first, *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[1:]]
     sys.dont_write_bytecode, sys.pycache_prefix = False, f"{folder}/bytecode"
     random.seed()
     stand_in_for(said["pid"], Path(folder, FOR))
     try:
-        runpy.run_module(said["words"][1], run_name="__main__", alter_sys=True)
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
         code: Any = 0
     except SystemExit as end:
         code = end.code

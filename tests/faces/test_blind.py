@@ -228,6 +228,7 @@ def vote_on(url: str, told: list[str]) -> None:
             told.append(drawn["left"])
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_killed_server_loses_at_most_the_vote_in_flight(repository: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "emotune.faces.cli", "compare", "--blind", "--port", "0"],
@@ -320,7 +321,7 @@ def idle(page: Any) -> None:
 def test_twenty_votes_by_the_keyboard_alone(page: Any, url: str, polls: blind.Polls) -> None:
     page.goto(url)
     assert "What is stored" in page.locator(".told").text_content()
-    assert f"{polls.folder}/NAME.jsonl" in page.locator(".told").text_content()
+    page.wait_for_selector(f".told:has-text('{polls.folder}/NAME.jsonl')")
     assert not polls.file("joe").exists()
     page.keyboard.press("Tab")
     page.keyboard.type("joe")

@@ -29,6 +29,8 @@ from emotune.publish.gate import Licenses, forbidden, licenses
 from emotune.runs import tables
 from emotune.runs.params import parse
 
+pytestmark = pytest.mark.usefixtures("warm_module")
+
 DVC_YAML = """\
 stages:
   prepare: {cmd: "true", params: [data], metrics: [metrics/prepare.json: {cache: false}]}
@@ -62,6 +64,7 @@ PREFS = {"README.md", "data/train-00000-of-00001.parquet", "data/validation-0000
 # Runs what it is told in one process: importing torch for each call would take most of the time.
 DRIVER = """
 import contextlib, io, json, os, sys, traceback
+sys.modules["bitsandbytes"] = None  # peft would import it, and with it torch's compiler
 from emotune.faces import cli
 answers = sys.stdout
 for line in sys.stdin:

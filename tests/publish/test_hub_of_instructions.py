@@ -21,6 +21,8 @@ from emotune.models.params import Model
 from emotune.publish import gate
 from emotune.runs.params import PARAMS, Instructions, whole
 
+pytestmark = pytest.mark.usefixtures("warm_module")
+
 DVC_YAML = """\
 stages:
   rows: {cmd: "true", params: [rows], outs: [data/rows], metrics: [metrics/rows.json: {cache: false}]}

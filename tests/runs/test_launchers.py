@@ -283,12 +283,6 @@ def run_shared(folder: Path, out: str, launcher: str, parallel: bool = True, **m
     return process.returncode, said, complained
 
 
-@pytest.fixture
-def warm_workers(warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun starts its processes by a python that has imported torch."""
-    monkeypatch.setenv("PYTHON_EXEC", f"{warm_python}/python")
-
-
 def test_one_process_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -307,7 +301,7 @@ def test_each_process_has_every_nth_row(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.pipeline
-@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.usefixtures("warm_processes")
 def test_a_stage_starts_itself_under_the_users_launcher(tmp_path: Path) -> None:
     code, said, complained = run_shared(tmp_path, "out.txt", TWO)
     assert (code, complained) == (0, "")
@@ -320,6 +314,7 @@ def test_a_stage_starts_itself_under_the_users_launcher(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".work/*/*")) == []
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
     code, _, complained = run_shared(tmp_path, "out.txt", TWO, parallel=False)
     assert (code, complained) == (0, "")
@@ -332,7 +327,7 @@ def test_a_stage_that_is_not_parallel_stays_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.pipeline
-@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.usefixtures("warm_processes")
 def test_bad_input_in_any_process_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert run_shared(tmp_path, "refused_by_one", TWO) == (2, "", "emotune square: numbers.txt:3: no number\n")
     [line] = costs(tmp_path)
@@ -351,7 +346,7 @@ def test_of_several_processes_with_bad_input_the_first_tells_it(
 
 
 @pytest.mark.pipeline
-@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.usefixtures("warm_processes")
 def test_a_bug_in_a_process_keeps_its_traceback_and_the_launchers_exit_code(tmp_path: Path) -> None:
     code, _, complained = run_shared(tmp_path, "bug", TWO)
     assert code == 1
@@ -360,6 +355,7 @@ def test_a_bug_in_a_process_keeps_its_traceback_and_the_launchers_exit_code(tmp_
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
 def test_a_stopped_stage_takes_its_processes_with_it(number: signal.Signals, count: int, tmp_path: Path) -> None:
     process = start_shared(tmp_path, "endless", f"torchrun --nproc_per_node {count}")
@@ -392,6 +388,7 @@ def test_a_launcher_that_starts_nothing_is_one_message(launcher: str, message: s
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("warm_processes")
 def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
     code, said, complained = run_shared(tmp_path, "out.txt", "accelerate launch --config_file two.yaml")
@@ -416,6 +413,7 @@ def test_a_flag_says_how_many_processes_were_asked_for(line: str, wanted: int) -
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("warm_processes")
 def test_accelerate_launches_too_and_threads_that_the_user_chose_stay(tmp_path: Path) -> None:
     code, _, _ = run_shared(tmp_path, "out.txt", "accelerate launch --cpu --num_processes 1", OMP_NUM_THREADS="3")
     assert code == 0

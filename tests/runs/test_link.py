@@ -94,11 +94,11 @@ def elsewhere() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+def repository(warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """One `dvc repro`; then an experiment that runs one stage of two, one in a temporary workspace, and one of none."""
     folder = tmp_path_factory.mktemp("repository")
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere()} | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(warm_python), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT / "src"),
         "GIT_CONFIG_GLOBAL": os.devnull,
         "DVC_NO_ANALYTICS": "1",

@@ -13,6 +13,8 @@ from emotune.core.errors import InputError
 from emotune.faces import cli
 from emotune.runs import lock
 
+pytestmark = pytest.mark.usefixtures("warm_module")
+
 DVC_YAML = """\
 stages:
   first:

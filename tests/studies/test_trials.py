@@ -24,6 +24,8 @@ from emotune.core.sections import read_yaml
 from emotune.runs import lock, mirror
 from emotune.studies import evidence, findings, plan, queue
 
+pytestmark = pytest.mark.usefixtures("warm_module")
+
 CONTENT = read_yaml(ROOT / "params.yaml")
 STAGES = {
     "baseline": {
