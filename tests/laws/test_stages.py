@@ -81,6 +81,8 @@ SHORT = TINY | {
     "dpo.epochs": 1,
     "dpo.control_contexts": 1,
 }
+# Of the dialogues of a split; what trains looks at all of validation five times.
+LINES = {"train": 150, "validation": 16, "test": 40}
 ANSWERED = ("baseline", "sft", "dpo")
 JOURNAL = ".work/journal.sqlite"
 
@@ -276,7 +278,8 @@ def test_the_whole_pipeline_runs_on_real_dialogues(shared: Path, tmp_path: Path)
     real = tmp_path / "real"
     real.mkdir()
     for path in (shared / "daily_dialog").rglob("dialogues_*.txt"):
-        (real / path.name).write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:150]), "utf-8")
+        lines = path.read_text("utf-8").splitlines(keepends=True)[: LINES[path.stem.split("_")[-1]]]
+        (real / path.name).write_text("".join(lines), "utf-8")
     done = Pipeline(tmp_path)
     source = {"source": "folder", "path": "real", "revision": sources.fingerprint(real), "limit": 100}
     write_params(tmp_path, SHORT | {f"data.{name}": value for name, value in source.items()})
@@ -296,7 +299,7 @@ def test_the_whole_pipeline_runs_on_a_model_that_somebody_else_trained(
     for path in ("data/dialogues", "models/judges"):
         shutil.copytree(pipeline.folder / path, folder / path)
     for path in (folder / "data/dialogues").glob("*.jsonl"):
-        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:80]))
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: LINES[path.stem] // 2]))
     write_params(folder, SHORT | {"model.base": str(tiny1m), "model.revision": pins.folder_revision(tiny1m)})
     for stage in STAGES:
         if stage not in ("prepare", "judges"):

@@ -59,7 +59,7 @@ def profile(name: str) -> Params:
 @pytest.mark.parametrize("built", [("llama2-7b", 3000)], indirect=True)
 def test_every_stage_of_a_7b_profile_runs_on_the_smallest_shape(built: Path, tmp_path: Path) -> None:
     assert len([*built.glob("*.safetensors")]) == 3
-    short = shapes.SHORT | scratch.UNAUDITED | {"reward_model.contrast_pairs": 32}
+    short = shapes.SHORT | scratch.UNAUDITED | {"data.dialogues": 100, "reward_model.contrast_pairs": 32}
     own = dict(leaves(read_yaml(ROOT / "profiles/llama2-7b-12gb.yaml")))
     write_params(tmp_path, own | short | {"model.base": str(built), "model.revision": pins.folder_revision(built)})
     assert parse(tmp_path / "params.yaml").model.quantization == "nf4"
