@@ -381,6 +381,20 @@ def test_text_is_shown_as_text_on_a_phone_by_day_and_by_night_and_no_name_is_ask
     assert dark != page.evaluate(paper)
 
 
+def test_whoever_begins_before_the_page_knows_the_emotions_is_asked(page: Any, url: str) -> None:
+    held: list[Any] = []
+    page.route("**/about", lambda route: held.append(route))
+    page.goto(url)
+    page.get_by_label("A name, if you like").fill("ada")
+    page.keyboard.press("Enter")
+    # Time enough to be given a ballot too early.
+    page.wait_for_timeout(500)
+    held[0].continue_()
+    idle(page)
+    page.keyboard.press("1")
+    page.wait_for_selector(".progress:text-is('1 vote')")
+
+
 def test_a_server_that_is_gone_is_told_and_the_vote_can_be_given_again(page: Any, url: str, polls: blind.Polls) -> None:
     page.goto(url)
     page.get_by_label("A name, if you like").fill("max")

@@ -290,6 +290,18 @@ def test_the_next_message_follows_the_reply_that_was_chosen(page: Any, url: str)
     assert page.locator(".thread").is_hidden()
 
 
+def test_whoever_asks_before_the_page_knows_the_models_is_answered(page: Any, url: str) -> None:
+    held: list[Any] = []
+    page.route("**/about", lambda route: held.append(route))
+    page.goto(url)
+    page.get_by_label("Your message").fill("We won the match!")
+    page.keyboard.press("Enter")
+    while not held:
+        page.wait_for_timeout(10)
+    held[0].continue_()
+    page.locator(".card:not(.waiting)").nth(20).wait_for()
+
+
 def test_text_is_shown_as_text_whoever_wrote_it(page: Any, url: str) -> None:
     found = {"message": MARKUP, "heard": MARKUP, "tokens": 1, "seconds": 1}
     reply = {"emotion": "fear", "reply": MARKUP, "judged": MARKUP, "confidence": 0.5}
@@ -298,6 +310,7 @@ def test_text_is_shown_as_text_whoever_wrote_it(page: Any, url: str) -> None:
     page.get_by_text("fear", exact=True).click()
     page.get_by_label("Your message").fill(MARKUP)
     page.keyboard.press("Enter")
+    page.locator(".card:not(.waiting)").nth(2).wait_for()
     page.get_by_role("button", name="go on").first.click()
     assert page.locator(".card .reply").all_text_contents() == [MARKUP] * 3
     assert MARKUP in page.locator(".bubble").text_content()

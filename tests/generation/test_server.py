@@ -365,9 +365,11 @@ def test_a_refusal_is_final_and_told_in_the_words_of_the_server(served: Loopback
 
 
 def test_where_one_request_fails_those_under_way_end_and_no_other_starts(served: Loopback) -> None:
-    failed = threading.Event()
+    three, failed = threading.Barrier(3), threading.Event()
 
     def complete(body: dict[str, Any]) -> Answer:
+        if not failed.is_set():
+            three.wait(timeout=10)
         if body["seed"] == 0:
             failed.set()
             return answer({"error": "no"}, 400)

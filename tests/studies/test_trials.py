@@ -257,10 +257,12 @@ def test_what_ran_stays_until_what_replaces_it_has_run(repository: Repository) -
 @contextmanager
 def process(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     """One that does nothing, and that is called with these words."""
-    sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)", *words], start_new_session=True)
-    yield sleeping
-    sleeping.kill()
-    sleeping.wait()
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(120)", *words]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as sleeping:
+        # Linux does not tell its words from the first moment.
+        sleeping.stdout.readline()
+        yield sleeping
+        sleeping.kill()
 
 
 def test_a_run_whose_worker_lives_is_not_killed_though_it_does_not_answer(repository: Repository) -> None:
