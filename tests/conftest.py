@@ -400,3 +400,15 @@ def page(browser: Any) -> Iterator[Any]:
     yield opened
     context.close()
     assert not faults, faults
+
+
+def entered_too_early(page: Any, url: str, field: str, text: str) -> None:
+    """Enter a text in a field before the page is told what it is about; then it is told."""
+    held: list[Any] = []
+    page.route("**/about", lambda route: held.append(route))
+    page.goto(url)
+    page.get_by_label(field).fill(text)
+    page.keyboard.press("Enter")
+    # Time enough for a page that does not wait to be answered.
+    page.wait_for_timeout(500)
+    held[0].continue_()

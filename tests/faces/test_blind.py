@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import uvicorn
 
-from conftest import LABELS, ROOT, write_params
+from conftest import LABELS, ROOT, entered_too_early, write_params
 from emotune.core import records
 from emotune.core.dialogue import Dialogue
 from emotune.core.errors import InputError
@@ -382,14 +382,7 @@ def test_text_is_shown_as_text_on_a_phone_by_day_and_by_night_and_no_name_is_ask
 
 
 def test_whoever_begins_before_the_page_knows_the_emotions_is_asked(page: Any, url: str) -> None:
-    held: list[Any] = []
-    page.route("**/about", lambda route: held.append(route))
-    page.goto(url)
-    page.get_by_label("A name, if you like").fill("ada")
-    page.keyboard.press("Enter")
-    # Time enough to be given a ballot too early.
-    page.wait_for_timeout(500)
-    held[0].continue_()
+    entered_too_early(page, url, "A name, if you like", "ada")
     idle(page)
     page.keyboard.press("1")
     page.wait_for_selector(".progress:text-is('1 vote')")

@@ -18,7 +18,7 @@ import pytest
 import torch
 import uvicorn
 
-from conftest import LABELS, ROOT, write_params
+from conftest import LABELS, ROOT, entered_too_early, write_params
 from emotune.core.errors import InputError
 from emotune.faces import chat, cli, compare
 from emotune.generation import local
@@ -291,14 +291,7 @@ def test_the_next_message_follows_the_reply_that_was_chosen(page: Any, url: str)
 
 
 def test_whoever_asks_before_the_page_knows_the_models_is_answered(page: Any, url: str) -> None:
-    held: list[Any] = []
-    page.route("**/about", lambda route: held.append(route))
-    page.goto(url)
-    page.get_by_label("Your message").fill("We won the match!")
-    page.keyboard.press("Enter")
-    while not held:
-        page.wait_for_timeout(10)
-    held[0].continue_()
+    entered_too_early(page, url, "Your message", "We won the match!")
     page.locator(".card:not(.waiting)").nth(20).wait_for()
 
 

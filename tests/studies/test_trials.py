@@ -261,8 +261,10 @@ def process(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as sleeping:
         # Linux does not tell its words from the first moment.
         sleeping.stdout.readline()
-        yield sleeping
-        sleeping.kill()
+        try:
+            yield sleeping
+        finally:
+            sleeping.kill()
 
 
 def test_a_run_whose_worker_lives_is_not_killed_though_it_does_not_answer(repository: Repository) -> None:
